@@ -1,0 +1,1 @@
+"""What runs inside a guest; standard library, wire, pump and qdb only."""

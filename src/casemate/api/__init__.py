@@ -1,0 +1,1 @@
+"""The Admin API: methods, server, permissions, events."""

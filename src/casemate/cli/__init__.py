@@ -1,0 +1,1 @@
+"""Command-line tools: one module a tool, main(argv) -> exit status."""

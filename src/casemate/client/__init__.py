@@ -1,0 +1,1 @@
+"""Blocking client library of the Admin API."""

@@ -1,0 +1,1 @@
+"""casemated: settings, wiring and main loop."""

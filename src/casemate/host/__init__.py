@@ -1,0 +1,1 @@
+"""Everything outside this process; the only importers of libvirt and subprocess."""

@@ -1,0 +1,1 @@
+"""What qubes are: synchronous, no I/O, no clock, no randomness."""

@@ -1,0 +1,1 @@
+"""QubesDB: the per-qube key store and its servers."""

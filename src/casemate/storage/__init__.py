@@ -1,0 +1,1 @@
+"""Volumes of qubes: pools and their drivers."""

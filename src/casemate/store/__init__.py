@@ -1,0 +1,1 @@
+"""The shared collection of qubes on disk, under reader/writer locks."""

@@ -1,0 +1,238 @@
+"""Every error: its message, its name on the wire, the exit status it means."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+def printable(text: str, limit: int = 512) -> str:
+    """Text safe for a terminal or a log: ASCII 0x20..0x7e, the rest as ``\\xNN`` or ``\\uNNNN``, at most ``limit``."""
+    out = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in text)
+    return out if len(out) <= limit else out[: limit - 3] + "..."
+
+
+class CasemateError(Exception):
+    """Base of all errors meant for a user.
+
+    ``wire_name`` is the exception name sent in an Admin API error reply (upstream's names, so that upstream's
+    clients branch on them); ``exit_status`` is what a command-line tool returns.
+    """
+
+    wire_name: ClassVar[str] = "QubesException"
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InternalError(CasemateError):
+    """A fault of ours; the message carries an id that is in the log."""
+
+
+class NotFoundError(CasemateError):
+    """No such qube."""
+
+    wire_name = "QubesVMNotFoundError"
+
+    def __init__(self, name: str = "", message: str | None = None) -> None:
+        super().__init__(message if message is not None else f"No such qube: {printable(name)!r}")
+
+
+class AlreadyExistsError(CasemateError):
+    """The name is taken."""
+
+    wire_name = "QubesVMAlreadyExistsError"
+
+
+class QubeError(CasemateError):
+    """Something is wrong with one qube."""
+
+    wire_name = "QubesVMError"
+
+
+class InUseError(CasemateError):
+    """The qube is used by something else (a template of others, a net qube, running)."""
+
+    wire_name = "QubesVMInUseError"
+
+
+class NotStartedError(CasemateError):
+    """The qube is not started."""
+
+    wire_name = "QubesVMNotStartedError"
+
+
+class NotRunningError(NotStartedError):
+    """The qube is not running."""
+
+    wire_name = "QubesVMNotRunningError"
+
+
+class NotPausedError(NotStartedError):
+    """The qube is not paused."""
+
+    wire_name = "QubesVMNotPausedError"
+
+
+class NotHaltedError(CasemateError):
+    """The qube must be halted for this."""
+
+    wire_name = "QubesVMNotHaltedError"
+
+
+class ShutdownTimeoutError(CasemateError):
+    """The qube did not shut down in time."""
+
+    wire_name = "QubesVMShutdownTimeoutError"
+
+
+class StartError(QubeError):
+    """The qube could not be started; nothing of the attempt is left."""
+
+
+class NoTemplateError(CasemateError):
+    """The class needs a template and none was given."""
+
+    wire_name = "QubesNoTemplateError"
+
+
+class ValueInvalidError(CasemateError):
+    """A value that is not allowed where it was given."""
+
+    wire_name = "QubesValueError"
+
+
+class PropertyValueError(ValueInvalidError):
+    """A value that its property does not take."""
+
+    wire_name = "QubesPropertyValueError"
+
+
+class NoSuchPropertyError(CasemateError):
+    """No such property on this object."""
+
+    wire_name = "QubesNoSuchPropertyError"
+
+
+class FeatureNotFoundError(CasemateError):
+    """No such feature on this qube."""
+
+    wire_name = "QubesFeatureNotFoundError"
+
+
+class TagNotFoundError(CasemateError):
+    """No such tag on this qube."""
+
+    wire_name = "QubesTagNotFoundError"
+
+
+class LabelNotFoundError(CasemateError):
+    """No such label."""
+
+    wire_name = "QubesLabelNotFoundError"
+
+
+class LabelInUseError(CasemateError):
+    """The label is used by a qube."""
+
+    wire_name = "QubesLabelInUseError"
+
+
+class PoolNotFoundError(CasemateError):
+    """No such storage pool."""
+
+    wire_name = "QubesPoolNotFoundError"
+
+
+class PoolInUseError(CasemateError):
+    """The storage pool holds volumes of qubes."""
+
+    wire_name = "QubesPoolInUseError"
+
+
+class VolumeNotFoundError(CasemateError):
+    """No such volume."""
+
+    wire_name = "QubesVolumeNotFoundError"
+
+
+class StorageError(CasemateError):
+    """A storage operation failed."""
+
+    wire_name = "StoragePoolException"
+
+
+class OutOfMemoryError(CasemateError):
+    """Not enough memory on the host to start the qube."""
+
+    wire_name = "QubesMemoryError"
+
+
+class NotImplementedHereError(CasemateError):
+    """A call that this host cannot serve."""
+
+    wire_name = "QubesNotImplementedError"
+
+
+class ProtocolError(CasemateError):
+    """Bytes that break a protocol. Constructed by upstream's clients without %-formatting."""
+
+    wire_name = "ProtocolError"
+    exit_status = 125
+
+
+class PermissionDeniedError(CasemateError):
+    """The one denial, whatever the cause. Constructed by upstream's clients without %-formatting."""
+
+    wire_name = "PermissionDenied"
+
+    def __init__(self, message: str = "Permission denied") -> None:
+        super().__init__(message)
+
+
+class DaemonAccessError(CasemateError):
+    """The daemon gave no answer or cannot be reached."""
+
+    wire_name = "QubesDaemonAccessError"
+
+
+class DisconnectedError(CasemateError):
+    """The database or channel of a qube is gone; refresh and try again."""
+
+    wire_name = "QubesDaemonCommunicationError"
+
+
+class StoreError(CasemateError):
+    """The store's file cannot be read or written; the message names file, line and reason."""
+
+
+class LockTimeoutError(StoreError):
+    """The store's lock was not free in time; the message names the holder."""
+
+    exit_status = 75
+
+
+class HypervisorError(CasemateError):
+    """libvirt refused or failed; the message says what was asked and what it answered."""
+
+
+class PolicyError(CasemateError):
+    """A policy file that does not parse: everything is denied until it does."""
+
+
+class CallRefusedError(CasemateError):
+    """A qrexec call that policy, limits or the target refused."""
+
+    exit_status = 126
+
+
+def all_errors() -> list[type[CasemateError]]:
+    """Every error class, the base first: the table that clients map wire names with."""
+    found: list[type[CasemateError]] = [CasemateError]
+    for cls in found:
+        found.extend(sub for sub in cls.__subclasses__() if sub not in found)
+    return found
