@@ -1,0 +1,83 @@
+"""Features: a qube's free-form settings, name to text; ``""`` is false, any other text true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from casemate.model.changes import FeatureRemoved, FeatureSet
+from casemate.wire import names
+from casemate.wire.errors import FeatureNotFoundError, ValueInvalidError, printable
+
+if TYPE_CHECKING:
+    from casemate.model.domain import Domain
+
+MAX_FEATURES = 512
+MAX_VALUE = 4096
+
+
+def feature_value(text: str) -> str:
+    """A feature's value: printable ASCII, at most 4096 characters."""
+    if len(text) > MAX_VALUE or any(not " " <= c <= "~" for c in text):
+        raise ValueInvalidError(f"A feature's value must be printable ASCII, at most {MAX_VALUE} characters")
+    return text
+
+
+class Features(Mapping[str, str]):
+    """The features of one qube; a view that also changes them."""
+
+    __slots__ = ("_domain", "_values")
+
+    def __init__(self, domain: Domain, values: dict[str, str]) -> None:
+        self._domain = domain
+        self._values = values
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._values))
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def find(self, name: str) -> str:
+        """The value of a feature; raises FeatureNotFoundError."""
+        try:
+            return self._values[name]
+        except KeyError:
+            raise FeatureNotFoundError(f"{self._domain.name}: no feature {printable(name, 80)!r}") from None
+
+    def set(self, name: str, value: str) -> None:
+        """Give a feature a value."""
+        name, value = str(names.feature_name(name)), feature_value(value)
+        if name not in self._values and len(self._values) >= MAX_FEATURES:
+            raise ValueInvalidError(f"{self._domain.name}: a qube has at most {MAX_FEATURES} features")
+        self._domain.record(FeatureSet(self._domain.name, name, value, self._values.get(name)))
+        self._values[name] = value
+
+    def remove(self, name: str) -> None:
+        """Take a feature away; raises FeatureNotFoundError."""
+        old = self.find(name)
+        self._domain.record(FeatureRemoved(self._domain.name, name, old))
+        del self._values[name]
+
+    def check(self, name: str, *, template: bool = False, netvm: bool = False, admin: bool = False) -> str | None:
+        """The value here, else along the templates, the net qubes, or of the admin qube; None if nowhere."""
+        for domain in self._lookup(template, netvm, admin):
+            if name in domain.features:
+                return domain.features[name]
+        return None
+
+    def _lookup(self, template: bool, netvm: bool, admin: bool) -> Iterator[Domain]:
+        domain: Domain | None = self._domain
+        seen = set()
+        while domain is not None and domain.name not in seen:
+            seen.add(domain.name)
+            yield domain
+            domain = domain.template if template else domain.netvm if netvm else None
+        if admin:
+            yield self._domain.system.admin

@@ -1,0 +1,145 @@
+"""What must hold when a transaction ends; each function raises where it does not.
+
+Every relation is checked as a whole, so it does not matter which of its ends a transaction changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from casemate.model.domain import Domain
+from casemate.model.kinds import DomainRef
+from casemate.model.properties import Holder, Property
+from casemate.model.system import System
+from casemate.wire.errors import CasemateError, InUseError, LabelInUseError, PoolInUseError, ValueInvalidError
+
+_REFERENCES: dict[type[Holder], list[Property[Any]]] = {}
+
+
+def references(holder: type[Holder]) -> list[Property[Any]]:
+    """The properties of a class that refer to qubes."""
+    found = _REFERENCES.get(holder)
+    if found is None:
+        found = [p for p in holder.properties().values() if isinstance(p.kind, DomainRef)]
+        _REFERENCES[holder] = found
+    return found
+
+
+def uses_of(system: System, name: str) -> list[str]:
+    """What refers to a qube by name: ``QUBE.PROPERTY`` or ``system.PROPERTY``, set values only."""
+    holders: list[Holder] = [system, *system.domains.values()]
+    return [f"{h.title()}.{p.name}" for h in holders for p in references(type(h)) if h.values().get(p.name) == name]
+
+
+def references_exist(system: System) -> None:
+    """What a set property refers to exists."""
+    holders: list[Holder] = [system, *system.domains.values()]
+    for holder in holders:
+        values = holder.values()
+        for prop in references(type(holder)):
+            target = values.get(prop.name)
+            if target is not None and target not in system.domains:
+                raise InUseError(f"{target} is used as {prop.name} of {holder.title()}")
+
+
+def labels_exist(system: System) -> None:
+    """Every qube has a label, and it exists."""
+    for domain in system.domains.values():
+        label = domain.stored("label")
+        if label not in system.labels:
+            raise LabelInUseError(f"Label {label!r} is used by {domain.name}")
+
+
+def pools_exist(system: System) -> None:
+    """Every volume and every default lies in a pool that exists."""
+    for domain in system.domains.values():
+        for volume in domain.configured_volumes():
+            if volume.pool not in system.pools:
+                raise PoolInUseError(f"Pool {volume.pool!r} holds {domain.name}'s volume {volume.name}")
+    for name in ("default_pool", *(f"default_pool_{v}" for v in ("kernel", "private", "root", "volatile"))):
+        if system.stored(name) not in system.pools:
+            raise PoolInUseError(f"Pool {system.stored(name)!r} is {name}")
+
+
+def templates_fit(system: System) -> None:
+    """A template is of a class that can be one, a template of disposables is marked as such."""
+    for domain in system.domains.values():
+        base = domain.template
+        if base is None:
+            if domain.has("template"):
+                raise ValueInvalidError(f"{domain.name} has no template")
+            continue
+        if not base.roles & domain.template_roles:
+            raise ValueInvalidError(f"{base.name} ({base.klass}) cannot be the template of {domain.name}")
+        if base.has("template_for_dispvms") and not base.template_for_dispvms:
+            raise InUseError(f"{base.name} must be a template of disposables while {domain.name} is based on it")
+    default = system.default_template
+    if default is not None and not default.has("appvm_default_bootmode"):
+        raise ValueInvalidError(f"{default.name} ({default.klass}) cannot be the default template")
+
+
+def disposable_templates_fit(system: System) -> None:
+    """What opens disposables names a template of disposables."""
+    holders: list[Holder] = [system, *system.domains.values()]
+    for holder in holders:
+        for name in ("default_dispvm", "management_dispvm"):
+            target = holder.values().get(name)
+            if target is not None and not system.domains[str(target)].template_for_dispvms:
+                raise ValueInvalidError(f"{holder.title()}: {name} {target} is not a template of disposables")
+
+
+def net_qubes_fit(system: System) -> None:
+    """A net qube provides network."""
+    for domain in system.domains.values():
+        target = domain.netvm
+        if target is not None and not target.provides_network:
+            raise ValueInvalidError(f"{target.name} does not provide network, but is netvm of {domain.name}")
+    default = system.default_netvm
+    if default is not None and not default.provides_network:
+        raise ValueInvalidError(f"{default.name} does not provide network, but is default_netvm")
+
+
+def no_netvm_loop(system: System) -> None:
+    """Following netvm from any qube comes to an end."""
+    done: set[str] = set()
+    for domain in system.domains.values():
+        path: list[str] = []
+        step: Domain | None = domain
+        while step is not None and step.name not in done:
+            if step.name in path:
+                raise ValueInvalidError(f"netvm loop: {' -> '.join([*path, step.name])}")
+            path.append(step.name)
+            step = step.netvm
+        done.update(path)
+
+
+INVARIANTS: tuple[Callable[[System], None], ...] = (
+    references_exist,
+    labels_exist,
+    pools_exist,
+    templates_fit,
+    disposable_templates_fit,
+    no_netvm_loop,
+    net_qubes_fit,
+)
+"""All invariants, those first that others rely on."""
+
+
+def check(system: System) -> None:
+    """Raise the error of the first invariant that does not hold."""
+    for invariant in INVARIANTS:
+        invariant(system)
+
+
+def problems(system: System) -> list[str]:
+    """What does not hold, in words; empty for a sound system."""
+    found = []
+    for invariant in INVARIANTS:
+        try:
+            invariant(system)
+        except CasemateError as error:
+            found.append(str(error))
+            if invariant is references_exist:
+                break
+    return found

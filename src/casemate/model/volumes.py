@@ -1,0 +1,63 @@
+"""Volumes: the configuration of a qube's disks, and which class has which; a volume a class lacks is None."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VOLUME_NAMES = ("root", "private", "volatile", "kernel")
+"""Every volume that some class of qubes can have."""
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """One disk of a qube, as configured; replaced, never changed.
+
+    ``vid`` is the volume's id within its pool, ``QUBE/VOLUME`` for those made here. ``snap_on_start``: each start
+    gets a fresh overlay over ``source`` (the vid of the origin). ``save_on_stop``: what was written is kept. A
+    volume with neither is fresh at each start. ``extra`` holds attributes of the store that are not known here.
+    """
+
+    name: str
+    pool: str
+    vid: str
+    size: int = 0
+    rw: bool = False
+    snap_on_start: bool = False
+    save_on_stop: bool = False
+    source: str | None = None
+    revisions_to_keep: int = 0
+    ephemeral: bool | None = None
+    extra: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRule:
+    """What a new qube of a class gets for one volume."""
+
+    size: int
+    rw: bool = True
+    snap_on_start: bool = False
+    save_on_stop: bool = False
+    revisions_to_keep: int = 0
+
+    def new(self, qube: str, name: str, pool: str) -> Volume:
+        """The volume of a new qube."""
+        return Volume(
+            name=name,
+            pool=pool,
+            vid=f"{qube}/{name}",
+            size=self.size,
+            rw=self.rw,
+            snap_on_start=self.snap_on_start,
+            save_on_stop=self.save_on_stop,
+            revisions_to_keep=self.revisions_to_keep,
+        )
+
+
+KEPT_ROOT = VolumeRule(20 * _GIB, save_on_stop=True, revisions_to_keep=1)
+SNAPSHOT_ROOT = VolumeRule(20 * _GIB, snap_on_start=True)
+KEPT_PRIVATE = VolumeRule(2 * _GIB, save_on_stop=True, revisions_to_keep=1)
+SNAPSHOT_PRIVATE = VolumeRule(2 * _GIB, snap_on_start=True)
+VOLATILE = VolumeRule(12 * _GIB)
