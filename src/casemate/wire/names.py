@@ -5,35 +5,62 @@ Limits follow the protocol pages: bytes are decoded strictly as ASCII, checked f
 
 from __future__ import annotations
 
-import re
-from typing import NewType, TypeVar
-
 from casemate.wire.errors import ValueInvalidError, printable
 
-QubeName = NewType("QubeName", str)
-ServiceName = NewType("ServiceName", str)
-Argument = NewType("Argument", str)
-FeatureName = NewType("FeatureName", str)
-TagName = NewType("TagName", str)
-LabelName = NewType("LabelName", str)
-PoolName = NewType("PoolName", str)
-UserName = NewType("UserName", str)
-DatabasePath = NewType("DatabasePath", str)
+# No `re` and no `typing` at run time: this module also starts with every tool inside a guest, where imports are slow.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NewType
 
-_T = TypeVar("_T")
+    QubeName = NewType("QubeName", str)
+    ServiceName = NewType("ServiceName", str)
+    Argument = NewType("Argument", str)
+    FeatureName = NewType("FeatureName", str)
+    TagName = NewType("TagName", str)
+    LabelName = NewType("LabelName", str)
+    PoolName = NewType("PoolName", str)
+    UserName = NewType("UserName", str)
+    DatabasePath = NewType("DatabasePath", str)
+else:
+    QubeName = ServiceName = Argument = FeatureName = TagName = LabelName = PoolName = UserName = DatabasePath = str
 
-_QUBE = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,30}", re.ASCII)
-_SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
-_ARGUMENT = re.compile(r"[A-Za-z0-9._@+:-]{0,255}", re.ASCII)
-_FEATURE = re.compile(r"[a-zA-Z0-9_.-]{1,128}", re.ASCII)
-_TAG = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,63}", re.ASCII)
-_LABEL = re.compile(r"[a-z0-9_.-]{1,31}", re.ASCII)
-_POOL = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,62}", re.ASCII)
-_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}", re.ASCII)
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
-_COLOR = re.compile(r"0x[0-9a-fA-F]{6}", re.ASCII)
-_PATH = re.compile(r"/[A-Za-z0-9_.:@-]+(/[A-Za-z0-9_.:@-]+)*", re.ASCII)
-_NUMBER = re.compile(r"(0|[1-9][0-9]{0,18})", re.ASCII)
+_LOWER = b"abcdefghijklmnopqrstuvwxyz"
+_LETTERS = _LOWER + _LOWER.upper()
+_DIGITS = b"0123456789"
+_WORD = _LETTERS + _DIGITS
+
+
+class _Grammar:
+    """What a name is made of: bytes it may start with, bytes that may follow, how long it may be."""
+
+    __slots__ = ("first", "high", "low", "rest", "what")
+
+    def __init__(self, what: str, first: bytes, rest: bytes, high: int, low: int = 1) -> None:
+        self.what = what
+        self.first = frozenset(first)
+        self.rest = rest
+        self.high = high
+        self.low = low
+
+    def matches(self, raw: bytes) -> bool:
+        """True when all of ``raw`` is such a name."""
+        if not self.low <= len(raw) <= self.high:
+            return False
+        return not raw or (raw[0] in self.first and not raw.translate(None, self.rest))
+
+
+_QUBE = _Grammar("qube name", _LETTERS, _WORD + b"_-", 31)
+_SERVICE = _Grammar("service name", _WORD, _WORD + b"._-", 63)
+_ARGUMENT = _Grammar("service argument", _WORD + b"._@+:-", _WORD + b"._@+:-", 255, low=0)
+_FEATURE = _Grammar("feature name", _WORD + b"_.-", _WORD + b"_.-", 128)
+_TAG = _Grammar("tag", _LETTERS, _WORD + b"_-", 64)
+_LABEL = _Grammar("label name", _LOWER + _DIGITS + b"_.-", _LOWER + _DIGITS + b"_.-", 31)
+_POOL = _Grammar("pool name", _LETTERS, _WORD + b"_.-", 63)
+_USER = _Grammar("user name", _LOWER + b"_", _LOWER + _DIGITS + b"_-", 32)
+_UUID = _Grammar("UUID", b"0123456789abcdef", b"0123456789abcdef-", 36, low=36)
+_COLOR = _Grammar("colour", b"0", b"0123456789abcdefABCDEFx", 8, low=8)
+_NUMBER = _Grammar("number", _DIGITS, _DIGITS, 19)
+_PATH = _Grammar("database path", b"/", _WORD + b"_.:@-/", 63, low=2)
 
 RESERVED_QUBES = frozenset({"none", "default", "lost+found", "dom0", "domain-0", "null", "all"})
 """Names that a new qube may not take, in any case: they are keywords somewhere (lesson L30)."""
@@ -51,16 +78,20 @@ def text(raw: bytes | str, what: str = "text", limit: int = 65536) -> str:
     return raw
 
 
-def _checked(pattern: re.Pattern[str], raw: bytes | str, what: str, limit: int) -> str:
-    value = text(raw, what, limit)
-    if pattern.fullmatch(value) is None:
-        raise ValueInvalidError(f"Invalid {what}: {printable(value, 80)!r}")
+def _checked(grammar: _Grammar, raw: bytes | str, what: str = "") -> str:
+    value = text(raw, what or grammar.what, 65536)
+    if not grammar.matches(value.encode("ascii")):
+        raise _invalid(what or grammar.what, value)
     return value
+
+
+def _invalid(what: str, value: str) -> ValueInvalidError:
+    return ValueInvalidError(f"Invalid {what}: {printable(value, 80)!r}")
 
 
 def qube_name(raw: bytes | str) -> QubeName:
     """Name of a qube: a letter, then letters, digits, ``_`` and ``-``, at most 31 characters."""
-    return QubeName(_checked(_QUBE, raw, "qube name", 31))
+    return QubeName(_checked(_QUBE, raw))
 
 
 def new_qube_name(raw: bytes | str) -> QubeName:
@@ -73,53 +104,61 @@ def new_qube_name(raw: bytes | str) -> QubeName:
 
 def service_name(raw: bytes | str) -> ServiceName:
     """Name of a qrexec service without its argument, at most 63 characters."""
-    return ServiceName(_checked(_SERVICE, raw, "service name", 63))
+    return ServiceName(_checked(_SERVICE, raw))
 
 
 def argument(raw: bytes | str) -> Argument:
     """Argument of a qrexec service, possibly empty, at most 255 characters, never a path step ``..``."""
-    value = _checked(_ARGUMENT, raw, "service argument", 255)
-    return Argument(value)
+    return Argument(_checked(_ARGUMENT, raw))
 
 
 def feature_name(raw: bytes | str) -> FeatureName:
     """Name of a feature."""
-    return FeatureName(_checked(_FEATURE, raw, "feature name", 128))
+    return FeatureName(_checked(_FEATURE, raw))
 
 
 def tag_name(raw: bytes | str) -> TagName:
     """Name of a tag."""
-    return TagName(_checked(_TAG, raw, "tag", 64))
+    return TagName(_checked(_TAG, raw))
 
 
 def label_name(raw: bytes | str) -> LabelName:
     """Name of a label."""
-    return LabelName(_checked(_LABEL, raw, "label name", 31))
+    return LabelName(_checked(_LABEL, raw))
 
 
 def pool_name(raw: bytes | str) -> PoolName:
     """Name of a storage pool."""
-    return PoolName(_checked(_POOL, raw, "pool name", 63))
+    return PoolName(_checked(_POOL, raw))
 
 
 def user_name(raw: bytes | str) -> UserName:
     """Name of a user inside a guest; never starts with ``-``."""
-    return UserName(_checked(_USER, raw, "user name", 32))
+    return UserName(_checked(_USER, raw))
 
 
 def uuid_text(raw: bytes | str) -> str:
     """A UUID in its canonical 36-character lower-case form."""
-    return _checked(_UUID, raw, "UUID", 36)
+    value = _checked(_UUID, raw)
+    if [len(part) for part in value.split("-")] != [8, 4, 4, 4, 12]:
+        raise _invalid("UUID", value)
+    return value
 
 
 def color(raw: bytes | str) -> str:
     """A label's colour, ``0xRRGGBB``."""
-    return _checked(_COLOR, raw, "colour", 8)
+    value = _checked(_COLOR, raw)
+    if not value.startswith("0x") or "x" in value[2:]:
+        raise _invalid("colour", value)
+    return value
 
 
 def number(raw: bytes | str, what: str = "number", low: int = 0, high: int = 2**63 - 1) -> int:
     """A canonical decimal number (no sign, no leading zero, no underscore) within ``low..high``."""
-    value = int(_checked(_NUMBER, raw, what, 19))
+    digits = _checked(_NUMBER, raw, what)
+    if digits != "0" and digits.startswith("0"):
+        raise _invalid(what, digits)
+    value = int(digits)
     if not low <= value <= high:
         raise ValueInvalidError(f"{what} must be from {low} to {high}, not {value}")
     return value
@@ -127,7 +166,7 @@ def number(raw: bytes | str, what: str = "number", low: int = 0, high: int = 2**
 
 def database_path(raw: bytes | str) -> DatabasePath:
     """A path that QubesDB can store: ``/a/b``, at most 63 characters, no empty, ``.`` or ``..`` segment."""
-    value = _checked(_PATH, raw, "database path", 63)
-    if any(part in (".", "..") or part.startswith("-") for part in value[1:].split("/")):
-        raise ValueInvalidError(f"Invalid database path: {printable(value, 80)!r}")
+    value = _checked(_PATH, raw)
+    if any(part in ("", ".", "..") or part.startswith("-") for part in value[1:].split("/")):
+        raise _invalid("database path", value)
     return DatabasePath(value)
