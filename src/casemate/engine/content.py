@@ -1,0 +1,54 @@
+"""What the host writes into a qube's database when it starts (pure). Keys: protocol page, QubesDB section 4.5."""
+
+from __future__ import annotations
+
+import base64
+
+from casemate.model.domain import Domain
+
+_SERVICE = "service."
+_CONFIG = "vm-config."
+
+
+def persistence(domain: Domain) -> str:
+    """What of the qube outlives its stop: ``full``, ``rw-only`` (the private volume) or ``none``."""
+    kept = {name for name, volume in domain.volumes.items() if volume is not None and volume.save_on_stop}
+    if "root" in kept:
+        return "full"
+    return "rw-only" if "private" in kept else "none"
+
+
+def machine_type(domain: Domain) -> str:
+    """The value of ``/qubes-vm-type``: TemplateVM, NetVM, ProxyVM or AppVM."""
+    if domain.klass == "TemplateVM":
+        return "TemplateVM"
+    if domain.provides_network:
+        return "NetVM" if domain.netvm is None else "ProxyVM"
+    return "AppVM"
+
+
+def database_content(domain: Domain, seed: bytes, timezone: str | None) -> dict[str, str]:
+    """Keys and values for a qube that is about to start; ``seed`` is 64 fresh random bytes."""
+    content = {
+        "/name": domain.name,
+        "/type": domain.klass,
+        "/qubes-vm-type": machine_type(domain),
+        "/qubes-vm-updateable": str(domain.updateable),
+        "/qubes-vm-persistence": persistence(domain),
+        "/default-user": domain.default_user,
+        "/qubes-debug-mode": str(int(domain.debug)),
+        "/qubes-random-seed": base64.b64encode(seed).decode(),
+        "/qubes-block-devices": "",
+        "/qubes-usb-devices": "",
+    }
+    template = domain.template
+    if template is not None:
+        content["/qubes-base-template"] = template.name
+    if timezone:
+        content["/qubes-timezone"] = timezone
+    for feature, value in domain.features.items():
+        if feature.startswith(_SERVICE) and len(feature) <= len(_SERVICE) + 48:
+            content[f"/qubes-service/{feature[len(_SERVICE) :]}"] = "1" if value else "0"
+        elif feature.startswith(_CONFIG) and len(feature) <= len(_CONFIG) + 51:
+            content[f"/vm-config/{feature[len(_CONFIG) :]}"] = value
+    return content

@@ -1,0 +1,202 @@
+"""The engine as one object: what the Admin API, the broker and the daemon ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from casemate.engine.bus import Bus
+from casemate.engine.create import Creator
+from casemate.engine.intents import Intents
+from casemate.engine.lifecycle import Lifecycle
+from casemate.engine.links import Links
+from casemate.engine.machine import TARGETS, machine_spec
+from casemate.engine.states import States
+from casemate.host.acceleration import Acceleration, probe
+from casemate.host.hypervisor import Disk, Hypervisor, MachineInfo, MachineSpec, PowerState
+from casemate.host.process import Runner
+from casemate.model.domain import Domain
+from casemate.qrexec.broker import Actions, Broker
+from casemate.qrexec.evaluate import SystemInfo
+from casemate.qrexec.files import PolicyFiles
+from casemate.settings import Settings
+from casemate.storage.pool import Pools
+from casemate.store.store import Store
+from casemate.wire.errors import CasemateError, StartError
+from casemate.wire.names import pool_name
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Everything that is done to qubes. One per state directory."""
+
+    def __init__(self, settings: Settings, store: Store, hypervisor: Hypervisor, runner: Runner) -> None:
+        self.settings = settings
+        self.store = store
+        self.hypervisor = hypervisor
+        self.bus = Bus()
+        self._runner = runner
+        self._acceleration: Acceleration | None = None
+        self._probing = asyncio.Lock()
+        self._states = States()
+        self.pools = Pools(settings, runner, store)
+        self._links = Links(settings, runner, self._link_died)
+        self.lifecycle = Lifecycle(
+            settings, store, hypervisor, self.pools, self._links, self.bus, self._states, self._accelerate,
+            self._open_door, self._close_door,
+        )  # fmt: skip
+        self.creator = Creator(
+            store, hypervisor, self.pools, self.lifecycle, self.bus, Intents(settings.state / "intents"), self._specify
+        )
+        self.broker = Broker(
+            settings,
+            PolicyFiles(settings.policy_dir),
+            Actions(
+                system_info=self.system_info,
+                start=self.lifecycle.start,
+                is_running=lambda name: self._states.of(name) is PowerState.RUNNING,
+                create_disposable=self.creator.create_disposable,
+                remove_disposable=self._end_disposable,
+                run_on_host=self._run_on_host,
+            ),
+        )
+        self.lifecycle.after_halt.append(self._remove_if_disposable)
+        self.start = self.lifecycle.start
+        self.shutdown = self.lifecycle.shutdown
+        self.kill = self.lifecycle.kill
+        self.pause = self.lifecycle.pause
+        self.unpause = self.lifecycle.unpause
+        self.remove = self.creator.remove
+        self.create_disposable = self.creator.create_disposable
+        self.clone_volume = self.creator.clone_volume
+        self.resize_volume = self.creator.resize_volume
+
+    # -- what others ask
+
+    async def create(
+        self, klass: str, name: str, label: str, template: str | None, pools: Mapping[str, str] | None = None
+    ) -> None:
+        """A new halted qube."""
+        await self.creator.create(klass, name, label, template, pools)
+
+    def states(self) -> Mapping[str, MachineInfo]:
+        """What every qube is doing; those not in it are halted."""
+        return self._states.all()
+
+    async def refresh(self) -> None:
+        """Bring figures (memory, processor time) of all running qubes up to date."""
+        self._states.set_all(await self.hypervisor.list())
+
+    def system_info(self) -> SystemInfo:
+        """The system as the policy sees it."""
+        return SystemInfo.of(self.store.snapshot(), lambda name: self._states.of(name).value)
+
+    async def acceleration(self) -> Acceleration:
+        """Whether KVM really runs a guest here; probed once per boot of the host."""
+        async with self._probing:
+            if self._acceleration is None:
+                kernel = self.store.snapshot().default_kernel
+                if not kernel:
+                    raise StartError("There is no kernel yet: build a template first (casemate template build)")
+                directory = self.settings.state / "kernels" / pool_name(kernel)
+                self._acceleration = await probe(
+                    self.settings, self._runner, directory / "vmlinuz", directory / "initrd"
+                )
+            return self._acceleration
+
+    async def _accelerate(self) -> str:
+        return (await self.acceleration()).kind
+
+    def _specify(self, domain: Domain) -> MachineSpec | None:
+        """The machine as it will be, for its definition at creation; None for classes that are no machines."""
+        if domain.klass in ("AdminVM", "RemoteVM") or not domain.kernel:
+            return None
+        disks = {
+            name: Disk(target=TARGETS[name], serial=name, path=self.pools.of(volume).path(volume), format="qcow2")
+            for name, volume in domain.volumes.items()
+            if volume is not None and name in TARGETS
+        }
+        kind = self._acceleration.kind if self._acceleration is not None else "tcg"
+        return machine_spec(self.settings, domain, disks, kind, os.geteuid() == 0)
+
+    # -- links, doors, disposables
+
+    def _link_died(self, name: str) -> None:
+        self.lifecycle.link_died(name)
+
+    async def _open_door(self, name: str) -> None:
+        await self.broker.open_door(name)
+
+    async def _close_door(self, name: str) -> None:
+        await self.broker.close_door(name)
+
+    async def _end_disposable(self, name: str) -> None:
+        try:
+            if self._states.of(name) is not PowerState.HALTED:
+                await self.lifecycle.kill(name)
+            else:
+                await self._remove_if_disposable(name)
+        except CasemateError as error:
+            log.warning("disposable %s: %s", name, error)
+
+    async def _remove_if_disposable(self, name: str) -> None:
+        domain = self.store.snapshot().domains.get(name)
+        if domain is not None and domain.klass == "DispVM" and getattr(domain, "auto_cleanup", False):
+            await self.creator.remove(name)
+
+    async def _run_on_host(self, stream: Any, source: str, service: str, argument: str, target: str) -> None:
+        from casemate.qrexec.host_service import run_on_host
+
+        await run_on_host(self.settings, self._runner, stream, source, service, argument, target)
+
+    # -- begin and end of the daemon
+
+    async def reconcile(self) -> None:
+        """Make the world fit the store after a daemon was killed: adopt what runs, clear what was half done."""
+        await self.creator.clean_up()
+        system = self.store.snapshot()
+        by_uuid = {d.uuid: d for d in system.domains.values()}
+        running = {}
+        for info in await self.hypervisor.list():
+            domain = by_uuid.get(info.uuid)
+            if domain is None:
+                log.warning("ending machine %s, which the store does not know", info.name)
+                await self.hypervisor.destroy(info.uuid)
+                await self.hypervisor.undefine(info.uuid)
+            elif info.state is not PowerState.HALTED:
+                running[domain.name] = info
+        for domain in system.domains.values():
+            if domain.klass in ("AdminVM", "RemoteVM"):
+                continue
+            info_or_none = running.get(domain.name)
+            try:
+                if info_or_none is not None and await self.lifecycle.adopt(domain, info_or_none):
+                    continue
+                await self.lifecycle.clear(domain)
+                await self._remove_if_disposable(domain.name)
+            except CasemateError as error:
+                log.error("%s: %s", domain.name, error)
+        known = {d.name for d in system.domains.values()}
+        directory = self.settings.run / "qubes"
+        for path in directory.iterdir() if directory.is_dir() else []:
+            if re.split(r"[.]", path.name)[0] not in known:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """Stop serving; qubes and links go on."""
+        await self.broker.close()
+        await self.lifecycle.close()
+        self._links.release()
+        await self.hypervisor.close()
+
+
+def image_of(path: Path) -> dict[str, Path]:
+    """The images of a template whose root is the file."""
+    return {"root": path}

@@ -1,0 +1,448 @@
+"""Start and stop of qubes: the steps, the locks, the states and what is said about them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from casemate.engine.bus import Bus
+from casemate.engine.content import database_content
+from casemate.engine.links import Links, LinkSpec
+from casemate.engine.machine import TARGETS, group_of, machine_spec, owner_of
+from casemate.engine.states import States
+from casemate.engine.steps import Start, Step, take_down, take_up
+from casemate.host.hypervisor import Disk, EventKind, Hypervisor, MachineEvent, MachineInfo, PowerState
+from casemate.model.domain import Domain
+from casemate.settings import Settings
+from casemate.storage.pool import Pools
+from casemate.store.store import Store
+from casemate.wire.errors import (
+    CasemateError,
+    DisconnectedError,
+    InUseError,
+    NotFoundError,
+    NotHaltedError,
+    NotPausedError,
+    NotRunningError,
+    NotStartedError,
+    ShutdownTimeoutError,
+    StartError,
+    printable,
+)
+
+log = logging.getLogger(__name__)
+
+CONSOLE_LINES = 8
+"""Last lines of a qube's console that an error of its start shows."""
+
+
+class VolumesStep:
+    """The qube's disks: overlay of the template's root, private, fresh volatile."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+
+    async def up(self, start: Start) -> None:
+        """Prepare every volume that the class has."""
+        for name, volume in start.domain.volumes.items():
+            if volume is None or name not in TARGETS:
+                continue
+            source = await self._pools.of(volume).start(volume)
+            start.disks[name] = Disk(
+                target=TARGETS[name],
+                serial=name,
+                path=source.path,
+                format=source.format,
+                readonly=source.readonly,
+            )
+
+    async def down(self, domain: Domain) -> None:
+        """Throw overlays and volatile volumes away."""
+        for name, volume in domain.volumes.items():
+            if volume is not None and name in TARGETS:
+                await self._pools.of(volume).stop(volume)
+
+
+class DirectoryStep:
+    """The directory of the qube's sockets, owned by the user that runs the qube."""
+
+    def __init__(self, settings: Settings, root: bool) -> None:
+        self._settings = settings
+        self._root = root
+
+    async def up(self, start: Start) -> None:
+        """Make it, empty."""
+        directory = self._settings.qube_run(start.domain.name)
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700)
+        if self._root:
+            os.chown(directory, owner_of(self._settings, start.domain), group_of(self._settings))
+
+    async def down(self, domain: Domain) -> None:
+        """Remove it."""
+        shutil.rmtree(self._settings.qube_run(domain.name), ignore_errors=True)
+
+
+class MachineStep:
+    """The virtual machine itself, created paused."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        hypervisor: Hypervisor,
+        acceleration: Callable[[], Awaitable[str]],
+        root: bool,
+    ) -> None:
+        self._settings = settings
+        self._hypervisor = hypervisor
+        self._acceleration = acceleration
+        self._root = root
+
+    async def up(self, start: Start) -> None:
+        """Define it anew and create it."""
+        spec = machine_spec(self._settings, start.domain, start.disks, await self._acceleration(), self._root)
+        await self._hypervisor.start_paused(spec)
+
+    async def down(self, domain: Domain) -> None:
+        """Destroy it."""
+        await self._hypervisor.destroy(domain.uuid)
+
+
+class LinkStep:
+    """The process that holds the qube's channel, and the door at which it asks for calls."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        links: Links,
+        door: Callable[[str], Awaitable[None]],
+        close_door: Callable[[str], Awaitable[None]],
+        root: bool,
+    ) -> None:
+        self._settings = settings
+        self._links = links
+        self._door = door
+        self._close_door = close_door
+        self._root = root
+
+    async def up(self, start: Start) -> None:
+        """Open the door, then start the link with the content of the qube's database."""
+        await self.attach(start.domain)
+
+    async def attach(self, domain: Domain) -> None:
+        """Give a running qube its link (at start, and again when one was killed)."""
+        await self._door(domain.name)
+        await self._links.start(
+            LinkSpec(
+                name=domain.name,
+                directory=self._settings.qube_run(domain.name),
+                default_user=domain.default_user,
+                database=database_content(domain, os.urandom(64), _timezone()),
+                uid=owner_of(self._settings, domain) if self._root else None,
+                gid=group_of(self._settings) if self._root else None,
+            )
+        )
+
+    async def reopen(self, domain: Domain) -> None:
+        """Open the door of a qube whose link lives."""
+        await self._door(domain.name)
+
+    async def down(self, domain: Domain) -> None:
+        """End the link and close the door."""
+        await self._links.stop(domain.name)
+        await self._close_door(domain.name)
+
+
+class AgentStep:
+    """The machine runs and its agent answers."""
+
+    def __init__(self, hypervisor: Hypervisor, links: Links) -> None:
+        self._hypervisor = hypervisor
+        self._links = links
+
+    async def up(self, start: Start) -> None:
+        """Let the machine run and wait for its agent; a StartError shows the end of its console."""
+        domain = start.domain
+        await self._hypervisor.resume(domain.uuid)
+        try:
+            within = domain.qrexec_timeout
+            answer = await self._links.ask(domain.name, within + 5, op="ready", within=within)
+        except DisconnectedError as error:
+            answer = {"ready": False, "why": str(error)}
+        if answer.get("ready") is not True:
+            console = ""
+            try:
+                console = str((await self._links.ask(domain.name, 5, op="console")).get("text", ""))
+            except DisconnectedError:
+                pass
+            lines = [printable(line, 200) for line in console.splitlines() if line.strip()][-CONSOLE_LINES:]
+            shown = "; its console ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+            why = printable(str(answer.get("why", "its agent does not answer")))
+            raise StartError(f"Cannot start {domain.name}: {why}{shown}")
+
+    async def down(self, domain: Domain) -> None:
+        """Nothing: it ends with the machine."""
+
+
+class Lifecycle:
+    """Starts and stops qubes, one operation at a time on each."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        hypervisor: Hypervisor,
+        pools: Pools,
+        links: Links,
+        bus: Bus,
+        states: States,
+        acceleration: Callable[[], Awaitable[str]],
+        door: Callable[[str], Awaitable[None]],
+        close_door: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._hypervisor = hypervisor
+        self._links = links
+        self._bus = bus
+        self.states = states
+        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """The operation lock of each qube. Lock order: this, then the store; never back."""
+        self._halted: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.after_halt: list[Callable[[str], Awaitable[None]]] = []
+        """Called with the name of a qube after it has halted and its lock is free (disposables are removed there)."""
+        root = os.geteuid() == 0
+        self._link_step = LinkStep(settings, links, door, close_door, root)
+        self._steps: tuple[Step, ...] = (
+            VolumesStep(pools),
+            DirectoryStep(settings, root),
+            MachineStep(settings, hypervisor, acceleration, root),
+            self._link_step,
+            AgentStep(hypervisor, links),
+        )
+        hypervisor.subscribe(self._hear)
+
+    def domain(self, name: str) -> Domain:
+        """The qube as stored now, NotFoundError when there is none."""
+        domain = self._store.snapshot().domains.get(name)
+        if domain is None:
+            raise NotFoundError(name)
+        return domain
+
+    # -- start
+
+    async def start(self, name: str) -> None:
+        """Start a qube and wait until its agent answers. One that already runs is a success; so is a second start
+        of one that is starting."""
+        domain = self.domain(name)
+        if domain.klass in ("AdminVM", "RemoteVM"):
+            raise NotHaltedError(f"{name} always runs")
+        async with self.locks[name]:
+            domain = self.domain(name)
+            if self.states.of(name) is not PowerState.HALTED:
+                return
+            if domain.features.get("prohibit-start"):
+                raise StartError(f"{name} must not be started: {domain.features['prohibit-start']}")
+            netvm = domain.netvm
+            self._halted[name].clear()
+            self.states.put(name, domain.uuid, PowerState.TRANSIENT)
+            self._bus.say(name, "domain-pre-start", mem_required=str(domain.memory << 20))
+            try:
+                if netvm is not None and self.states.of(netvm.name) is PowerState.HALTED:
+                    await self.start(netvm.name)
+                self._bus.say(name, "domain-pre-spawn")
+                await take_up(self._steps, Start(domain))
+            except BaseException as error:
+                self.states.put(name, domain.uuid, PowerState.HALTED)
+                self._halted[name].set()
+                self._bus.say(name, "domain-start-failed", reason=printable(str(error)))
+                raise
+            self._up_mark(name).touch()
+            self.states.put(name, domain.uuid, PowerState.RUNNING)
+            info = await self._hypervisor.info(domain.uuid)
+            for lost in ("xid", "stubdom_xid", "start_time"):
+                self._bus.say(name, f"property-reset:{lost}", name=lost)
+            for event in (
+                "domain-spawn",
+                "domain-qdb-create",
+                "domain-pre-unpaused",
+                "domain-unpaused",
+                "domain-start",
+            ):
+                self._bus.say(name, event)
+        if info is None or info.state is PowerState.HALTED:
+            # It ended while its start was ending; the event came when nobody could act on it.
+            await self._settle(name)
+        else:
+            self.states.set_all([info])
+
+    # -- stop
+
+    async def shutdown(self, name: str, force: bool = False, wait: bool = False) -> None:
+        """Ask the guest to power off; with ``wait`` return when it has, ShutdownTimeoutError if it does not in time."""
+        domain = self._running(name)
+        if not force:
+            users = [d.name for d in domain.connected_vms() if self.states.of(d.name) is not PowerState.HALTED]
+            if users:
+                raise InUseError(f"{name} provides network to running qubes: {', '.join(sorted(users))}")
+        if self.states.of(name) is PowerState.PAUSED:
+            raise NotRunningError(f"{name} is paused: unpause it, or kill it")
+        self._bus.say(name, "domain-pre-shutdown", force=str(force))
+        self.states.put(name, domain.uuid, PowerState.HALTING)
+        try:
+            await self._links.ask(name, 10, op="poweroff")
+        except DisconnectedError as error:
+            if self.states.of(name) is PowerState.HALTING:
+                self.states.put(name, domain.uuid, PowerState.RUNNING)
+                self._bus.say(name, "domain-shutdown-failed", reason=printable(str(error)))
+                raise NotRunningError(f"{name} cannot be asked to shut down: {error}") from None
+        if wait:
+            try:
+                await asyncio.wait_for(self._halted[name].wait(), domain.shutdown_timeout)
+            except TimeoutError:
+                if self.states.of(name) is PowerState.HALTING:
+                    self.states.put(name, domain.uuid, PowerState.RUNNING)
+                raise ShutdownTimeoutError(
+                    f"{name} did not shut down within {domain.shutdown_timeout} seconds"
+                ) from None
+
+    async def kill(self, name: str) -> None:
+        """End the machine at once."""
+        domain = self._started(name)
+        await self._hypervisor.destroy(domain.uuid)
+        await self._settle(name)
+
+    async def pause(self, name: str) -> None:
+        """Stop the machine's time."""
+        domain = self._running(name)
+        self._bus.say(name, "domain-pre-paused")
+        async with self.locks[name]:
+            await self._hypervisor.pause(domain.uuid)
+            self.states.put(name, domain.uuid, PowerState.PAUSED)
+        self._bus.say(name, "domain-paused")
+
+    async def unpause(self, name: str) -> None:
+        """Let a paused machine go on."""
+        domain = self._started(name)
+        if self.states.of(name) is not PowerState.PAUSED:
+            raise NotPausedError(f"{name} is not paused")
+        self._bus.say(name, "domain-pre-unpaused")
+        async with self.locks[name]:
+            await self._hypervisor.resume(domain.uuid)
+            self.states.put(name, domain.uuid, PowerState.RUNNING)
+        self._bus.say(name, "domain-unpaused")
+
+    def _started(self, name: str) -> Domain:
+        domain = self.domain(name)
+        if domain.klass == "AdminVM":
+            raise NotStartedError(f"{name} is this host")
+        if self.states.of(name) is PowerState.HALTED:
+            raise NotStartedError(f"{name} is not started")
+        return domain
+
+    def _running(self, name: str) -> Domain:
+        domain = self._started(name)
+        return domain
+
+    # -- what happens by itself
+
+    def _hear(self, event: MachineEvent) -> None:
+        self.states.hear(event)
+        if event.kind in (EventKind.STOPPED, EventKind.CRASHED):
+            self._later(self._settle(event.name))
+
+    def link_died(self, name: str) -> None:
+        """The qube's link ended unasked: give it a new one if the qube still runs."""
+        self._later(self._relink(name))
+
+    async def _relink(self, name: str) -> None:
+        async with self.locks[name]:
+            if self.states.of(name) is PowerState.HALTED or self._links.has(name):
+                return
+            domain = self.domain(name)
+            info = await self._hypervisor.info(domain.uuid)
+            if info is None or info.state is PowerState.HALTED:
+                return
+            await self._link_step.attach(domain)
+
+    def _later(self, work: Awaitable[None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except CasemateError as error:
+                log.warning("%s", error)
+            except Exception:
+                log.exception("clean-up failed")
+
+        task = asyncio.ensure_future(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _settle(self, name: str) -> None:
+        """The machine has ended, whoever ended it: take all steps back and say so. No-op when it runs."""
+        async with self.locks[name]:
+            if self.states.of(name) is PowerState.HALTED:
+                return
+            domain = self.domain(name)
+            info = await self._hypervisor.info(domain.uuid)
+            if info is not None and info.state is not PowerState.HALTED:
+                return
+            self._bus.say(name, "domain-stopped")
+            self._up_mark(name).unlink(missing_ok=True)
+            try:
+                await take_down(self._steps, domain)
+            finally:
+                self.states.put(name, domain.uuid, PowerState.HALTED)
+                for lost in ("xid", "stubdom_xid", "start_time"):
+                    self._bus.say(name, f"property-reset:{lost}", name=lost)
+                self._bus.say(name, "domain-shutdown")
+        for action in self.after_halt:
+            await action(name)
+        self._halted[name].set()
+
+    async def adopt(self, domain: Domain, info: MachineInfo) -> bool:
+        """Take over a machine that an earlier daemon started; False when its start had not been finished."""
+        name = domain.name
+        async with self.locks[name]:
+            if not self._up_mark(name).exists():
+                return False
+            self.states.adopt(info)
+            if self._links.adopt(name):
+                await self._link_step.reopen(domain)
+            else:
+                await self._link_step.attach(domain)
+            return True
+
+    async def clear(self, domain: Domain) -> None:
+        """Take all steps of a halted qube back (after a crash of the daemon)."""
+        async with self.locks[domain.name]:
+            self._up_mark(domain.name).unlink(missing_ok=True)
+            await take_down(self._steps, domain)
+
+    def _up_mark(self, name: str) -> Path:
+        """A file that is there while the qube runs and its start was finished."""
+        return self._settings.qube_run(name).with_suffix(".up")
+
+    async def close(self) -> None:
+        """Let running clean-ups end."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=10)
+
+
+def _timezone() -> str | None:
+    """The host's time zone by name, None where it has none."""
+    try:
+        target = str(Path("/etc/localtime").readlink())
+    except OSError:
+        return None
+    _before, found, zone = target.partition("zoneinfo/")
+    return (
+        zone if found and zone.isascii() and zone.replace("/", "").replace("_", "").replace("-", "").isalnum() else None
+    )

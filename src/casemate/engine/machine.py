@@ -1,0 +1,71 @@
+"""From a qube to the machine that runs it (pure)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+from casemate.host.hypervisor import Disk, MachineSpec
+from casemate.model.domain import Domain
+from casemate.settings import Settings
+from casemate.wire.errors import StartError
+from casemate.wire.names import pool_name
+
+TARGETS = {"root": "vda", "private": "vdb", "volatile": "vdc"}
+"""Which disk of the guest a volume becomes; a volume that is not here (kernel) is no disk."""
+
+INIT_KINDS = ("lean", "systemd")
+
+_FIRST_UID = 1_900_000_000
+"""Above the ranges that Debian and systemd give to people, services and containers."""
+_UIDS_PER_STATE = 10_000
+
+
+def group_of(settings: Settings) -> int:
+    """The group of all qubes of one state directory; lets them read the templates there and nothing else."""
+    return _FIRST_UID + zlib.crc32(bytes(settings.state)) % 20_000 * _UIDS_PER_STATE
+
+
+def owner_of(settings: Settings, domain: Domain) -> int:
+    """The user that runs this qube's QEMU and link: one per qube."""
+    return group_of(settings) + 1 + domain.qid % (_UIDS_PER_STATE - 1)
+
+
+def init_kind(domain: Domain) -> str:
+    """``lean`` (our agent is process 1) or ``systemd``: feature ``init`` of the qube, else along its templates."""
+    at: Domain | None = domain
+    while at is not None:
+        value = at.features.get("init")
+        if value in INIT_KINDS:
+            return value
+        at = at.template
+    return "lean"
+
+
+def machine_spec(
+    settings: Settings, domain: Domain, disks: Mapping[str, Disk], acceleration: str, root: bool
+) -> MachineSpec:
+    """The machine of a qube. ``disks`` maps volume names to what storage prepared; ``root``: we run as root."""
+    if not domain.kernel:
+        raise StartError(f"{domain.name} has no kernel: build a template first (casemate template build)")
+    directory = settings.state / "kernels" / pool_name(domain.kernel)
+    run = settings.qube_run(domain.name)
+    cmdline = f"casemate.init={init_kind(domain)}"
+    if domain.kernelopts:
+        cmdline += f" {domain.kernelopts}"
+    return MachineSpec(
+        name=domain.name,
+        uuid=domain.uuid,
+        title=f"Casemate qube {domain.name} of {settings.state}",
+        memory_mib=domain.memory,
+        vcpus=domain.vcpus,
+        acceleration=acceleration,
+        kernel=directory / "vmlinuz",
+        initrd=directory / "initrd",
+        cmdline=cmdline,
+        disks=tuple(disks[name] for name in TARGETS if name in disks),
+        channel=run / "channel.sock",
+        console=run / "console.sock",
+        uid=owner_of(settings, domain) if root else None,
+        gid=group_of(settings) if root else None,
+    )

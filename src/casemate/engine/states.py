@@ -1,0 +1,60 @@
+"""What every qube is doing now: one table, fed by the hypervisor's events and by the engine's own intentions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from uuid import UUID
+
+from casemate.host.hypervisor import EventKind, MachineEvent, MachineInfo, PowerState
+
+_AFTER = {
+    EventKind.PAUSED: PowerState.PAUSED,
+    EventKind.RESUMED: PowerState.RUNNING,
+    EventKind.SUSPENDED: PowerState.SUSPENDED,
+}
+
+
+class States:
+    """Names to MachineInfo; a qube that is not in the table is halted."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, MachineInfo] = {}
+
+    def all(self) -> Mapping[str, MachineInfo]:
+        """The table; a live view."""
+        return MappingProxyType(self._known)
+
+    def of(self, name: str) -> PowerState:
+        """State of one qube."""
+        info = self._known.get(name)
+        return PowerState.HALTED if info is None else info.state
+
+    def put(self, name: str, uuid: UUID, state: PowerState) -> None:
+        """The engine knows better than any event: a start or stop is in progress or over."""
+        if state is PowerState.HALTED:
+            self._known.pop(name, None)
+            return
+        old = self._known.get(name)
+        new = replace(old, state=state) if old is not None else MachineInfo(name=name, uuid=uuid, state=state)
+        self._known[name] = new
+
+    def set_all(self, machines: Iterable[MachineInfo]) -> None:
+        """Fresh figures of all machines (one bulk call); transitions in progress stay what they are."""
+        for info in machines:
+            old = self._known.get(info.name)
+            if old is not None:
+                transient = old.state in (PowerState.TRANSIENT, PowerState.HALTING)
+                self._known[info.name] = replace(info, state=old.state) if transient else info
+
+    def adopt(self, info: MachineInfo) -> None:
+        """A machine that an earlier daemon started."""
+        self._known[info.name] = info
+
+    def hear(self, event: MachineEvent) -> None:
+        """Follow pauses and resumes; starts and stops are the engine's to declare."""
+        old = self._known.get(event.name)
+        state = _AFTER.get(event.kind)
+        if old is not None and state is not None and old.state in (*_AFTER.values(), PowerState.RUNNING):
+            self._known[event.name] = replace(old, state=state)

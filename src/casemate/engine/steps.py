@@ -1,0 +1,49 @@
+"""A start as a list of steps, each with its way back, taken in order and undone in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from casemate.host.hypervisor import Disk
+from casemate.model.domain import Domain
+
+
+@dataclass
+class Start:
+    """One attempt to start a qube: what its steps know and hand on."""
+
+    domain: Domain
+    disks: dict[str, Disk] = field(default_factory=dict)
+
+
+class Step(Protocol):
+    """One thing that a running qube has and a halted one has not.
+
+    ``down`` is idempotent, needs nothing that ``up`` left in memory (it works after a crash of the daemon) and does
+    not fail because the thing is not there.
+    """
+
+    async def up(self, start: Start) -> None:
+        """Make it so."""
+
+    async def down(self, domain: Domain) -> None:
+        """Take it back."""
+
+
+async def take_up(steps: Sequence[Step], start: Start) -> None:
+    """Take every step; if one fails, it and those before come down again in reverse, and the error goes on."""
+    async with AsyncExitStack() as undo:
+        for step in steps:
+            undo.push_async_callback(step.down, start.domain)
+            await step.up(start)
+        undo.pop_all()
+
+
+async def take_down(steps: Sequence[Step], domain: Domain) -> None:
+    """Take every step back in reverse; one that fails does not keep the others from it. The first error goes on."""
+    async with AsyncExitStack() as undo:
+        for step in steps:
+            undo.push_async_callback(step.down, domain)

@@ -1,0 +1,53 @@
+"""What casemated, the link of a qube and the agent in it say to each other besides qrexec and QubesDB.
+
+A stream of the channel starts with one byte that says what it is for, then the body:
+
+=========  ==========  =======================================================================
+``CALL``   host        an EXEC_CMDLINE or JUST_EXEC message; then the data phase of qrexec
+``CALL``   guest       a TRIGGER_SERVICE4 message; answered with SERVICE_CONNECT or _REFUSED
+``DATA``   guest       the QubesDB session (one at a time)
+``READY``  guest       JSON ``{"boot_id": ..., "version": ...}``: services can be called now
+``POWER``  host        ``off``: power off in an orderly way
+=========  ==========  =======================================================================
+
+Casemated (and only its user) speaks CONTROL messages on the link's socket: ``msg_header`` of type CONTROL, then JSON;
+each is answered with one.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, Final
+
+from casemate.wire.errors import ProtocolError
+
+CALL: Final = b"c"
+DATABASE: Final = b"d"
+READY: Final = b"r"
+POWER: Final = b"p"
+
+CONTROL: Final = 0x401
+"""Type of a control message; outside the range that qrexec uses."""
+
+MAX_CONTROL: Final = 60000
+_HEADER = struct.Struct("<II")
+
+
+def control_message(body: dict[str, Any]) -> bytes:
+    """A control message or the answer to one."""
+    data = json.dumps(body).encode()
+    if len(data) > MAX_CONTROL:
+        raise ProtocolError("control message too long")
+    return _HEADER.pack(CONTROL, len(data)) + data
+
+
+def parse_object(data: bytes, what: str) -> dict[str, Any]:
+    """A JSON object of a bounded size, else ProtocolError."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ProtocolError(f"{what}: not JSON") from None
+    if not isinstance(value, dict):
+        raise ProtocolError(f"{what}: not an object")
+    return value

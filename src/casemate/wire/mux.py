@@ -1,0 +1,309 @@
+"""Many flow-controlled streams over one byte stream (a virtio-serial port), sans-I/O.
+
+A port is an unreliable witness of who is at its other end: a host that reconnects within milliseconds is invisible
+to the guest, and half of an old message is then glued to the first new one. So:
+
+* every connection of the host starts with a *reset*: a run of zeros long enough to complete any frame that was cut,
+  then ``RESET`` and a fresh 16-byte nonce. The guest drops all streams and answers ``ACK`` and the nonce; the host
+  throws away everything before that answer. Nobody else can know the nonce, so old bytes cannot forge it.
+* a frame is ``header, payload, trailer``; header is ``<IIB3x`` (stream, length of payload, type), the trailer repeats
+  the first four bytes of the nonce. A frame counts only once its trailer has been seen, so a cut frame that was
+  completed by zeros is never delivered. The guest then looks for the next reset.
+
+Streams have ids that are never used again within a session (host even, guest odd). Each direction of a stream has
+a window of ``WINDOW`` bytes: a sender never has more than that outstanding, a receiver grants more as its consumer
+takes bytes, so a slow reader stalls its own stream only and memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterator
+
+from casemate.wire.errors import ProtocolError
+
+HEADER = struct.Struct("<IIB3x")
+TRAILER = 4
+MAX_PAYLOAD = 65536
+MAX_FRAME = HEADER.size + MAX_PAYLOAD + TRAILER
+WINDOW = 256 * 1024
+MAX_STREAMS = 128
+"""Streams that the peer may have open at once."""
+
+RESET = b"\xffCASEMATE-RESET\x01"
+ACK = b"\xffCASEMATE-ACKN\x01\x01"
+NONCE = 16
+_PREAMBLE = bytes(MAX_FRAME + HEADER.size)
+
+OPEN, DATA, GRANT, EOF, ABORT = 1, 2, 3, 4, 5
+_U32 = struct.Struct("<I")
+
+Event = tuple[int, int, bytes]
+"""(type, stream, payload): OPEN with its payload, DATA, EOF or ABORT; GRANT when a blocked stream may send again."""
+
+
+class _Stream:
+    __slots__ = ("credit", "eof_in", "eof_out", "unread", "window")
+
+    def __init__(self) -> None:
+        self.credit = WINDOW  # bytes we may still send
+        self.window = WINDOW  # bytes the peer may still send
+        self.unread = 0  # bytes consumed by our side but not granted back yet
+        self.eof_in = False
+        self.eof_out = False
+
+
+class Mux:
+    """One end of a channel. ``feed`` takes bytes of the peer and yields events; ``output`` is what to write.
+
+    The host end starts a session with ``reset``; the guest end waits for one. Events are only produced within a
+    session. On the host a violation raises ProtocolError: close the channel. On the guest it means that the host was
+    replaced: the streams are dropped (``lost`` is called) and the next reset is looked for.
+    """
+
+    def __init__(self, host: bool) -> None:
+        self._host = host
+        self._buffer = bytearray()
+        self._streams: dict[int, _Stream] = {}
+        self._peer_opened = 0
+        self._synced = False
+        self._marker = b"" if host else RESET
+        self._tag = b""
+        self._next_own = 0
+        self._last_peer = 0
+        self.output: deque[bytes | memoryview] = deque()
+        """Chunks to write to the channel in order; the owner pops what it has written."""
+        self.pending = 0
+        """Bytes in ``output``; the owner subtracts what it has written."""
+        self.sessions = 0
+        """Sessions established so far; a change means that all older streams are gone."""
+
+    # -- sessions
+
+    @property
+    def connected(self) -> bool:
+        """True within a session."""
+        return self._synced
+
+    def reset(self, nonce: bytes) -> None:
+        """Host: begin a session; ``nonce`` is NONCE random bytes."""
+        if not self._host or len(nonce) != NONCE:
+            raise ValueError("only the host resets, with a nonce of 16 bytes")
+        self._forget()
+        self._marker = ACK + nonce
+        self._tag = nonce[:TRAILER]
+        self._put(_PREAMBLE)
+        self._put(RESET + nonce)
+
+    def _forget(self) -> None:
+        self._streams.clear()
+        self._peer_opened = 0
+        self._synced = False
+        self._buffer.clear()
+        self.output.clear()
+        self.pending = 0
+        # Own ids: host even from 2, guest odd from 1; 0 is never a stream.
+        self._next_own = 2 if self._host else 1
+        self._last_peer = 0
+
+    def _resync(self) -> bool:
+        """Look for the marker; everything before it is thrown away."""
+        buffer = self._buffer
+        need = len(self._marker) + (0 if self._host else NONCE)
+        at = buffer.find(self._marker)
+        if at < 0:
+            del buffer[: max(0, len(buffer) - len(self._marker) + 1)]
+            return False
+        if len(buffer) - at < need:
+            del buffer[:at]
+            return False
+        if self._host:
+            del buffer[: at + need]
+        else:
+            nonce = bytes(buffer[at + len(self._marker) : at + need])
+            rest = bytes(buffer[at + need :])
+            self._forget()
+            self._buffer += rest
+            self._tag = nonce[:TRAILER]
+            self._put(ACK + nonce)
+        self._synced = True
+        self.sessions += 1
+        return True
+
+    # -- input
+
+    def feed(self, data: bytes | memoryview) -> Iterator[Event]:
+        """Take bytes from the channel and yield what they mean. Exhaust the iterator before the next call."""
+        self._buffer += data
+        while True:
+            if not self._synced and not self._resync():
+                return
+            yield from self._frames()
+            if self._synced:
+                return
+
+    def _frames(self) -> Iterator[Event]:
+        buffer, at, session = self._buffer, 0, self.sessions
+        try:
+            while len(buffer) - at >= HEADER.size:
+                stream, length, kind = HEADER.unpack_from(buffer, at)
+                if not OPEN <= kind <= ABORT or length > MAX_PAYLOAD:
+                    self._violation(f"bad frame header: type {kind}, length {length}")
+                    return
+                end = at + HEADER.size + length
+                if len(buffer) < end + TRAILER:
+                    return
+                if buffer[end : end + TRAILER] != self._tag:
+                    at = end + TRAILER
+                    self._violation("bad frame trailer")
+                    return
+                with memoryview(buffer) as view:
+                    payload = bytes(view[at + HEADER.size : end])
+                at = end + TRAILER
+                event = self._frame(stream, kind, payload)
+                if event is not None:
+                    yield event
+                    if self.sessions != session or not self._synced:
+                        at = 0  # the owner began a new session meanwhile: the buffer is not ours any more
+                        return
+        finally:
+            if at:
+                del buffer[:at]
+
+    def _violation(self, why: str) -> None:
+        if self._host:
+            raise ProtocolError(f"channel: {why}")
+        self._synced = False
+        self._streams.clear()
+
+    def _frame(self, number: int, kind: int, payload: bytes) -> Event | None:
+        if kind == OPEN:
+            if number & 1 == (0 if self._host else 1) or number <= self._last_peer:
+                self._violation(f"stream {number} cannot be opened by the peer")
+                return None
+            if self._peer_opened >= MAX_STREAMS:
+                self._violation("too many open streams")
+                return None
+            self._last_peer = number
+            self._peer_opened += 1
+            self._streams[number] = _Stream()
+            return (OPEN, number, payload)
+        stream = self._streams.get(number)
+        if stream is None:
+            known = number <= self._last_peer if self._is_peers(number) else 0 < number < self._next_own
+            if not known:
+                self._violation(f"frame for stream {number}, which never was")
+            return None  # a late frame for a stream that this end has aborted
+        if kind == DATA:
+            if stream.eof_in or len(payload) > stream.window or not payload:
+                self._violation(f"data outside the window of stream {number}")
+                return None
+            stream.window -= len(payload)
+            return (DATA, number, payload)
+        if kind == GRANT:
+            if len(payload) != 4:
+                self._violation("bad grant")
+                return None
+            (more,) = _U32.unpack(payload)
+            if stream.credit + more > WINDOW:
+                self._violation("grant beyond the window")
+                return None
+            blocked = stream.credit == 0
+            stream.credit += more
+            return (GRANT, number, b"") if blocked and not stream.eof_out else None
+        if payload:
+            self._violation("payload where none belongs")
+            return None
+        if kind == ABORT:
+            self._drop(number)
+            return (ABORT, number, b"")
+        if stream.eof_in:
+            self._violation("second end of stream")
+            return None
+        stream.eof_in = True
+        if stream.eof_out:
+            self._drop(number)
+        return (EOF, number, b"")
+
+    def _is_peers(self, number: int) -> bool:
+        return (number & 1 == 1) == self._host
+
+    def _drop(self, number: int) -> None:
+        if self._streams.pop(number, None) is not None and self._is_peers(number):
+            self._peer_opened -= 1
+
+    # -- output
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self.output.append(data)
+        self.pending += len(data)
+
+    def _send(self, number: int, kind: int, payload: bytes | memoryview = b"") -> None:
+        self._put(HEADER.pack(number, len(payload), kind))
+        if payload:
+            self._put(payload)
+        self._put(self._tag)
+
+    def open(self, payload: bytes) -> int:
+        """Open a stream; ``payload`` (at most MAX_PAYLOAD bytes) tells the peer what it is for. Returns its id."""
+        if not self._synced:
+            raise ProtocolError("channel: no session")
+        if len(payload) > MAX_PAYLOAD:
+            raise ProtocolError("channel: opening payload too long")
+        number = self._next_own
+        self._next_own += 2
+        self._streams[number] = _Stream()
+        self._send(number, OPEN, payload)
+        return number
+
+    def has(self, number: int) -> bool:
+        """True while the stream is open in at least one direction."""
+        return number in self._streams
+
+    def own_streams(self) -> int:
+        """How many streams opened by this end are open."""
+        return len(self._streams) - self._peer_opened
+
+    def room(self, number: int) -> int:
+        """How many bytes the stream takes now; 0 when its window is full or it is gone."""
+        stream = self._streams.get(number)
+        return 0 if stream is None or stream.eof_out else stream.credit
+
+    def send(self, number: int, data: bytes | memoryview) -> None:
+        """Queue ``data``, at most ``room`` bytes. Data for a stream that is gone is thrown away."""
+        stream = self._streams.get(number)
+        if stream is None or not data:
+            return
+        if stream.eof_out or len(data) > stream.credit:
+            raise ValueError("more than the stream takes")
+        stream.credit -= len(data)
+        for at in range(0, len(data), MAX_PAYLOAD):
+            self._send(number, DATA, data if len(data) <= MAX_PAYLOAD else data[at : at + MAX_PAYLOAD])
+
+    def consumed(self, number: int, count: int) -> None:
+        """The consumer took ``count`` bytes of the stream: let the peer send as many again (in batches)."""
+        stream = self._streams.get(number)
+        if stream is None:
+            return
+        stream.unread += count
+        if stream.unread >= WINDOW // 4 and not stream.eof_in:
+            stream.window += stream.unread
+            self._send(number, GRANT, _U32.pack(stream.unread))
+            stream.unread = 0
+
+    def eof(self, number: int) -> None:
+        """End of what this end sends on the stream; no-op when already said or gone."""
+        stream = self._streams.get(number)
+        if stream is None or stream.eof_out:
+            return
+        stream.eof_out = True
+        self._send(number, EOF)
+        if stream.eof_in:
+            self._drop(number)
+
+    def abort(self, number: int) -> None:
+        """Give the stream up in both directions; no-op when gone."""
+        if number in self._streams:
+            self._send(number, ABORT)
+            self._drop(number)
