@@ -376,7 +376,8 @@ class Domain(Holder):
         self._volumes: dict[str, Volume] = {}
         self.unknown: tuple[tuple[str, bytes], ...] = ()
         """What the store holds and we do not know: (parent's tag, or "" for the qube; the element verbatim)."""
-        self.unknown_attributes: tuple[tuple[str, str], ...] = ()
+        self.unknown_attributes: tuple[tuple[str, str, str], ...] = ()
+        """Attributes that are not known here: (place, such as ``property:NAME``; key; value)."""
         self.stored_text: bytes | None = None
         """The qube as the store writes it; None since it was changed."""
 
@@ -468,6 +469,9 @@ class Domain(Holder):
             raise VolumeNotFoundError(f"{self.name}: no volume {printable(volume.name, 80)!r}")
         self.record(VolumeChanged(self.name, volume.name))
         self._volumes[volume.name] = volume
+        for domain in self._system.domains.values():
+            if any(one.snap_on_start for one in domain.configured_volumes()):
+                domain.stored_text = None  # size and source follow from the template
 
     def configured_volumes(self) -> Collection[Volume]:
         """The volumes as they were configured, without what follows from the template."""

@@ -167,7 +167,8 @@ class System(Holder):
         self.next_qid = 1
         self.generation = 0
         self.unknown: tuple[tuple[str, bytes], ...] = ()
-        self.unknown_attributes: tuple[tuple[str, str], ...] = ()
+        self.unknown_attributes: tuple[tuple[str, str, str], ...] = ()
+        """Attributes that are not known here: (place, such as ``property:NAME``; key; value)."""
         self.changes: list[Change] = []
         self.frozen = False
 
