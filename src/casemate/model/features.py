@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING
 
 from casemate.model.changes import FeatureRemoved, FeatureSet
@@ -23,7 +23,7 @@ def feature_value(text: str) -> str:
     return text
 
 
-class Features(Mapping[str, str]):
+class Features(MutableMapping[str, str]):
     """The features of one qube; a view that also changes them."""
 
     __slots__ = ("_domain", "_values")
@@ -64,6 +64,12 @@ class Features(Mapping[str, str]):
         old = self.find(name)
         self._domain.record(FeatureRemoved(self._domain.name, name, old))
         del self._values[name]
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self.set(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        self.remove(name)
 
     def check(self, name: str, *, template: bool = False, netvm: bool = False, admin: bool = False) -> str | None:
         """The value here, else along the templates, the net qubes, or of the admin qube; None if nowhere."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from casemate.model.changes import Change, PropertyReset, PropertySet
 from casemate.model.defaults import Default, Fixed
-from casemate.model.kinds import Kind, Stored
+from casemate.model.kinds import Kind
+from casemate.model.kinds import Stored as Stored
 from casemate.wire.errors import NoSuchPropertyError, PropertyValueError, ValueInvalidError, printable
 
 if TYPE_CHECKING:
