@@ -439,6 +439,10 @@ class Domain(Holder):
             yield domain
             domain = domain.template
 
+    def connected_vms(self) -> list[Domain]:
+        """The qubes that get their network from this one, by name."""
+        return sorted((d for d in self._system.domains.values() if d.netvm is self), key=lambda d: d.name)
+
     @property
     def volumes(self) -> Mapping[str, Volume | None]:
         """The qube's volumes by name; None for a volume that it does not have."""
