@@ -110,7 +110,7 @@ class QubesDB:
 
     def _ask_many(self, kind: int, answer: int, prefix: str) -> tuple[qdb.Record, ...]:
         self._send(kind, prefix)
-        found = []
+        found: list[qdb.Record] = []
         while True:
             reply = self._reply()
             self._expect(reply, answer)
