@@ -1,0 +1,43 @@
+"""Runs the tool that the first argument names; imports nothing else."""
+
+from __future__ import annotations
+
+import sys
+
+TOOLS = {
+    "agent": "casemate.agent.main",
+    "qrexec-client-vm": "casemate.agent.qrexec_client",
+    "qvm-copy": "casemate.agent.copy",
+    "qvm-move": "casemate.agent.copy",
+    "qvm-copy-to-vm": "casemate.agent.copy",
+    "qvm-move-to-vm": "casemate.agent.copy",
+    "qubesdb-read": "casemate.agent.qubesdb_tool",
+    "qubesdb-write": "casemate.agent.qubesdb_tool",
+    "qubesdb-rm": "casemate.agent.qubesdb_tool",
+    "qubesdb-list": "casemate.agent.qubesdb_tool",
+    "qubesdb-multiread": "casemate.agent.qubesdb_tool",
+    "qubesdb-watch": "casemate.agent.qubesdb_tool",
+    "qfile-unpacker": "casemate.agent.unpack",
+    "vmexec": "casemate.agent.vmexec",
+    "service-connect": "casemate.agent.connector",
+}
+"""Tool: module whose ``main(argv)`` runs it. ``argv[0]`` is the tool's name."""
+
+
+def main(argv: list[str]) -> int:
+    """Run ``argv[0]`` with the rest as its arguments; 127 for a name that is no tool."""
+    name = argv[0].rpartition("/")[2] if argv else ""
+    module = TOOLS.get(name)
+    if module is None:
+        sys.stderr.write(f"casemate-agent: no tool {name[:80]!a}; there are: {' '.join(TOOLS)}\n")
+        return 127
+    loaded = __import__(module, fromlist=["main"])
+    try:
+        status = loaded.main([name, *argv[1:]])
+    except KeyboardInterrupt:
+        return 130
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,248 @@
+"""Which program serves a call: lookup by name and argument, its configuration, what it is told. Fails closed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+
+from casemate.wire.errors import CallRefusedError, CasemateError, printable
+from casemate.wire.names import number, user_name
+from casemate.wire.qrexec import EXIT_FAILED, EXIT_NO_SERVICE, Command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SERVICE_PATH = "/run/qubes-rpc:/usr/local/etc/qubes-rpc:/etc/qubes-rpc"
+CONFIG_PATH = "/run/qubes/rpc-config:/usr/local/etc/qubes/rpc-config:/etc/qubes/rpc-config"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+NAME_MAX = 255
+MAX_CONFIG = 65536
+_TCP = "/dev/tcp"
+
+
+class NoServiceError(CallRefusedError):
+    """The call was allowed, but there is no such service here."""
+
+    exit_status = EXIT_NO_SERVICE
+
+
+class ServiceError(CasemateError):
+    """The service is there and cannot be used: bad configuration, not executable, unreadable."""
+
+    exit_status = EXIT_FAILED
+
+
+class Config:
+    """A service's configuration file; every key has its default."""
+
+    __slots__ = ("exit_on_client_eof", "exit_on_service_eof", "force_user", "skip_descriptor", "wait_for_session")
+
+    def __init__(self) -> None:
+        self.wait_for_session = False
+        self.force_user = ""
+        self.skip_descriptor = False
+        self.exit_on_service_eof = False
+        self.exit_on_client_eof = False
+
+
+class Service:
+    """What to run for a call.
+
+    ``kind`` is ``exec``, ``socket`` or ``tcp``. ``argv`` can always be executed: for the other two it is the agent's own
+    connector. ``user`` is the account to run as.
+    """
+
+    __slots__ = ("argv", "config", "environment", "kind", "path", "user")
+
+    def __init__(
+        self, kind: str, path: str, argv: Sequence[str], environment: Mapping[str, str], user: str, config: Config
+    ) -> None:
+        self.kind = kind
+        self.path = path
+        self.argv = list(argv)
+        self.environment = environment
+        self.user = user
+        self.config = config
+
+
+def find_service(command: Command, default_user: str, environ: Mapping[str, str] = os.environ) -> Service:
+    """What serves the call; NoServiceError (127) when nothing does, ServiceError (125) when it cannot be used."""
+    found = _lookup(command, environ.get("QREXEC_SERVICE_PATH") or SERVICE_PATH)
+    if found is None:
+        raise NoServiceError(f"{command.service}: no such service in this qube")
+    path, kind = found
+    config = _configuration(command, environ.get("QUBES_RPC_CONFIG_PATH") or CONFIG_PATH)
+    user = config.force_user or (default_user if command.user == "DEFAULT" else command.user)
+    if kind == "exec":
+        if config.skip_descriptor or config.exit_on_service_eof:
+            raise ServiceError(f"{command.service}: its configuration is for a socket service")
+        argv = [path, *([command.argument] if command.argument else [])]
+    else:
+        target = path if kind == "socket" else _tcp_target(os.readlink(path), command.argument or "")
+        flags = ("s" if config.exit_on_service_eof else "") + ("c" if config.exit_on_client_eof else "")
+        descriptor = "" if config.skip_descriptor else command.descriptor
+        argv = [*own_tool("service-connect"), kind, target, flags, descriptor]
+    return Service(kind, path, argv, _environment(command, environ), user, config)
+
+
+def own_tool(name: str) -> list[str]:
+    """Command that runs one of the agent's tools."""
+    archive, inside, _ = __file__.partition(".pyz/")
+    if inside:
+        return [sys.executable, "-I", "-S", archive + ".pyz", name]
+    return [sys.executable, "-m", "casemate.agent.entry", name]
+
+
+def _environment(command: Command, environ: Mapping[str, str]) -> dict[str, str]:
+    """Nothing is inherited but where services are; the rest says who calls."""
+    keyword = command.target_type == "keyword"
+    out = {
+        "PATH": PATH,
+        "QREXEC_REMOTE_DOMAIN": command.source,
+        "QREXEC_SERVICE_FULL_NAME": command.service
+        if command.argument is None
+        else f"{command.service}+{command.argument}",
+        "QREXEC_REQUESTED_TARGET_TYPE": command.target_type,
+    }
+    if command.argument is not None:
+        out["QREXEC_SERVICE_ARGUMENT"] = command.argument
+    if command.target_type:
+        out["QREXEC_REQUESTED_TARGET_KEYWORD" if keyword else "QREXEC_REQUESTED_TARGET"] = command.target
+    if "QREXEC_SERVICE_PATH" in environ:
+        out["QREXEC_SERVICE_PATH"] = environ["QREXEC_SERVICE_PATH"]
+    return out
+
+
+def _candidates(command: Command, search: str) -> list[str]:
+    names = [command.full_name, command.service]
+    if len(command.full_name) > NAME_MAX:
+        del names[0]  # no file can have that name
+    return [f"{directory}/{name}" for name in names for directory in search.split(":") if directory]
+
+
+def _lookup(command: Command, search: str) -> tuple[str, str] | None:
+    for path in _candidates(command, search):
+        try:
+            link = stat.S_ISLNK(os.lstat(path).st_mode)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ServiceError(f"{path}: {error.strerror}") from error
+        try:
+            if link:
+                target = os.readlink(path)
+                if target == _TCP or target.startswith(_TCP + "/"):
+                    return path, "tcp"
+            mode = os.stat(path).st_mode
+        except OSError as error:
+            raise ServiceError(f"{path}: {error.strerror}") from error
+        if stat.S_ISSOCK(mode):
+            return path, "socket"
+        if stat.S_ISREG(mode) and os.access(path, os.X_OK):
+            return path, "exec"
+        raise ServiceError(f"{path}: neither a program nor a socket")
+    return None
+
+
+def _tcp_target(link: str, argument: str) -> str:
+    """``HOST PORT`` of a link to ``/dev/tcp[/HOST[/PORT]]``; what is missing is taken from the argument."""
+    parts = link[len(_TCP) :].split("/")[1:]
+    if len(parts) == 2:
+        if argument:
+            raise ServiceError("this service takes no argument")
+    elif len(parts) == 1:
+        parts.append(argument)
+    elif not parts:
+        host, plus, port = argument.rpartition("+")
+        if not plus or "_" in argument:
+            raise ServiceError("this service wants HOST+PORT as its argument")
+        parts = [host.replace("+", ":"), port]
+    else:
+        raise ServiceError("malformed link to /dev/tcp")
+    host, port = parts
+    if not host or host.strip("0123456789abcdefABCDEF.:") or not (":" in host or host.count(".") == 3):
+        raise ServiceError(f"{printable(host, 80)!r} is not an address")
+    try:
+        return f"{host} {number(port, 'port', 1, 65535)}"
+    except CasemateError as error:
+        raise ServiceError(str(error)) from None
+
+
+# -- configuration
+
+
+def _configuration(command: Command, search: str) -> Config:
+    for path in _candidates(command, search):
+        try:
+            with open(path, "rb") as file:
+                data = file.read(MAX_CONFIG + 1)
+        except FileNotFoundError:
+            if os.path.islink(path):
+                raise ServiceError(f"{path}: dangling link") from None
+            continue
+        except OSError as error:
+            raise ServiceError(f"{path}: {error.strerror}") from error
+        if len(data) > MAX_CONFIG:
+            raise ServiceError(f"{path}: too long")
+        try:
+            return parse_config(data)
+        except CasemateError as error:
+            raise ServiceError(f"{path}: {error}") from None
+    return Config()
+
+
+def parse_config(data: bytes) -> Config:
+    """A configuration: ``key=value`` lines, strings in single quotes, true, false, decimal numbers; ServiceError."""
+    config = Config()
+    seen: set[str] = set()
+    try:
+        text = data.decode("ascii")
+    except UnicodeDecodeError:
+        raise ServiceError("not ASCII") from None
+    for count, line in enumerate(text.split("\n"), 1):
+        if not line.strip(" \t") or line.startswith("#"):
+            continue
+        key, equals, raw = line.partition("=")
+        key, raw = key.rstrip(" \t"), raw.strip(" \t")
+        if not equals or not key or key.strip("abcdefghijklmnopqrstuvwxyz0123456789-_"):
+            raise ServiceError(f"line {count}: not key=value")
+        if key in seen:
+            raise ServiceError(f"line {count}: {key} given twice")
+        seen.add(key)
+        value = _config_value(raw, count)
+        if key == "force-user":
+            if not isinstance(value, str):
+                raise ServiceError(f"line {count}: force-user wants a string")
+            config.force_user = user_name(value)
+        elif key == "wait-for-session":
+            config.wait_for_session = _flag(value, key, count, numbers=True)
+        elif key == "skip-service-descriptor":
+            config.skip_descriptor = _flag(value, key, count)
+        elif key == "exit-on-service-eof":
+            config.exit_on_service_eof = _flag(value, key, count)
+        elif key == "exit-on-client-eof":
+            config.exit_on_client_eof = _flag(value, key, count)
+    if config.force_user and (config.skip_descriptor or config.exit_on_service_eof or config.exit_on_client_eof):
+        raise ServiceError("force-user does not go together with the options of socket services")
+    return config
+
+
+def _config_value(raw: str, count: int) -> str | bool | int:
+    if raw in ("true", "false"):
+        return raw == "true"
+    if len(raw) >= 2 and raw[0] == raw[-1] == "'" and "'" not in raw[1:-1] and raw.isprintable():
+        return raw[1:-1]
+    try:
+        return number(raw)
+    except CasemateError:
+        raise ServiceError(f"line {count}: malformed value") from None
+
+
+def _flag(value: str | bool | int, key: str, count: int, numbers: bool = False) -> bool:
+    if isinstance(value, bool):
+        return value
+    if numbers and value in (0, 1) and isinstance(value, int):
+        return value == 1
+    raise ServiceError(f"line {count}: {key} wants true or false")
