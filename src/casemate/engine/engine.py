@@ -7,9 +7,9 @@ import logging
 import os
 import re
 import shutil
+import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from casemate.engine.bus import Bus
 from casemate.engine.create import Creator
@@ -25,6 +25,7 @@ from casemate.model.domain import Domain
 from casemate.qrexec.broker import Actions, Broker
 from casemate.qrexec.evaluate import SystemInfo
 from casemate.qrexec.files import PolicyFiles
+from casemate.qrexec.host_service import run_on_host
 from casemate.settings import Settings
 from casemate.storage.pool import Pools
 from casemate.store.store import Store
@@ -151,9 +152,7 @@ class Engine:
         if domain is not None and domain.klass == "DispVM" and getattr(domain, "auto_cleanup", False):
             await self.creator.remove(name)
 
-    async def _run_on_host(self, stream: Any, source: str, service: str, argument: str, target: str) -> None:
-        from casemate.qrexec.host_service import run_on_host
-
+    async def _run_on_host(self, stream: socket.socket, source: str, service: str, argument: str, target: str) -> None:
         await run_on_host(self.settings, self._runner, stream, source, service, argument, target)
 
     # -- begin and end of the daemon
@@ -195,8 +194,3 @@ class Engine:
         await self.lifecycle.close()
         self._links.release()
         await self.hypervisor.close()
-
-
-def image_of(path: Path) -> dict[str, Path]:
-    """The images of a template whose root is the file."""
-    return {"root": path}

@@ -287,7 +287,7 @@ class Lifecycle:
 
     async def shutdown(self, name: str, force: bool = False, wait: bool = False) -> None:
         """Ask the guest to power off; with ``wait`` return when it has, ShutdownTimeoutError if it does not in time."""
-        domain = self._running(name)
+        domain = self._started(name)
         if not force:
             users = [d.name for d in domain.connected_vms() if self.states.of(d.name) is not PowerState.HALTED]
             if users:
@@ -321,7 +321,7 @@ class Lifecycle:
 
     async def pause(self, name: str) -> None:
         """Stop the machine's time."""
-        domain = self._running(name)
+        domain = self._started(name)
         self._bus.say(name, "domain-pre-paused")
         async with self.locks[name]:
             await self._hypervisor.pause(domain.uuid)
@@ -345,10 +345,6 @@ class Lifecycle:
             raise NotStartedError(f"{name} is this host")
         if self.states.of(name) is PowerState.HALTED:
             raise NotStartedError(f"{name} is not started")
-        return domain
-
-    def _running(self, name: str) -> Domain:
-        domain = self._started(name)
         return domain
 
     # -- what happens by itself

@@ -151,7 +151,7 @@ class Links:
         pidfd = self._pidfds[name]
         asyncio.get_running_loop().remove_reader(pidfd)
         gone = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_reader(pidfd, lambda: gone.done() or gone.set_result(None))
+        asyncio.get_running_loop().add_reader(pidfd, lambda: None if gone.done() else gone.set_result(None))
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         except ProcessLookupError:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from casemate.pump.loop import HANGUP, READ, WRITE, Loop
 from casemate.wire import mux
 from casemate.wire.errors import ProtocolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+else:
+    Protocol = object  # typing is too slow to import in a guest
+
 
 HIGH_WATER = 256 * 1024
 """Bytes waiting for the channel above which no stream may add more."""
@@ -27,6 +34,27 @@ class StreamHandler:
 
     def on_abort(self) -> None:
         """The stream is gone in both directions."""
+
+
+class ByteStream(Protocol):
+    """What a StreamHandler needs of its stream, whatever carries it."""
+
+    handler: StreamHandler
+
+    def room(self) -> int:
+        """Bytes that may be written now. After 0, ``on_room`` tells when there is more."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send ``data``, at most ``room`` bytes."""
+
+    def consumed(self, count: int) -> None:
+        """``count`` bytes handed to ``on_data`` have gone on."""
+
+    def eof(self) -> None:
+        """Send no more."""
+
+    def abort(self) -> None:
+        """Give the stream up; the handler is not called again."""
 
 
 class Stream:

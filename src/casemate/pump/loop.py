@@ -5,7 +5,10 @@ from __future__ import annotations
 import heapq
 import select
 import time
-from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -70,6 +73,10 @@ class Loop:
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             heapq.heappop(self._timers)[2]()
+
+    def busy(self) -> bool:
+        """True while anything is watched."""
+        return bool(self._handlers)
 
     def close(self) -> None:
         """Give the epoll descriptor back."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
 
-from casemate.pump.channel import Stream, StreamHandler
+from casemate.pump.channel import ByteStream, StreamHandler
 from casemate.pump.loop import HANGUP, READ, WRITE, Loop
 from casemate.wire.errors import ProtocolError
 from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER, MAX_CHUNK, ServiceSide
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PIPE_READ = 65536
 MESSAGE = HEADER.size
@@ -27,7 +30,7 @@ class ServiceCall(StreamHandler):
     def __init__(
         self,
         loop: Loop,
-        stream: Stream,
+        stream: ByteStream,
         stdin: int,
         stdout: int,
         stderr: int | None,
@@ -212,7 +215,7 @@ class ServiceCall(StreamHandler):
         self._on_done(self)
 
 
-def refuse(stream: Stream, status: int, why: str = "") -> None:
+def refuse(stream: ByteStream, status: int, why: str = "") -> None:
     """End a call that cannot be served: ``why`` on its stderr, then the status (127: no such service)."""
     side = ServiceSide()
     pieces = side.output(DATA_STDERR, why.encode("ascii", "replace")[:4096]) + side.exit(status)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
 
 from casemate.pump.channel import Stream, StreamHandler
 from casemate.pump.loop import HANGUP, READ, WRITE, Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CHUNK = 65536
 

@@ -1,7 +1,7 @@
 """Decides about calls that qubes make, and joins the two ends; it is not in the data path.
 
 Each running qube has a door, a socket of its own in its run-time directory: who knocks there is that qube, whatever
-it says. One connection is one call: a line of JSON ``{"service": ..., "target": ...}``, answered by a line of JSON; with
+it says. One connection is one call: a line of JSON ``{"service": ..., "target": ...}``, answered by one; with
 ``{"result": "allow"}`` comes a descriptor, the other end's call stream. The link keeps the connection until the call
 ends, so that a disposable made for it can be removed then.
 """
@@ -13,10 +13,8 @@ import json
 import logging
 import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from casemate.qrexec.evaluate import Allow, Deny, SystemInfo, evaluate
 from casemate.qrexec.files import PolicyFiles
@@ -199,21 +197,3 @@ class Broker:
             stream.close()
             raise
         return stream
-
-
-def service_path(settings: Settings, service: str, arg: str | None) -> Path | None:
-    """The program of a service of this host, the argument-specific one first; None when there is none.
-
-    Programs of the administrator in ``STATE/qubes-rpc``; an entry that others may write is not run.
-    """
-    directory = settings.state / "qubes-rpc"
-    for name in ([f"{service}+{arg or ''}"]) + [service]:
-        path = directory / name
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            continue
-        if stat.S_ISREG(status.st_mode) and os.access(path, os.X_OK) and not status.st_mode & 0o002:
-            return path
-        raise CallRefusedError(f"{path} is not a program that only its owner may change")
-    return None

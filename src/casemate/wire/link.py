@@ -18,19 +18,23 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, Final
 
 from casemate.wire.errors import ProtocolError
 
-CALL: Final = b"c"
-DATABASE: Final = b"d"
-READY: Final = b"r"
-POWER: Final = b"p"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-CONTROL: Final = 0x401
+
+CALL = b"c"
+DATABASE = b"d"
+READY = b"r"
+POWER = b"p"
+
+CONTROL = 0x401
 """Type of a control message; outside the range that qrexec uses."""
 
-MAX_CONTROL: Final = 60000
+MAX_CONTROL = 60000
 _HEADER = struct.Struct("<II")
 
 

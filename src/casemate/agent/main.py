@@ -1,0 +1,201 @@
+"""The agent: this guest's end of the channel. As process 1 it is also the guest's init."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+
+from casemate.agent.port import find_port, open_port
+from casemate.agent.service import find_service
+from casemate.pump.channel import Channel, Stream, StreamHandler
+from casemate.pump.loop import READ, Loop
+from casemate.pump.request import FirstMessage, Listener, listen
+from casemate.pump.service import ServiceCall, refuse
+from casemate.pump.spawn import Account, spawn
+from casemate.pump.splice import Splice
+from casemate.qdb.server import DatabaseServer, DatabaseStream
+from casemate.qdb.session import Database, GuestMirror
+from casemate.wire.errors import CasemateError, ProtocolError
+from casemate.wire.link import CALL, DATABASE, POWER, READY
+from casemate.wire.qrexec import EXIT_FAILED, GUEST_REQUESTS, HEADER, HOST_REQUESTS, message, parse_command, parse_exec
+
+RUN = "/run/qubes"
+_POLL_SECONDS = 0.02
+_PORT_CHUNK = 64 * 1024
+"""Bytes of a read. The kernel gives at most 4096 of a port; a buffer that is kept costs nothing more."""
+
+
+class Agent:
+    """Serves the host's calls, this guest's programs and its database."""
+
+    def __init__(self, loop: Loop, fd: int, run: str) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._channel: Channel | None = None
+        self._calls: dict[int, ServiceCall] = {}
+        self._accounts: dict[str, Account | None] = {}
+        self._database = Database(guest=True)
+        self._seeded = False
+        os.makedirs(run, mode=0o755, exist_ok=True)
+        os.chmod(run, 0o755)
+        Listener(loop, listen(f"{run}/qrexec-agent.sock", 0o666), self._connection)
+        DatabaseServer(loop, listen(f"{run}/qubesdb.sock", 0o666), self._database)
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        loop.watch(reading, READ, lambda _mask: self._reap(reading))
+        self._await_host()
+
+    # -- the channel
+
+    def _await_host(self) -> None:
+        """A port without a host is always ready and always at its end: look again until there is one."""
+        import select
+
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if any(mask & select.POLLHUP for _fd, mask in poll.poll(0)):
+            self._loop.later(_POLL_SECONDS, self._await_host)
+            return
+        self._channel = Channel(self._loop, self._fd, False, self._opened, self._session, self._lost, chunk=_PORT_CHUNK)
+
+    def _lost(self, _why: str) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        self._loop.later(_POLL_SECONDS, self._await_host)
+
+    def _session(self) -> None:
+        assert self._channel is not None
+        mirror = GuestMirror(self._database)
+        mirror.on_synced = self._synced
+        DatabaseStream(self._loop, self._channel.open(DATABASE, StreamHandler()), mirror, lambda _why: None)
+
+    def _synced(self) -> None:
+        self._configure()
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            body = {"boot_id": file.read().strip(), "pid": os.getpid()}
+        if self._channel is not None:
+            self._channel.open(READY + json.dumps(body).encode(), StreamHandler())
+
+    def _configure(self) -> None:
+        """What the host has told: name, time zone, services, fresh randomness."""
+        tree = self._database.tree
+        if os.geteuid() != 0 or self._seeded:
+            return
+        self._seeded = True
+        name = tree.read("/name")
+        if name:
+            socket.sethostname(name.decode("ascii"))
+            try:
+                with open("/etc/hostname", "wb") as file:
+                    file.write(name + b"\n")
+                with open("/etc/hosts", "wb") as file:
+                    file.write(b"127.0.0.1 localhost\n127.0.1.1 " + name + b"\n")
+            except OSError:
+                pass
+        seed = tree.read("/qubes-random-seed")
+        if seed:
+            with open("/dev/urandom", "wb") as file:
+                file.write(seed)
+            tree.remove("/qubes-random-seed")
+        zone = (tree.read("/qubes-timezone") or b"").decode("ascii", "replace")
+        if zone and ".." not in zone and os.path.exists(f"/usr/share/zoneinfo/{zone}"):
+            try:
+                os.unlink("/etc/localtime")
+            except OSError:
+                pass
+            os.symlink(f"/usr/share/zoneinfo/{zone}", "/etc/localtime")
+        os.makedirs("/run/qubes-service", exist_ok=True)
+        for path, value in tree.items("/qubes-service/"):
+            service = path[len("/qubes-service/") :]
+            if value == b"1" and "/" not in service and service not in (".", ".."):
+                open(f"/run/qubes-service/{service}", "w").close()
+
+    # -- calls
+
+    def _opened(self, stream: Stream, payload: bytes) -> None:
+        kind, body = payload[:1], payload[1:]
+        if kind == CALL:
+            try:
+                number, length = HEADER.unpack_from(body)
+                if HOST_REQUESTS((number, length)) != len(body) - HEADER.size:
+                    raise ProtocolError("request is cut")
+                self._serve(stream, parse_exec(body[HEADER.size :]))
+            except (CasemateError, OSError, ValueError) as error:
+                refuse(stream, getattr(error, "exit_status", EXIT_FAILED), f"{error}\n")
+        elif kind == POWER:
+            stream.abort()
+            from casemate.agent.power import power_off
+
+            power_off()
+        else:
+            stream.abort()
+
+    def _serve(self, stream: Stream, cmdline: str) -> None:
+        command = parse_command(cmdline)
+        default = (self._database.tree.read("/default-user") or b"user").decode("ascii")
+        found = find_service(command, default)
+        account = self._account(found.user)
+        environment = dict(found.environment)
+        if account is not None:
+            environment.update(account.environment())
+        pid, stdin, stdout, stderr = spawn(found.argv, environment, account)
+        self._calls[pid] = ServiceCall(self._loop, stream, stdin, stdout, stderr, lambda _call: None)
+
+    def _account(self, name: str) -> Account | None:
+        if os.geteuid() != 0:
+            return None  # not a guest's agent: run as who we are
+        if name not in self._accounts:
+            try:
+                self._accounts[name] = Account(name)
+            except KeyError:
+                raise ProtocolError(f"no user {name} here") from None
+        return self._accounts[name]
+
+    def _reap(self, wakeup: int) -> None:
+        try:
+            os.read(wakeup, 4096)
+        except BlockingIOError:
+            pass
+        try:
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                call = self._calls.pop(pid, None)
+                if call is not None:
+                    code = os.waitstatus_to_exitcode(status)
+                    call.exited(code if code >= 0 else 128 - code)
+        except ChildProcessError:
+            return
+
+    def _connection(self, sock: socket.socket) -> None:
+        FirstMessage(self._loop, sock, GUEST_REQUESTS, self._requested)
+
+    def _requested(self, sock: socket.socket, kind: int, body: bytes) -> None:
+        if self._channel is None or not self._channel.mux.connected:
+            sock.close()
+            return
+        stream = self._channel.open(CALL + message(kind, body), StreamHandler())
+        Splice(self._loop, sock, stream)
+
+
+def main(argv: list[str]) -> int:
+    """Serve for ever. ``argv`` may name another port and run-time directory (for use without a machine)."""
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    loop = Loop()
+    while (port := find_port()) is None:
+        import time
+
+        time.sleep(_POLL_SECONDS)
+    Agent(loop, open_port(port), RUN)
+    try:
+        loop.run()
+    except BaseException as error:
+        sys.stderr.write(f"casemate-agent: {error!r}\n")
+        raise
+    return 0

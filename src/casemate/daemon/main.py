@@ -1,0 +1,94 @@
+"""casemated: opens the store and the hypervisor, finds again what runs, serves the Admin API until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from logging.handlers import RotatingFileHandler
+
+from casemate.daemon.wiring import Daemon
+from casemate.host.process import become_subreaper
+from casemate.settings import Settings, load
+from casemate.wire.errors import CasemateError
+
+log = logging.getLogger("casemated")
+
+
+class _OneLine(logging.Formatter):
+    """Each record on one line of printable ASCII, but for the traceback of a fault of ours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return "".join(c if " " <= c <= "~" or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _prepare(settings: Settings) -> None:
+    """Make the directories; qubes may search them, nobody else may read them."""
+    for directory in (settings.state, settings.run, settings.run / "qubes"):
+        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    for directory in (settings.policy_dir, settings.run / "log", settings.state / "kernels"):
+        directory.mkdir(mode=0o755 if directory.name == "kernels" else 0o700, parents=True, exist_ok=True)
+
+
+def _log_to(settings: Settings, foreground: bool) -> None:
+    handler: logging.Handler
+    if foreground:
+        handler = logging.StreamHandler()
+    else:
+        handler = RotatingFileHandler(settings.run / "log" / "casemated.log", maxBytes=1 << 20, backupCount=2)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _only_one(settings: Settings) -> int | None:
+    """Take the lock that one daemon per state holds while it lives; None when another has it."""
+    fd = os.open(settings.run / "casemated.pid", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Daemon(settings):
+        log.info("serving %s", settings.api_socket)
+        await stop.wait()
+    log.info("stopped; qubes go on")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the daemon; 0 after an orderly stop, 3 when another daemon serves this state already."""
+    parser = argparse.ArgumentParser(prog="casemated", description="Serve the Admin API and run qubes.")
+    parser.add_argument("--foreground", action="store_true", help="log to standard error")
+    options = parser.parse_args(argv)
+    try:
+        settings = load()
+        _prepare(settings)
+        lock = _only_one(settings)
+        if lock is None:
+            return 3
+        _log_to(settings, options.foreground)
+        become_subreaper()
+        asyncio.run(_serve(settings))
+    except CasemateError as error:
+        log.error("%s", error)
+        print(f"casemated: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""``python -m casemate.link NAME`` with a JSON description on stdin; says ``listening`` on stdout when it serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+from casemate.link.link import Link
+
+_MAX_DESCRIPTION = 8 << 20
+
+
+def main() -> int:
+    """Serve the qube until killed."""
+    description = json.loads(sys.stdin.buffer.read(_MAX_DESCRIPTION))
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    os.umask(0o077)
+    if description["uid"] is not None:
+        os.setgroups([])
+        os.setgid(description["gid"])
+        os.setuid(description["uid"])
+    link = Link(description["name"], description["directory"], description["default_user"], description["database"])
+    del description
+    link.connect()
+    sys.stdout.write("listening\n")
+    sys.stdout.flush()
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    link.loop.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
