@@ -13,8 +13,8 @@ CHUNK = 65536
 def main(argv: list[str]) -> int:
     """Connect, tell the service who calls, then move bytes until both directions have ended.
 
-    KIND is ``socket`` (TARGET a path) or ``tcp`` (TARGET ``HOST PORT``). FLAGS: ``s`` ends the call when the service ends
-    its output, ``c`` when the caller ends. An empty DESCRIPTOR is not sent.
+    KIND is ``socket`` (TARGET a path) or ``tcp`` (TARGET ``HOST PORT``). FLAGS: ``s`` ends the call when the service
+    ends its output, ``c`` when the caller ends. An empty DESCRIPTOR is not sent.
     """
     kind, target, flags, descriptor = argv[1:5]
     try:
@@ -40,51 +40,39 @@ def _join(sock: socket.socket, flags: str) -> None:
         os.set_blocking(fd, False)
     to_service, to_caller = b"", b""
     reading = writing = True  # of the caller's stream; of the service's
-    poll = select.poll()
     while True:
-        masks = {0: 0, 1: 0, sock.fileno(): 0}
+        poll = select.poll()
+        from_sock = select.POLLIN if writing and not to_caller else 0
+        to_sock = select.POLLOUT if to_service else 0
+        if from_sock or to_sock or not writing:
+            poll.register(sock, from_sock | to_sock)  # with 0 it still tells that the service is gone
         if reading and not to_service:
-            masks[0] |= select.POLLIN
-        if writing and not to_caller:
-            masks[sock.fileno()] |= select.POLLIN
-        if to_service:
-            masks[sock.fileno()] |= select.POLLOUT
+            poll.register(0, select.POLLIN)
         if to_caller:
-            masks[1] |= select.POLLOUT
-        if not any(masks.values()):
-            return
-        for fd, mask in masks.items():
-            if mask:
-                poll.register(fd, mask)
+            poll.register(1, select.POLLOUT)
         ready = dict(poll.poll())
-        for fd, mask in masks.items():
-            if mask:
-                poll.unregister(fd)
-        if 0 in ready and masks[0]:
-            data = os.read(0, CHUNK)
-            to_service = data
-            if not data:
+        if 0 in ready:
+            to_service = os.read(0, CHUNK)
+            if not to_service:
                 reading = False
-                sock.shutdown(socket.SHUT_WR)
                 if "c" in flags:
                     return
-        if sock.fileno() in ready:
-            if masks[sock.fileno()] & select.POLLIN:
-                try:
-                    to_caller = sock.recv(CHUNK)
-                    ended = not to_caller
-                except BlockingIOError:
-                    ended = False
-                if ended:
-                    writing = False
-                    os.close(1)
-                    os.open("/dev/null", os.O_WRONLY)  # the lowest free number: 1 again
-                    if "s" in flags:
-                        return
-            if to_service:
-                try:
-                    to_service = to_service[sock.send(to_service) :]
-                except BlockingIOError:
-                    pass
-        if 1 in ready and to_caller:
+                sock.shutdown(socket.SHUT_WR)
+        if 1 in ready:
             to_caller = to_caller[os.write(1, to_caller) :]
+        if ready.get(sock.fileno(), 0) and from_sock:
+            to_caller = sock.recv(CHUNK)
+            if not to_caller:
+                writing = False
+                os.dup2(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC), 1)
+                if "s" in flags:
+                    return
+        elif to_sock and sock.fileno() in ready:
+            try:
+                to_service = to_service[sock.send(to_service) :]
+            except (BrokenPipeError, ConnectionResetError):
+                reading, to_service = False, b""
+        if not writing and (not reading or ready.get(sock.fileno(), 0) & (select.POLLHUP | select.POLLERR)):
+            if to_service and not ready.get(sock.fileno(), 0) & select.POLLHUP:
+                continue
+            return

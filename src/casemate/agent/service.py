@@ -50,8 +50,8 @@ class Config:
 class Service:
     """What to run for a call.
 
-    ``kind`` is ``exec``, ``socket`` or ``tcp``. ``argv`` can always be executed: for the other two it is the agent's own
-    connector. ``user`` is the account to run as.
+    ``kind`` is ``exec``, ``socket`` or ``tcp``. ``argv`` can always be executed: for the other two it is the agent's
+    own connector. ``user`` is the account to run as.
     """
 
     __slots__ = ("argv", "config", "environment", "kind", "path", "user")
