@@ -1,0 +1,88 @@
+"""Methods about qubes as such: list, create, remove."""
+
+from __future__ import annotations
+
+from casemate.api.context import Context
+from casemate.api.method import Access, method
+from casemate.model.classes import CLASSES, Admin
+from casemate.model.domain import Domain
+from casemate.model.system import System
+from casemate.model.volumes import VOLUME_NAMES
+from casemate.wire import names
+from casemate.wire.admin import ListedQube, build_list
+from casemate.wire.errors import ProtocolError, ValueInvalidError, printable
+
+NEW_CLASSES = tuple(name for name, cls in CLASSES.items() if cls is not Admin)
+
+
+def listed(context: Context, domain: Domain) -> ListedQube:
+    """A qube's line in the list."""
+    return ListedQube(domain.name, domain.klass, context.state(domain), domain.uuid_text)
+
+
+@method("admin.vm.List", Access.READ)
+def list_qubes(context: Context, system: System, dest: Domain) -> str:
+    """All qubes with class, state and UUID; asked of a qube, that one only."""
+    wanted = system.domains.ordered() if dest is system.admin else [dest]
+    return build_list([listed(context, domain) for domain in wanted])
+
+
+@method("admin.vmclass.List", Access.READ)
+def list_classes() -> str:
+    """The classes of qubes."""
+    return "".join(f"{name}\n" for name in CLASSES)
+
+
+def creation(payload: str, pooled: bool) -> tuple[str, str, dict[str, str]]:
+    """Name, label and pools in the payload of a creation."""
+    found: dict[str, str] = {}
+    for word in payload.split(" "):
+        key, equals, value = word.partition("=")
+        if not equals or key in found:
+            raise ProtocolError(f"Not understood, or given twice: {printable(word, 80)!r}")
+        found[key] = value
+    pools: dict[str, str] = {}
+    for key in [key for key in found if key == "pool" or key.startswith("pool:")]:
+        volume = key.partition(":")[2]
+        if not pooled or (volume and volume not in VOLUME_NAMES):
+            raise ProtocolError(f"Not understood: {printable(key, 80)!r}")
+        pools[volume] = str(names.pool_name(found.pop(key)))
+    if pooled and (not pools or ("" in pools and len(pools) > 1)):
+        raise ProtocolError("Either one pool= or pool:VOLUME= for some volumes is needed")
+    for key in ("name", "label"):
+        if not found.get(key):
+            raise ProtocolError(f"A creation needs {key}=")
+    if len(found) > 2:
+        raise ProtocolError(f"Not understood: {printable(', '.join(sorted(found.keys() - {'name', 'label'})), 80)}")
+    return str(names.new_qube_name(found["name"])), str(names.label_name(found["label"])), pools
+
+
+@method("admin.vm.Create.{klass}", Access.EXECUTE, klass=NEW_CLASSES)
+async def create(context: Context, klass: str, payload: str, arg: str = "") -> None:
+    """Make a qube; the argument is its template, the payload ``name=NAME label=LABEL``."""
+    name, label, _ = creation(payload, pooled=False)
+    await context.engine.create(klass, name, label, str(names.qube_name(arg)) if arg else None, None)
+
+
+@method("admin.vm.CreateInPool.{klass}", Access.EXECUTE, klass=NEW_CLASSES)
+async def create_in_pool(context: Context, klass: str, payload: str, arg: str = "") -> None:
+    """Make a qube with its volumes, or some of them, in given pools."""
+    name, label, pools = creation(payload, pooled=True)
+    await context.engine.create(klass, name, label, str(names.qube_name(arg)) if arg else None, pools)
+
+
+@method("admin.vm.CreateDisposable", Access.EXECUTE)
+async def create_disposable(context: Context, dest: Domain, payload: str = "") -> str:
+    """Make a disposable of the qube (of dom0: of its default one); its name, with payload ``uuid`` its UUID."""
+    if payload not in ("", "uuid"):
+        raise ValueInvalidError("The payload of CreateDisposable is empty or 'uuid'")
+    name = await context.engine.create_disposable(None if dest.klass == Admin.class_name else dest.name)
+    return f"uuid:{context.store.snapshot().domains[name].uuid_text}" if payload else name
+
+
+@method("admin.vm.Remove", Access.EXECUTE)
+async def remove(context: Context, dest: Domain) -> None:
+    """Remove a halted qube with its volumes."""
+    if dest.klass == Admin.class_name:
+        raise ValueInvalidError(f"{dest.name} cannot be removed")
+    await context.engine.remove(dest.name)

@@ -1,0 +1,206 @@
+"""Events: changes of the store and of machines, as upstream's frames, to every subscriber in one order.
+
+A subscriber that does not read is cut off after 1000 frames; nothing here waits for one.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import threading
+from asyncio import AbstractEventLoop, WriteTransport, get_running_loop
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+
+from casemate.model import changes as ch
+from casemate.model.system import System
+from casemate.store.store import Store
+from casemate.wire.admin import ADMIN, CONNECTED, Event, build_event
+from casemate.wire.errors import CasemateError, ProtocolError
+
+_log = logging.getLogger(__name__)
+
+QUEUE_LIMIT = 1000
+MAX_SUBSCRIPTIONS = 64
+
+_DERIVED = {"default_netvm": "netvm", "default_dispvm": "default_dispvm", "default_guivm": "guivm"}
+"""Global properties whose change is a change of the qubes that use them as a default."""
+
+
+class Subscription:
+    """One subscriber: frames go out as its socket takes them."""
+
+    def __init__(self, transport: WriteTransport, dest: str) -> None:
+        self._transport = transport
+        self._dest = dest
+        self._waiting: deque[bytes] | None = None
+        self.closed = False
+
+    def wants(self, subject: str) -> bool:
+        """Whether an event about ``subject`` is for this subscriber; dom0's is for everything."""
+        return self._dest in (ADMIN, subject)
+
+    def send(self, frame: bytes) -> None:
+        """Write a frame, or keep it until the socket takes more; cut off a subscriber that is too far behind."""
+        if self.closed:
+            return
+        if self._waiting is None:
+            self._transport.write(frame)
+        elif len(self._waiting) < QUEUE_LIMIT:
+            self._waiting.append(frame)
+        else:
+            _log.warning("a subscriber of events does not read; cut off after %d waiting frames", QUEUE_LIMIT)
+            self.closed = True
+            self._transport.abort()
+
+    def pause(self) -> None:
+        """The socket takes no more for now."""
+        if self._waiting is None:
+            self._waiting = deque()
+
+    def resume(self) -> None:
+        """The socket takes more."""
+        waiting, self._waiting = self._waiting, None
+        while waiting and self._waiting is None:
+            self.send(waiting.popleft())
+        if waiting and self._waiting is not None:
+            self._waiting.extend(waiting)
+
+    def gone(self) -> bool:
+        """Whether the other side has closed its socket altogether (its half-close is normal)."""
+        connection = self._transport.get_extra_info("socket")
+        if self.closed or connection is None or connection.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(connection.fileno(), 0)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """End the stream."""
+        self.closed = True
+        self._transport.close()
+
+
+class Subscriptions:
+    """All subscribers. Make it in the running loop; it hears the store's commits by itself."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._loop: AbstractEventLoop = get_running_loop()
+        self._thread = threading.get_ident()
+        self._commits: deque[Sequence[ch.Change]] = deque()
+        self._subscribers: list[Subscription] = []
+        store.subscribe(self._committed)
+
+    def __len__(self) -> int:
+        return len(self._subscribers)
+
+    def add(self, transport: WriteTransport, dest: str) -> Subscription:
+        """A new subscriber, which is told first of all that it is one."""
+        self._subscribers = [s for s in self._subscribers if not s.gone()]
+        if len(self._subscribers) >= MAX_SUBSCRIPTIONS:
+            raise CasemateError(f"There are {MAX_SUBSCRIPTIONS} subscribers of events already")
+        subscription = Subscription(transport, dest)
+        subscription.send(build_event("", CONNECTED))
+        self._subscribers.append(subscription)
+        return subscription
+
+    def discard(self, subscription: Subscription) -> None:
+        """A subscriber is gone."""
+        subscription.closed = True
+        if subscription in self._subscribers:
+            self._subscribers.remove(subscription)
+
+    def close(self) -> None:
+        """End all streams."""
+        for subscription in self._subscribers:
+            subscription.close()
+        self._subscribers.clear()
+
+    def publish(self, subject: str, name: str, details: Mapping[str, str] | None = None) -> None:
+        """Send an event (about a qube, or with empty subject about the system); call it in the loop's thread."""
+        self._drain()
+        self._send(Event(subject, name, dict(details or {})))
+
+    def _send(self, event: Event) -> None:
+        wanting = [s for s in self._subscribers if s.wants(event.subject)]
+        if not wanting:
+            return
+        try:
+            frame = build_event(*event)
+        except ProtocolError as error:
+            _log.error("event %s is not sent: %s", event.name, error)
+            return
+        for subscription in wanting:
+            subscription.send(frame)
+
+    def _committed(self, changes: Sequence[ch.Change]) -> None:
+        # May be any thread. Whoever drains, drains in the order of commits.
+        self._commits.append(changes)
+        if threading.get_ident() == self._thread:
+            self._drain()
+        else:
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        while self._commits:
+            changes = self._commits.popleft()
+            if not self._subscribers:
+                continue
+            system = self._store.snapshot()
+            for change in changes:
+                for event in frames_of(change, system):
+                    self._send(event)
+
+
+def frames_of(change: ch.Change, system: System) -> Iterator[Event]:
+    """The events that upstream's clients expect for a change; ``system`` is the one after the commit."""
+    match change:
+        case ch.PropertySet(domain, name, new, old, had_old):
+            details = {"name": name, "newvalue": str(new), **({"oldvalue": str(old)} if had_old else {})}
+            for word in ("property-pre-set", "property-set"):
+                yield Event(domain or "", f"{word}:{name}", details)
+            yield from _derived(domain, name, system)
+        case ch.PropertyReset(domain, name, old, had_old):
+            details = {"name": name, **({"oldvalue": str(old)} if had_old else {})}
+            for word in ("property-pre-reset", "property-pre-del", "property-reset", "property-del"):
+                yield Event(domain or "", f"{word}:{name}", details)
+            yield from _derived(domain, name, system)
+        case ch.FeatureSet(domain, feature, value, before):
+            details = {"feature": feature, "value": value, **({} if before is None else {"oldvalue": before})}
+            for word in ("domain-feature-pre-set", "domain-feature-set"):
+                yield Event(domain, f"{word}:{feature}", details)
+        case ch.FeatureRemoved(domain, feature, _):
+            for word in ("domain-feature-pre-delete", "domain-feature-delete"):
+                yield Event(domain, f"{word}:{feature}", {"feature": feature})
+        case ch.TagAdded(domain, tag):
+            yield Event(domain, f"domain-tag-add:{tag}", {"tag": tag})
+        case ch.TagRemoved(domain, tag):
+            yield Event(domain, f"domain-tag-delete:{tag}", {"tag": tag})
+        case ch.DomainAdded(name, _):
+            yield Event("", "domain-add", {"vm": name})
+            added = system.domains.get(name)
+            for tag in added.tags if added is not None else ():
+                if tag.startswith("created-by-"):
+                    yield Event(name, f"domain-tag-add:{tag}", {"tag": tag})
+        case ch.DomainRemoved(name, _):
+            yield Event("", "domain-delete", {"vm": name})
+        case ch.PoolAdded(name):
+            yield Event("", "pool-add", {"pool": name})
+        case ch.PoolRemoved(name):
+            for word in ("pool-pre-delete", "pool-delete"):
+                yield Event("", word, {"pool": name})
+        case _:
+            return
+
+
+def _derived(domain: str | None, name: str, system: System) -> Iterator[Event]:
+    if domain is not None:
+        if name == "label":
+            yield Event(domain, "property-reset:icon", {"name": "icon"})
+        return
+    following = _DERIVED.get(name)
+    if following is not None:
+        for qube in system.domains.ordered():
+            if qube.has(following) and not qube.is_set(following) and following not in qube.defaults:
+                yield Event(qube.name, f"property-reset:{following}", {"name": following})

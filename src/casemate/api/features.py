@@ -1,0 +1,55 @@
+"""Methods of features."""
+
+from __future__ import annotations
+
+from casemate.api.method import Access, method
+from casemate.model.domain import Domain
+from casemate.wire import names
+from casemate.wire.errors import FeatureNotFoundError, PermissionDeniedError
+
+PROTECTED = ("deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress")
+"""Features that the daemon keeps for itself."""
+
+_LOOKUPS = {
+    "CheckWithTemplate": {"template": True},
+    "CheckWithNetvm": {"netvm": True},
+    "CheckWithAdminVM": {"admin": True},
+    "CheckWithTemplateAndAdminVM": {"template": True, "admin": True},
+}
+
+
+@method("admin.vm.feature.List", Access.READ)
+def list_features(dest: Domain) -> str:
+    """The names of the qube's features."""
+    return "".join(f"{name}\n" for name in dest.features)
+
+
+@method("admin.vm.feature.Get", Access.READ)
+def get_feature(dest: Domain, arg: str) -> str:
+    """The value of a feature."""
+    return dest.features.find(names.feature_name(arg))
+
+
+@method("admin.vm.feature.{lookup}", Access.READ, lookup=_LOOKUPS)
+def check_feature(lookup: str, dest: Domain, arg: str) -> str:
+    """The value of a feature here, or where the lookup goes on: template, net qube, admin qube."""
+    found = dest.features.check(names.feature_name(arg), **_LOOKUPS[lookup])
+    if found is None:
+        raise FeatureNotFoundError(f"{dest.name}: no feature {arg!r}, nor where its value could come from")
+    return found
+
+
+@method("admin.vm.feature.Set", Access.WRITE)
+def set_feature(dest: Domain, arg: str, payload: str = "") -> None:
+    """Give a feature a value; empty means false."""
+    if arg in PROTECTED:
+        raise PermissionDeniedError
+    dest.features.set(arg, payload)
+
+
+@method("admin.vm.feature.Remove", Access.WRITE)
+def remove_feature(dest: Domain, arg: str) -> None:
+    """Take a feature away."""
+    if arg in PROTECTED:
+        raise PermissionDeniedError
+    dest.features.remove(names.feature_name(arg))

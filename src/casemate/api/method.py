@@ -1,0 +1,95 @@
+"""Registry of the Admin API's methods: a handler's signature says what a call must carry.
+
+A handler names what it wants among ``context``, ``system``, ``dest``, ``arg``, ``payload``, ``source``. Without
+``dest`` the call must go to dom0. Without ``arg`` (``payload``) the call must have none; one without a default is
+required. ``payload: str`` is strict ASCII, ``payload: bytes`` is raw.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+from casemate.wire import names
+from casemate.wire.admin import ADMIN, Request
+from casemate.wire.errors import ProtocolError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Access(Enum):
+    """How a handler runs."""
+
+    READ = "read"
+    """A plain function on a snapshot."""
+    WRITE = "write"
+    """A plain function inside a transaction."""
+    EXECUTE = "execute"
+    """A coroutine, outside any transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One registered method."""
+
+    name: str
+    access: Access
+    handler: Callable[..., Any]
+    parameters: dict[str, inspect.Parameter]
+    bound: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def doc(self) -> str:
+        """What the method does."""
+        return inspect.getdoc(self.handler) or ""
+
+    def wants(self, name: str) -> bool:
+        """Whether the handler takes that parameter."""
+        return name in self.parameters
+
+    def check(self, request: Request) -> None:
+        """Refuse a call that carries too much or too little."""
+        if not self.wants("dest") and request.dest != ADMIN:
+            raise ProtocolError(f"{self.name} goes to {ADMIN} only")
+        for name, given in (("arg", request.arg), ("payload", request.payload)):
+            parameter = self.parameters.get(name)
+            if parameter is None and given:
+                raise ProtocolError(f"{self.name} takes no {name}")
+            if parameter is not None and parameter.default is inspect.Parameter.empty and not given:
+                raise ProtocolError(f"{self.name} needs a {name}")
+
+    def arguments(self, request: Request) -> dict[str, Any]:
+        """What the call gives the handler."""
+        found: dict[str, Any] = dict(self.bound)
+        if self.wants("arg"):
+            found["arg"] = request.arg
+        if self.wants("payload"):
+            raw = self.parameters["payload"].annotation in ("bytes", bytes)
+            found["payload"] = request.payload if raw else names.text(request.payload, "payload")
+        if self.wants("source"):
+            found["source"] = request.source
+        return found
+
+
+METHODS: dict[str, Method] = {}
+"""Every method by name; filled when the modules of this package are imported."""
+
+
+def method(name: str, access: Access, **choices: Iterable[str]) -> Callable[[F], F]:
+    """Register a handler. ``{word}`` in the name stands for each of the ``word=`` choices, given to the handler."""
+
+    def register(handler: F) -> F:
+        expanded: list[tuple[str, dict[str, str]]] = [(name, {})]
+        for word, values in choices.items():
+            expanded = [(n.replace(f"{{{word}}}", v), {**b, word: v}) for n, b in expanded for v in values]
+        parameters = dict(inspect.signature(handler).parameters)
+        for full, bound in expanded:
+            if full in METHODS:
+                raise ValueError(f"{full} is registered twice")
+            METHODS[full] = Method(full, access, handler, parameters, bound)
+        return handler
+
+    return register

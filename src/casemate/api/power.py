@@ -1,0 +1,62 @@
+"""Methods that start, stop and pause qubes, and tell their state."""
+
+from __future__ import annotations
+
+from casemate.api.context import ALWAYS_RUNNING, Context
+from casemate.api.method import Access, method
+from casemate.model.domain import Domain
+from casemate.wire.errors import NotImplementedHereError, ValueInvalidError
+
+
+def machine(dest: Domain) -> str:
+    """The name of a qube that has a machine on this host."""
+    if dest.klass in ALWAYS_RUNNING:
+        raise NotImplementedHereError(f"{dest.name} is a {dest.klass}: it has no machine here")
+    return dest.name
+
+
+@method("admin.vm.Start", Access.EXECUTE)
+async def start(context: Context, dest: Domain) -> None:
+    """Start the qube and wait until its agent answers."""
+    await context.engine.start(machine(dest))
+
+
+@method("admin.vm.Shutdown", Access.EXECUTE)
+async def shutdown(context: Context, dest: Domain, arg: str = "") -> None:
+    """Ask the qube to stop; ``force`` although others need it, ``wait`` until it has."""
+    words = arg.split("+") if arg else []
+    if not set(words) <= {"force", "wait"} or len(set(words)) != len(words):
+        raise ValueInvalidError("The argument of Shutdown is made of 'force' and 'wait', joined with '+'")
+    await context.engine.shutdown(machine(dest), force="force" in words, wait="wait" in words)
+
+
+@method("admin.vm.Kill", Access.EXECUTE)
+async def kill(context: Context, dest: Domain) -> None:
+    """End the qube's machine at once."""
+    await context.engine.kill(machine(dest))
+
+
+@method("admin.vm.Pause", Access.EXECUTE)
+async def pause(context: Context, dest: Domain) -> None:
+    """Stop the qube's time."""
+    await context.engine.pause(machine(dest))
+
+
+@method("admin.vm.Unpause", Access.EXECUTE)
+async def unpause(context: Context, dest: Domain) -> None:
+    """Let the qube go on."""
+    await context.engine.unpause(machine(dest))
+
+
+@method("admin.vm.{word}", Access.EXECUTE, word=("Suspend", "Resume"))
+async def suspend(word: str, dest: Domain) -> None:
+    """Put the qube to sleep, or wake it: not supported here, pause it instead."""
+    raise NotImplementedHereError(f"{word} of {dest.name}: guests cannot be put to sleep here; pause them")
+
+
+@method("admin.vm.CurrentState", Access.READ)
+def current_state(context: Context, dest: Domain) -> str:
+    """The qube's power state, memory in KiB, processor time in ns."""
+    found = context.engine.states().get(dest.name)
+    mem, cpu, most = (0, 0, 0) if found is None else (found.memory_kib, found.cpu_time_ns, dest.maxmem << 10)
+    return f"mem={mem} mem_static_max={most or mem} cputime={cpu} power_state={context.state(dest)}"

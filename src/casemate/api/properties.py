@@ -1,0 +1,141 @@
+"""Methods of properties: the same for qubes (``admin.vm.property``) and the system (``admin.property``)."""
+
+from __future__ import annotations
+
+from casemate.api.context import Context
+from casemate.api.method import Access, method
+from casemate.model.domain import Domain
+from casemate.model.properties import Holder
+from casemate.model.system import System
+from casemate.wire.admin import PropertyValue, build_properties, build_property
+from casemate.wire.errors import NotHaltedError
+
+HALTED_ONLY = frozenset({"template", "virt_mode"})
+"""Properties that a running machine is built on."""
+
+
+def value(context: Context, holder: Holder, name: str) -> PropertyValue:
+    """The property as it is now: what the running machine says comes before what the store says."""
+    prop = holder.declaration(name)
+    if name == "xid" and isinstance(holder, Domain):
+        machine = context.engine.states().get(holder.name)
+        if machine is not None:
+            return PropertyValue(True, prop.kind.tag, str(machine.xid))
+    return PropertyValue(not holder.is_set(name), prop.kind.tag, holder.text(name))
+
+
+def default(holder: Holder, name: str) -> str:
+    """The answer to GetDefault: empty for a property without default."""
+    prop = holder.declaration(name)
+    if holder.default_rule(name) is None:
+        return ""
+    return build_property(PropertyValue(None, prop.kind.tag, holder.default_text(name)))
+
+
+def explain(holder: Holder, name: str) -> str:
+    """What a property is for, what it takes, where its default comes from."""
+    prop = holder.declaration(name)
+    rule = holder.default_rule(name)
+    origin = "It has no default." if rule is None else f"Default: {rule.describe()}."
+    return f"{prop.doc} Value: {prop.kind.syntax()}. {origin}" if prop.setting.value == "free" else (
+        f"{prop.doc} It cannot be changed{' after creation' if prop.setting.value == 'once' else ''}."
+    )  # fmt: skip
+
+
+def _names(holder: Holder) -> str:
+    return "".join(f"{name}\n" for name in holder.properties())
+
+
+def _all(context: Context, holder: Holder) -> str:
+    return build_properties({name: value(context, holder, name) for name in holder.properties()})
+
+
+@method("admin.vm.property.List", Access.READ)
+def list_of_qube(dest: Domain) -> str:
+    """The names of the qube's properties."""
+    return _names(dest)
+
+
+@method("admin.property.List", Access.READ)
+def list_of_system(system: System) -> str:
+    """The names of the global properties."""
+    return _names(system)
+
+
+@method("admin.vm.property.Get", Access.READ)
+def get_of_qube(context: Context, dest: Domain, arg: str) -> str:
+    """The value of a property of the qube."""
+    return build_property(value(context, dest, arg))
+
+
+@method("admin.property.Get", Access.READ)
+def get_of_system(context: Context, system: System, arg: str) -> str:
+    """The value of a global property."""
+    return build_property(value(context, system, arg))
+
+
+@method("admin.vm.property.GetAll", Access.READ)
+def all_of_qube(context: Context, dest: Domain) -> str:
+    """All properties of the qube, a line for each."""
+    return _all(context, dest)
+
+
+@method("admin.property.GetAll", Access.READ)
+def all_of_system(context: Context, system: System) -> str:
+    """All global properties, a line for each."""
+    return _all(context, system)
+
+
+@method("admin.vm.property.GetDefault", Access.READ)
+def default_of_qube(dest: Domain, arg: str) -> str:
+    """The default of a property of the qube."""
+    return default(dest, arg)
+
+
+@method("admin.property.GetDefault", Access.READ)
+def default_of_system(system: System, arg: str) -> str:
+    """The default of a global property."""
+    return default(system, arg)
+
+
+@method("admin.vm.property.Help", Access.READ)
+def help_of_qube(dest: Domain, arg: str) -> str:
+    """What a property of the qube is for."""
+    return explain(dest, arg)
+
+
+@method("admin.property.Help", Access.READ)
+def help_of_system(system: System, arg: str) -> str:
+    """What a global property is for."""
+    return explain(system, arg)
+
+
+def _check_halted(context: Context, dest: Domain, name: str) -> None:
+    if name in HALTED_ONLY and context.state(dest) != "Halted":
+        raise NotHaltedError(f"{dest.name}: {name} can be changed only while the qube is halted")
+
+
+@method("admin.vm.property.Set", Access.WRITE)
+def set_of_qube(context: Context, dest: Domain, arg: str, payload: str = "") -> None:
+    """Set a property of the qube."""
+    _check_halted(context, dest, arg)
+    dest.set_text(arg, payload)
+
+
+@method("admin.property.Set", Access.WRITE)
+def set_of_system(system: System, arg: str, payload: str = "") -> None:
+    """Set a global property."""
+    system.set_text(arg, payload)
+
+
+@method("admin.vm.property.Reset", Access.WRITE)
+def reset_of_qube(context: Context, dest: Domain, arg: str) -> None:
+    """Give a property of the qube its default again."""
+    _check_halted(context, dest, arg)
+    dest.reset(arg)
+
+
+@method("admin.property.Reset", Access.WRITE)
+def reset_of_system(system: System, arg: str) -> None:
+    """Give a global property its default again."""
+    system.reset(arg)

@@ -1,0 +1,216 @@
+"""The Admin API's unix socket: exact framing, deadlines, limits; it always answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import stat
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from casemate.api import dispatch
+from casemate.api.context import Context
+from casemate.api.events import Subscription
+from casemate.api.method import Access, Method
+from casemate.api.permissions import check_peer
+from casemate.wire.admin import Request, RequestReader, failure
+from casemate.wire.errors import CasemateError, ProtocolError
+
+_log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 30.0
+MAX_CONNECTIONS = 256
+_MAX_PATH = 107
+
+
+class Connection(asyncio.Protocol):
+    """One connection: one call, one reply."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._reader = RequestReader()
+        self._answered = False
+        self._subscription: Subscription | None = None
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Check who it is and whether there is room; start the clock."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._server.connections.add(self)
+        try:
+            check_peer(transport.get_extra_info("socket"))
+            if len(self._server.connections) > self._server.max_connections:
+                raise CasemateError("The daemon has too many connections; try again")
+        except CasemateError as error:
+            self._answer(failure(error))
+            return
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(self._server.request_seconds, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        """Collect the call."""
+        if self._answered:
+            return
+        try:
+            self._reader.feed(data)
+        except ProtocolError as error:
+            self._answer(failure(error))
+
+    def eof_received(self) -> bool:
+        """The call is complete."""
+        if self._answered:
+            return False
+        if self._deadline is not None:
+            self._deadline.cancel()
+        request: Request | None = None
+        try:
+            request = self._reader.finish()
+            method = dispatch.find(request)
+            if method.name == "admin.Events":
+                self._subscribe(request)
+                return True
+        except Exception as error:
+            self._answer(dispatch.reply_to(error, request))
+            return True
+        if method.access is Access.READ:
+            self._answer(dispatch.read(self._server.context, method, request))
+        else:
+            self._server.run(self._execute(method, request))
+        return True
+
+    async def _execute(self, method: Method, request: Request) -> None:
+        self._answer(await dispatch.execute(self._server.context, method, request))
+
+    def _subscribe(self, request: Request) -> None:
+        assert self._transport is not None
+        dest = self._server.context.store.snapshot().domains.find(request.dest).name
+        self._subscription = self._server.context.events.add(self._transport, dest)
+        self._answered = True
+
+    def _too_slow(self) -> None:
+        self._answer(failure(ProtocolError(f"The call was not complete within {self._server.request_seconds:g} s")))
+
+    def _answer(self, reply: bytes) -> None:
+        if self._answered or self._transport is None:
+            return
+        self._answered = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._transport.write(reply)
+        self._transport.close()
+        # Who does not fetch its answer does not keep its place either.
+        self._deadline = asyncio.get_running_loop().call_later(self._server.request_seconds, self.abort)
+
+    def pause_writing(self) -> None:
+        """The socket is full."""
+        if self._subscription is not None:
+            self._subscription.pause()
+
+    def resume_writing(self) -> None:
+        """The socket takes more."""
+        if self._subscription is not None:
+            self._subscription.resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection. What it asked for goes on: half a start helps nobody."""
+        self._answered = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._subscription is not None:
+            self._server.context.events.discard(self._subscription)
+        self._server.connections.discard(self)
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Server:
+    """The listening socket of the Admin API."""
+
+    def __init__(
+        self, context: Context, *, request_seconds: float = REQUEST_SECONDS, max_connections: int = MAX_CONNECTIONS
+    ) -> None:
+        self.context = context
+        self.request_seconds = request_seconds
+        self.max_connections = max_connections
+        self.connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: asyncio.Server | None = None
+        self._path: Path | None = None
+        self.last_active = 0.0
+        """Time of the loop when the last call ended."""
+
+    async def start(self, path: Path) -> None:
+        """Listen on ``path``; a socket there that nobody listens on is replaced, one in use is refused."""
+        listener = bind(path)
+        self._path = path
+        self._listener = await asyncio.get_running_loop().create_unix_server(lambda: Connection(self), sock=listener)
+
+    async def close(self) -> None:
+        """Stop listening, let running calls answer, then close what is left."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=10)
+        for task in self._tasks:
+            task.cancel()
+        self.context.events.close()
+        for connection in list(self.connections):
+            connection.abort()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is being carried out or somebody listens to events."""
+        return bool(self._tasks) or bool(self.connections)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Carry out a call in the background."""
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.last_active = asyncio.get_running_loop().time()
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a call ended without an answer", exc_info=task.exception())
+
+
+def bind(path: Path) -> socket.socket:
+    """A listening socket at ``path``, for this user only."""
+    if len(os.fsencode(path)) > _MAX_PATH:
+        raise CasemateError(f"{path} is too long for a socket; choose a shorter directory (CASEMATE_RUN)")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.exists():
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise CasemateError(f"{path} is there and is not a socket")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink()
+                else:
+                    raise CasemateError(f"{path}: another daemon listens there")
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(128)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

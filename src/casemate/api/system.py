@@ -1,0 +1,92 @@
+"""Methods about the system as a whole, and our own: everything in one call.
+
+``admin.casemate.List`` answers with JSON, one object for each qube. Its payload, which may be empty, is JSON too::
+
+    {"qubes": ["work"], "properties": ["label", "netvm"], "features": ["servicevm"], "tags": true}
+
+``qubes`` limits the answer (default: all), ``properties`` and ``features`` name what is wanted (null: all of them;
+default: none). The answer is a list in the order of ``admin.vm.List``::
+
+    [{"name": "work", "class": "AppVM", "state": "Halted", "uuid": "…",
+      "properties": {"label": {"default": false, "type": "label", "value": "blue"}},
+      "features": {"servicevm": "1"}, "tags": ["created-by-dom0"]}]
+
+A property that the qube's class lacks, or a feature that it does not have, is not in its object.
+
+``admin.casemate.Status`` answers with a JSON object: what this host can do, and which protections it lacks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from casemate.api.context import Context
+from casemate.api.domains import listed
+from casemate.api.method import Access, method
+from casemate.api.properties import value
+from casemate.model.domain import Domain
+from casemate.model.system import System
+from casemate.wire.errors import ProtocolError
+
+_MOST_NAMES = 4096
+
+
+@method("admin.Events", Access.EXECUTE)
+async def events(dest: Domain) -> None:
+    """A stream of events about the qube, or about everything (dom0). The server hands the connection over."""
+    raise ProtocolError("Events need a connection of their own")
+
+
+def _names(wish: dict[str, Any], key: str) -> list[str] | None:
+    """The names asked for under ``key``; None for all."""
+    found = wish.get(key, [])
+    if found is None:
+        return None
+    if not isinstance(found, list) or len(found) > _MOST_NAMES or not all(isinstance(name, str) for name in found):
+        raise ProtocolError(f"{key!r} must be a list of names, or null")
+    return found
+
+
+def _wish(payload: bytes) -> dict[str, Any]:
+    try:
+        wish = json.loads(payload or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("The payload is not JSON") from error
+    if not isinstance(wish, dict) or not wish.keys() <= {"qubes", "properties", "features", "tags"}:
+        raise ProtocolError("The payload must be an object with qubes, properties, features, tags")
+    return wish
+
+
+@method("admin.casemate.List", Access.READ)
+def list_all(context: Context, system: System, payload: bytes = b"") -> str:
+    """All qubes with the asked-for properties, features and tags, in one call."""
+    wish = _wish(payload)
+    chosen = None if "qubes" not in wish else _names(wish, "qubes")
+    domains: Iterable[Domain] = system.domains.ordered()
+    if chosen is not None:
+        domains = [system.domains[name] for name in chosen]
+    properties, features = _names(wish, "properties"), _names(wish, "features")
+    found = []
+    for domain in domains:
+        line = listed(context, domain)
+        entry: dict[str, Any] = {"name": line.name, "class": line.klass, "state": line.state, "uuid": line.uuid}
+        wanted = domain.properties() if properties is None else [name for name in properties if domain.has(name)]
+        if wanted:
+            values = {name: value(context, domain, name) for name in wanted}
+            entry["properties"] = {n: {"default": v.default, "type": v.tag, "value": v.text} for n, v in values.items()}
+        if features is None:
+            entry["features"] = dict(domain.features)
+        elif features:
+            entry["features"] = {name: domain.features[name] for name in features if name in domain.features}
+        if wish.get("tags"):
+            entry["tags"] = list(domain.tags)
+        found.append(entry)
+    return json.dumps(found)
+
+
+@method("admin.casemate.Status", Access.READ)
+def status(context: Context) -> str:
+    """What this host can do, and which protections it lacks."""
+    return json.dumps(context.status())

@@ -1,0 +1,88 @@
+"""Methods of a qube's volumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from casemate.api.context import Context
+from casemate.api.method import Access, method
+from casemate.model.domain import Domain
+from casemate.model.kinds import Bool
+from casemate.wire import names
+from casemate.wire.errors import ValueInvalidError
+
+
+@method("admin.vm.volume.List", Access.READ)
+def list_volumes(dest: Domain) -> str:
+    """The names of the qube's volumes."""
+    return "".join(f"{name}\n" for name, volume in dest.volumes.items() if volume is not None)
+
+
+@method("admin.vm.volume.Info", Access.EXECUTE)
+async def info(context: Context, dest: Domain, arg: str) -> str:
+    """How a volume is configured, and how much of the disk it takes."""
+    volume = dest.volume(arg)
+    pairs = {
+        "pool": volume.pool,
+        "vid": volume.vid,
+        "size": volume.size,
+        "usage": await context.engine.volume_usage(dest.name, arg),
+        "rw": volume.rw,
+        "source": volume.source or "",
+        "path": "",
+        "save_on_stop": volume.save_on_stop,
+        "snap_on_start": volume.snap_on_start,
+        "revisions_to_keep": volume.revisions_to_keep,
+        "ephemeral": bool(volume.ephemeral),
+    }
+    return "".join(f"{key}={text}\n" for key, text in pairs.items())
+
+
+@method("admin.vm.volume.ListSnapshots", Access.READ)
+def list_snapshots(dest: Domain, arg: str) -> str:
+    """The older states of a volume: none are kept yet."""
+    dest.volume(arg)
+    return ""
+
+
+@method("admin.vm.volume.Resize", Access.EXECUTE)
+async def resize(context: Context, dest: Domain, arg: str, payload: str) -> None:
+    """Make a volume larger; the payload is its size in bytes."""
+    dest.volume(arg)
+    await context.engine.resize_volume(dest.name, arg, names.number(payload, "size", 1))
+
+
+@method("admin.vm.volume.CloneFrom", Access.EXECUTE)
+async def clone_from(context: Context, dest: Domain, arg: str) -> str:
+    """A token that stands for the volume, to be given once to CloneTo."""
+    dest.volume(arg)
+    return context.tokens.issue(dest.name, arg)
+
+
+@method("admin.vm.volume.CloneTo", Access.EXECUTE)
+async def clone_to(context: Context, dest: Domain, arg: str, payload: str) -> None:
+    """Replace a volume by a copy of the one that the token stands for."""
+    dest.volume(arg)
+    source, volume = context.tokens.redeem(payload)
+    if volume != arg:
+        raise ValueInvalidError(f"The token is that of a volume {volume}, not {arg}")
+    await context.engine.clone_volume(source, dest.name, arg)
+
+
+@method("admin.vm.volume.Set.revisions_to_keep", Access.WRITE)
+def set_revisions(dest: Domain, arg: str, payload: str) -> None:
+    """How many older states of a volume are kept."""
+    kept = -1 if payload == "-1" else names.number(payload, "revisions_to_keep", 0, 1000)
+    dest.set_volume(replace(dest.volume(arg), revisions_to_keep=kept))
+
+
+@method("admin.vm.volume.Set.rw", Access.WRITE)
+def set_rw(dest: Domain, arg: str, payload: str) -> None:
+    """Whether the qube may write to a volume."""
+    dest.set_volume(replace(dest.volume(arg), rw=bool(Bool().parse(payload))))
+
+
+@method("admin.vm.volume.Set.ephemeral", Access.WRITE)
+def set_ephemeral(dest: Domain, arg: str, payload: str) -> None:
+    """Whether a volume is encrypted with a key that nobody keeps."""
+    dest.set_volume(replace(dest.volume(arg), ephemeral=bool(Bool().parse(payload))))

@@ -1,0 +1,68 @@
+"""The Admin API's real server on a real socket, over a real store and the fake engine, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.fakes.engine import FakeEngine
+
+from casemate.api.context import Context
+from casemate.api.events import Subscriptions
+from casemate.api.server import Server
+from casemate.store.store import Store
+
+
+class FakeDaemon:
+    """What a test can reach of the daemon."""
+
+    def __init__(self, socket: Path, store: Store, engine: FakeEngine) -> None:
+        self.socket = socket
+        self.store = store
+        self.engine = engine
+        self.loop: asyncio.AbstractEventLoop
+        self.server: Server
+        self.context: Context
+
+
+@contextmanager
+def running(directory: Path, *, request_seconds: float = 30.0, max_connections: int = 256) -> Iterator[FakeDaemon]:
+    """A daemon that serves ``directory``'s store until the block ends."""
+    store = Store(directory / "qubes.xml")
+    daemon = FakeDaemon(directory / "run" / "qubesd.sock", store, FakeEngine(store))
+    ready, stop = threading.Event(), asyncio.Event()
+    failed: list[BaseException] = []
+
+    async def serve() -> None:
+        daemon.loop = asyncio.get_running_loop()
+        events = Subscriptions(store)
+        daemon.engine.listeners.append(events.publish)
+        daemon.context = Context(store, daemon.engine, events, lambda: {"acceleration": "none"})
+        daemon.server = Server(daemon.context, request_seconds=request_seconds, max_connections=max_connections)
+        await daemon.server.start(daemon.socket)
+        ready.set()
+        await stop.wait()
+        await daemon.server.close()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            failed.append(error)
+            ready.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    ready.wait()
+    try:
+        if not failed:
+            yield daemon
+    finally:
+        if not failed:
+            daemon.loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        if failed:
+            raise failed[0]
