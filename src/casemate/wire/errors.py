@@ -222,6 +222,14 @@ class HypervisorError(CasemateError):
     """libvirt refused or failed; the message says what was asked and what it answered."""
 
 
+class ToolError(CasemateError):
+    """A program of the host failed; the message names it and shows the end of what it said."""
+
+
+class TemplateBuildError(CasemateError):
+    """A template or kernel could not be built; the message names the step and shows what its tool said."""
+
+
 class PolicyError(CasemateError):
     """A policy file that does not parse: everything is denied until it does."""
 

@@ -1,0 +1,235 @@
+"""Runner: the one place that spawns programs, with whole argv, clean environment, time limit, log and error."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import shlex
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from casemate.wire.errors import ToolError, printable
+
+log = logging.getLogger(__name__)
+
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PR_GET_CHILD_SUBREAPER = 37
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_KEEP = ("http_proxy", "https_proxy", "no_proxy", "TMPDIR")
+"""The few variables of ours that programs need too: how to reach the network, where there is room."""
+_MAX_OUTPUT = 64 << 20
+_SHOWN_LINES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a program ended and what it said. A status below 0 is the signal that ended it."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+def shown(argv: Sequence[str | Path]) -> str:
+    """A command as one would paste it into a shell."""
+    return printable(shlex.join(str(word) for word in argv), 4096)
+
+
+def last_lines(output: bytes, count: int = _SHOWN_LINES) -> str:
+    """The last lines of what a program said, safe to show, each indented by two."""
+    lines = [line for line in output.decode("utf-8", "replace").replace("\r", "\n").split("\n") if line.strip()]
+    return "\n".join("  " + printable(line.replace("\t", " "), 300) for line in lines[-count:])
+
+
+class _Collector:
+    """Reads one output of a program, whole up to a limit, and hands its lines on as they come."""
+
+    def __init__(self, on_line: Callable[[str], None] | None) -> None:
+        self.data = bytearray()
+        self._on_line = on_line
+        self._line = b""
+
+    async def drain(self, stream: asyncio.StreamReader) -> None:
+        while chunk := await stream.read(65536):
+            if len(self.data) + len(chunk) > _MAX_OUTPUT:
+                raise ToolError(f"said more than {_MAX_OUTPUT >> 20} MiB")
+            self.data += chunk
+            if self._on_line is not None:
+                *lines, self._line = (self._line + chunk).replace(b"\r", b"\n").split(b"\n")
+                for line in lines:
+                    self._on_line(line.decode("utf-8", "replace"))
+
+
+class Runner:
+    """Runs programs of the host. Nothing is ever handed to a shell; nothing of our environment leaks into them."""
+
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What a program gets: fixed path and language, our home, how to reach the network, and ``extra``."""
+        env = {"PATH": _PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "HOME": os.environ.get("HOME", "/")}
+        env.update({name: os.environ[name] for name in _KEEP if name in os.environ})
+        env.update(extra or {})
+        return env
+
+    async def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        input: bytes | None = None,
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        check: bool = True,
+        cwd: Path = Path("/"),
+        user: int | None = None,
+        group: int | None = None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> Finished:
+        """Run a program to its end.
+
+        ``on_line`` hears each line of its standard error as it comes. With ``check`` a status other than 0 is a
+        ToolError that ends with its last lines. After ``timeout`` seconds, or when the caller is cancelled, it and
+        all its descendants in its session are killed; nothing is left running.
+        """
+        words = [str(word) for word in argv]
+        log.debug("run %s", shown(words))
+        process = await self._start(
+            words, env, pass_fds, cwd, user, group,
+            stdin=asyncio.subprocess.DEVNULL if input is None else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        out, err = _Collector(None), _Collector(on_line)
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.gather(
+                    out.drain(process.stdout), err.drain(process.stderr), _feed(process, input), process.wait()
+                )
+        except TimeoutError:
+            raise ToolError(_told(words, f"did not end within {timeout:g} s", bytes(err.data))) from None
+        except ToolError as error:
+            raise ToolError(_told(words, str(error), bytes(err.data))) from None
+        finally:
+            await _end(process)
+        status = process.returncode if process.returncode is not None else -signal.SIGKILL
+        if check and status != 0:
+            how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
+            raise ToolError(_told(words, how, bytes(err.data) or bytes(out.data)))
+        return Finished(status, bytes(out.data), bytes(err.data))
+
+    async def spawn(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        cwd: Path = Path("/"),
+        stdin: int = asyncio.subprocess.DEVNULL,
+        stdout: int = asyncio.subprocess.DEVNULL,
+        stderr: int = asyncio.subprocess.DEVNULL,
+    ) -> asyncio.subprocess.Process:
+        """Start a program in a session of its own and leave it to live on; it is reaped when it ends."""
+        words = [str(word) for word in argv]
+        log.debug("spawn %s", shown(words))
+        return await self._start(words, env, pass_fds, cwd, None, None, stdin=stdin, stdout=stdout, stderr=stderr)
+
+    async def _start(
+        self,
+        words: list[str],
+        env: Mapping[str, str] | None,
+        pass_fds: Sequence[int],
+        cwd: Path,
+        user: int | None,
+        group: int | None,
+        *,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+    ) -> asyncio.subprocess.Process:
+        identity = {} if user is None else {"user": user, "group": group, "extra_groups": ()}
+        try:
+            return await asyncio.create_subprocess_exec(
+                *words, stdin=stdin, stdout=stdout, stderr=stderr, env=self.environment(env), cwd=cwd,
+                pass_fds=pass_fds, start_new_session=True, **identity,  # type: ignore[arg-type]
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise ToolError(f"{words[0]} is not installed") from None
+        except OSError as error:
+            raise ToolError(f"{words[0]} cannot be started: {error.strerror}") from None
+
+
+def _told(words: list[str], what: str, said: bytes) -> str:
+    tail = last_lines(said)
+    return f"{words[0]} {what} ({shown(words)})" + (f":\n{tail}" if tail else "")
+
+
+async def _feed(process: asyncio.subprocess.Process, data: bytes | None) -> None:
+    if process.stdin is None:
+        return
+    try:
+        process.stdin.write(data or b"")
+        await process.stdin.drain()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it had enough; its status tells
+    process.stdin.close()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of the program's process group and see it gone."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    if process.returncode is None:
+        await asyncio.shield(process.wait())
+
+
+def become_subreaper() -> None:
+    """Make orphaned descendants ours (prctl(2), PR_SET_CHILD_SUBREAPER).
+
+    libvirt waits for the pid of a destroyed QEMU to vanish; a process 1 that reaps slowly costs seconds there.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        log.warning("prctl(PR_SET_CHILD_SUBREAPER): %s", os.strerror(ctypes.get_errno()))
+
+
+def is_subreaper() -> bool:
+    """True after become_subreaper()."""
+    value = ctypes.c_int(0)
+    return ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(value), 0, 0, 0) == 0 and value.value == 1
+
+
+def watch_orphans(loop: asyncio.AbstractEventLoop) -> None:
+    """Reap adopted orphans as they end, on SIGCHLD; to be called in the main thread of a subreaper."""
+    loop.add_signal_handler(signal.SIGCHLD, reap_orphans)
+    reap_orphans()
+
+
+def reap_orphans() -> None:
+    """Reap ended children that are adopted orphans.
+
+    A child of libvirt's that it waits for itself shares our session; one that Runner started leads its session; what
+    is left is an orphan (a QEMU that libvirt made a daemon, a grandchild of a program).
+    """
+    ours = os.getsid(0)
+    for pid in _children():
+        try:
+            if os.getsid(pid) not in (ours, pid):
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        except (ProcessLookupError, ChildProcessError):
+            continue
+
+
+def _children() -> list[int]:
+    """Pids of our children, by the kernel's lists of each thread's (proc(5))."""
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found.extend(map(int, (task / "children").read_text().split()))
+        except OSError:
+            continue
+    return found
