@@ -1,0 +1,102 @@
+"""Gets the guests' kernel: Debian's cloud kernel unpacked, an initramfs of ours beside it. Nothing is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from casemate.host.apt import Apt
+from casemate.host.build_lock import build_directory, build_lock
+from casemate.host.initrd import cpio
+from casemate.host.initrd.modules import load_order
+from casemate.host.process import Runner
+from casemate.settings import Settings
+from casemate.wire.errors import TemplateBuildError
+
+Progress = Callable[[str], None]
+
+META_PACKAGE = "linux-image-cloud-amd64"
+_INIT_SOURCE = Path(__file__).parent / "initrd" / "init.c"
+_DIRECTORIES = ("dev", "proc", "sys", "root", "modules")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltKernel:
+    """A kernel that guests boot: where its files are, and the name they are kept under."""
+
+    vmlinuz: Path
+    initrd: Path
+    name: str
+
+
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted((*_INIT_SOURCE.parent.iterdir(), Path(__file__))):
+        if path.suffix in (".c", ".py"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+async def build_kernel(settings: Settings, runner: Runner, progress: Progress) -> BuiltKernel:
+    """The newest kernel that apt offers, with our initramfs; taken from the cache when it is there already."""
+    apt = Apt(runner, settings.cache / "apt")
+    meta = await apt.show(META_PACKAGE)
+    match = re.search(r"\blinux-image-([0-9][a-z0-9.+~-]*)", meta.depends)
+    if match is None:
+        raise TemplateBuildError(f"{META_PACKAGE} depends on no kernel: {meta.depends!r}")
+    release = match[1]
+    image = await apt.show(f"linux-image-{release}")
+    name = f"debian-{release}"
+    digest = hashlib.sha256(f"{image.version} {_sources_digest()}".encode()).hexdigest()[:8]
+    done = settings.cache / "kernels" / f"{name}-{digest}"
+    built = BuiltKernel(done / "vmlinuz", done / "initrd", name)
+    async with build_lock(done, progress):
+        if done.is_dir():
+            progress(f"kernel {name}: built before")
+            return built
+        with build_directory(done) as work:
+            progress(f"kernel {name}: fetching {image.name} {image.version}")
+            (work / "deb").mkdir()
+            package = await apt.download(image, work / "deb")
+            progress(f"kernel {name}: unpacking")
+            await runner.run(["dpkg-deb", "-x", package, work / "tree"], timeout=120)
+            vmlinuz = work / "tree" / "boot" / f"vmlinuz-{release}"
+            if not vmlinuz.is_file():
+                raise TemplateBuildError(f"{image.name} has no /boot/vmlinuz-{release}")
+            progress(f"kernel {name}: making its initramfs")
+            out = work / "out"
+            out.mkdir()
+            vmlinuz.rename(out / "vmlinuz")
+            init = await compile_init(runner, work)
+            modules = load_order(work / "tree/lib/modules" / release)
+            (out / "initrd").write_bytes(initramfs(init, modules))
+            for path in out.iterdir():
+                path.chmod(0o644)
+            out.chmod(0o755)
+            out.rename(done)
+    return built
+
+
+async def compile_init(runner: Runner, work: Path) -> bytes:
+    """The guest's first program."""
+    target = work / "init"
+    await runner.run(["tcc", "-nostdlib", "-static", "-Wall", "-o", target, _INIT_SOURCE], timeout=60)
+    return target.read_bytes()
+
+
+def initramfs(init: bytes, modules: list[Path]) -> bytes:
+    """The archive that the kernel unpacks: /init, the modules, a console to complain on. Not compressed: it is small,
+    and unpacking would cost a guest more than reading."""
+    order = "".join(f"{path.name}\n" for path in modules)
+    return cpio.archive(
+        [
+            *(cpio.directory(name) for name in _DIRECTORIES),
+            cpio.character_device("dev/console", 5, 1),
+            cpio.file("init", init, 0o755),
+            cpio.file("modules/order", order.encode()),
+            *(cpio.file(f"modules/{path.name}", path.read_bytes()) for path in modules),
+        ]
+    )

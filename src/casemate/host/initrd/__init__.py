@@ -1,0 +1,1 @@
+"""The guest's first programs: an initramfs with the modules of its disks and a small /init."""
