@@ -16,8 +16,9 @@ from casemate.engine.create import Creator
 from casemate.engine.intents import Intents
 from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
-from casemate.engine.machine import TARGETS, machine_spec
+from casemate.engine.machine import TARGETS, group_of, machine_spec
 from casemate.engine.states import States
+from casemate.engine.templates import Templates
 from casemate.host.acceleration import Acceleration, probe
 from casemate.host.hypervisor import Disk, Hypervisor, MachineInfo, MachineSpec, PowerState
 from casemate.host.process import Runner
@@ -47,7 +48,7 @@ class Engine:
         self._acceleration: Acceleration | None = None
         self._probing = asyncio.Lock()
         self._states = States()
-        self.pools = Pools(settings, runner, store)
+        self.pools = Pools(settings, runner, store, group_of(settings) if os.geteuid() == 0 else None)
         self._links = Links(settings, runner, self._link_died)
         self.lifecycle = Lifecycle(
             settings, store, hypervisor, self.pools, self._links, self.bus, self._states, self._accelerate,
@@ -75,6 +76,7 @@ class Engine:
         self.pause = self.lifecycle.pause
         self.unpause = self.lifecycle.unpause
         self.remove = self.creator.remove
+        self.install_template = Templates(settings, runner, store, self.creator).install
         self.create_disposable = self.creator.create_disposable
         self.clone_volume = self.creator.clone_volume
         self.resize_volume = self.creator.resize_volume
@@ -90,6 +92,11 @@ class Engine:
     def states(self) -> Mapping[str, MachineInfo]:
         """What every qube is doing; those not in it are halted."""
         return self._states.all()
+
+    async def volume_usage(self, name: str, volume: str) -> int:
+        """Bytes that a volume takes on the disk."""
+        found = self.store.snapshot().domains[name].volume(volume)
+        return await self.pools.of(found).usage(found) if volume in TARGETS else 0
 
     async def refresh(self) -> None:
         """Bring figures (memory, processor time) of all running qubes up to date."""

@@ -17,9 +17,10 @@ from casemate.engine.machine import TARGETS, group_of, machine_spec, owner_of
 from casemate.engine.states import States
 from casemate.engine.steps import Start, Step, take_down, take_up
 from casemate.host.hypervisor import Disk, EventKind, Hypervisor, MachineEvent, MachineInfo, PowerState
+from casemate.model.classes import Template
 from casemate.model.domain import Domain
 from casemate.settings import Settings
-from casemate.storage.pool import Pools
+from casemate.storage.pool import Account, Pools
 from casemate.store.store import Store
 from casemate.wire.errors import (
     CasemateError,
@@ -44,15 +45,21 @@ CONSOLE_LINES = 8
 class VolumesStep:
     """The qube's disks: overlay of the template's root, private, fresh volatile."""
 
-    def __init__(self, pools: Pools) -> None:
+    def __init__(self, settings: Settings, pools: Pools, root: bool) -> None:
+        self._settings = settings
         self._pools = pools
+        self._root = root
 
     async def up(self, start: Start) -> None:
         """Prepare every volume that the class has."""
-        for name, volume in start.domain.volumes.items():
+        domain = start.domain
+        owner = Account(owner_of(self._settings, domain), group_of(self._settings)) if self._root else None
+        for name, volume in domain.volumes.items():
             if volume is None or name not in TARGETS:
                 continue
-            source = await self._pools.of(volume).start(volume)
+            # A template's root changes beside the one that its users run on.
+            shared = name == "root" and domain.klass == Template.class_name
+            source = await self._pools.of(volume).start(volume, owner, shared)
             start.disks[name] = Disk(
                 target=TARGETS[name],
                 serial=name,
@@ -221,7 +228,7 @@ class Lifecycle:
         root = os.geteuid() == 0
         self._link_step = LinkStep(settings, links, door, close_door, root)
         self._steps: tuple[Step, ...] = (
-            VolumesStep(pools),
+            VolumesStep(settings, pools, root),
             DirectoryStep(settings, root),
             MachineStep(settings, hypervisor, acceleration, root),
             self._link_step,

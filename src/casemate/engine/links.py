@@ -76,18 +76,12 @@ class Links:
         with open(log_file, "ab") as output:
             if output.tell() > 1 << 20:
                 output.truncate(0)
-            child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-S",
-                "-m",
-                "casemate.link",
-                spec.name,
+            child = await self._runner.spawn(
+                [sys.executable, "-S", "-m", "casemate.link", spec.name],
+                env={"PYTHONPATH": str(Path(casemate.__file__).parent.parent)},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=output,
-                env={"PYTHONPATH": str(Path(casemate.__file__).parent.parent), "LANG": "C.UTF-8"},
-                cwd="/",
-                start_new_session=True,
+                stderr=output.fileno(),
             )
         assert child.stdin is not None and child.stdout is not None
         try:

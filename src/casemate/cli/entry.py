@@ -1,0 +1,55 @@
+"""Every tool by the name it is called with; only the one that is called is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+TOOLS = {
+    "qubes-prefs": "qubes_prefs",
+    "qvm-check": "qvm_check",
+    "qvm-clone": "qvm_clone",
+    "qvm-create": "qvm_create",
+    "qvm-features": "qvm_features",
+    "qvm-kill": "qvm_kill",
+    "qvm-ls": "qvm_ls",
+    "qvm-pause": "qvm_pause",
+    "qvm-prefs": "qvm_prefs",
+    "qvm-remove": "qvm_remove",
+    "qvm-service": "qvm_service",
+    "qvm-shutdown": "qvm_shutdown",
+    "qvm-start": "qvm_start",
+    "qvm-tags": "qvm_tags",
+    "qvm-unpause": "qvm_unpause",
+}
+"""Names of tools and the modules of this package that are them."""
+
+
+def find(name: str) -> Callable[[Sequence[str] | None], int] | None:
+    """The ``main`` of a tool, or None where there is no such tool."""
+    module = TOOLS.get(name, name.replace("-", "_") if name.startswith("qvm-") or name == "casemate" else "")
+    if not module:
+        return None
+    try:
+        found: Callable[[Sequence[str] | None], int] = import_module(f"casemate.cli.{module}").main
+    except ModuleNotFoundError as error:
+        if error.name != f"casemate.cli.{module}":
+            raise
+        return None
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool that ``argv[0]`` names; as ``python -m casemate.cli TOOL …`` the first argument names it."""
+    words = list(sys.argv if argv is None else argv)
+    name = os.path.basename(words[0]) if words else ""  # noqa: PTH119
+    if name in ("__main__.py", "entry.py") and len(words) > 1:
+        words = words[1:]
+        name = words[0]
+    tool = find(name)
+    if tool is None:
+        sys.stderr.write(f"No such tool: {name}; there are {', '.join(TOOLS)}\n")
+        return 2
+    return tool(words[1:])

@@ -1,0 +1,120 @@
+"""What all tools share: their parser, the names of qubes on the command line, errors and exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from casemate.client.qubes import Qubes
+from casemate.wire.admin import ADMIN, ListedQube
+from casemate.wire.errors import CasemateError, NotFoundError, printable
+
+USAGE = 2
+"""Exit status where the command line is wrong, or names a qube that does not exist."""
+
+Body = Callable[[argparse.Namespace, Qubes], int]
+
+
+class UsageError(CasemateError):
+    """The command line asks for something impossible."""
+
+    exit_status = USAGE
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with the options that every tool has."""
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(prog=prog, description=description, epilog=epilog)
+        self.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+        self.add_argument("-q", "--quiet", action="store_true", help="say less")
+        self.add_argument("--version", action=_Version, help="show the version and exit")
+        self.add_argument("--force-root", action="store_true", help=argparse.SUPPRESS)
+
+    def one_qube(self) -> None:
+        """Take the name of one qube."""
+        self.add_argument("VMNAME", help="name of the qube")
+
+    def many_qubes(self, *, everything: bool = True) -> None:
+        """Take names of qubes, or ``--all`` with exceptions."""
+        self.add_argument("VMNAME", nargs="*", help="names of qubes")
+        if everything:
+            self.add_argument("--all", action="store_true", help="all qubes except dom0")
+            self.add_argument("--exclude", action="append", default=[], metavar="VMNAME", help="not this one of --all")
+
+
+class _Version(argparse.Action):
+    """Shows the version; it is looked up only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import casemate
+
+        parser.exit(0, f"{parser.prog} {getattr(casemate, '__version__', '0')}\n")
+
+
+def run(parser: argparse.ArgumentParser, body: Body, argv: Sequence[str] | None) -> int:
+    """Parse, carry out, and turn what went wrong into a message and an exit status."""
+    try:
+        args = parser.parse_args(argv)
+        status = body(args, Qubes())
+        sys.stdout.flush()
+        return status
+    except SystemExit as stop:  # from the parser
+        return stop.code if isinstance(stop.code, int) else 1
+    except NotFoundError as error:
+        say_error(parser.prog, error)
+        return USAGE
+    except CasemateError as error:
+        say_error(parser.prog, error)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing may be written to it when Python ends either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def say_error(prog: str, error: object) -> None:
+    """A message on standard error; control characters are shown, not sent to the terminal."""
+    lines = str(error).split("\n")
+    sys.stderr.write(f"{prog}: error: " + "\n".join(printable(line, 2000) for line in lines) + "\n")
+
+
+def choose(args: argparse.Namespace, listed: list[ListedQube]) -> list[ListedQube]:
+    """The qubes that the command line means, in its order; raises UsageError for one that does not exist."""
+    by_name = {qube.name: qube for qube in listed}
+    if getattr(args, "all", False):
+        if args.VMNAME:
+            raise UsageError("Give names of qubes or --all, not both")
+        _require(args.exclude, by_name)
+        return [qube for qube in listed if qube.name != ADMIN and qube.name not in args.exclude]
+    if getattr(args, "exclude", None):
+        raise UsageError("--exclude can only be used with --all")
+    if not args.VMNAME:
+        raise UsageError("Give the name of a qube, or --all")
+    _require(args.VMNAME, by_name)
+    return [by_name[name] for name in dict.fromkeys(args.VMNAME)]
+
+
+def _require(names: Sequence[str], known: dict[str, ListedQube]) -> None:
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no such domain: {name!r}")
+
+
+def each(prog: str, names: Sequence[str], action: Callable[[str], object]) -> int:
+    """Do something to each qube; a failure is reported, and the others get their turn."""
+    status = 0
+    for name in names:
+        try:
+            action(name)
+        except CasemateError as error:
+            say_error(prog, error)
+            status = 1
+    return status
