@@ -163,3 +163,6 @@ class FakeEngine:
 
     async def volume_usage(self, name: str, volume: str) -> int:
         return self.store.snapshot().domains[name].volume(volume).size // 2
+
+    async def install_template(self, name: str, kind: str) -> None:
+        await self.create("TemplateVM", name, "black", None)

@@ -53,3 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"No such tool: {name}; there are {', '.join(TOOLS)}\n")
         return 2
     return tool(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

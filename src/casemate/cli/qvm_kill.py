@@ -12,7 +12,9 @@ PROG = "qvm-kill"
 
 
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:
-    names = [qube.name for qube in tool.choose(args, qubes.list()) if not args.all or qube.state not in ("Halted", "NA")]
+    names = [
+        qube.name for qube in tool.choose(args, qubes.listed()) if not args.all or qube.state not in ("Halted", "NA")
+    ]
     method = "admin.vm.Kill"
     return tool.each(PROG, names, lambda name: qubes.call(method, "", name))
 

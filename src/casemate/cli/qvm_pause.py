@@ -12,7 +12,7 @@ PROG = "qvm-pause"
 
 
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:
-    names = [qube.name for qube in tool.choose(args, qubes.list()) if not args.all or qube.state == "Running"]
+    names = [qube.name for qube in tool.choose(args, qubes.listed()) if not args.all or qube.state == "Running"]
     method = "admin.vm.Suspend" if args.suspend else "admin.vm.Pause"
     return tool.each(PROG, names, lambda name: qubes.call(method, "", name))
 

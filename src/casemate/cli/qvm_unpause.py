@@ -12,7 +12,7 @@ PROG = "qvm-unpause"
 
 
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:
-    names = [qube.name for qube in tool.choose(args, qubes.list()) if not args.all or qube.state == "Paused"]
+    names = [qube.name for qube in tool.choose(args, qubes.listed()) if not args.all or qube.state == "Paused"]
     method = "admin.vm.Unpause"
     return tool.each(PROG, names, lambda name: qubes.call(method, "", name))
 

@@ -1,4 +1,7 @@
-"""Templates that this host builds itself.
+"""What this host is asked to do for all qubes: probe its acceleration, make templates.
+
+``admin.casemate.Probe`` boots a kernel to see whether KVM really runs a guest (once per boot of the host) and answers
+``kvm REASON`` or ``tcg REASON``.
 
 ``admin.casemate.template.Install+NAME`` with payload ``lean`` or ``systemd`` makes the template NAME from the image of
 that kind in the cache (building it if it is not there, which takes a minute) and installs its kernel. The first one
@@ -10,6 +13,12 @@ from __future__ import annotations
 from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.wire import names
+
+
+@method("admin.casemate.Probe", Access.EXECUTE)
+async def probe(context: Context) -> str:
+    """Find out what runs guests here, and why."""
+    return await context.engine.probe()
 
 
 @method("admin.casemate.template.Install", Access.EXECUTE)

@@ -1,0 +1,29 @@
+"""qvm-clone: make a qube like another, with copies of its disks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from casemate.cli import creation, tool
+from casemate.client.qubes import Qubes
+
+PROG = "qvm-clone"
+
+
+def _body(args: argparse.Namespace, qubes: Qubes) -> int:
+    if args.VMNAME not in {qube.name for qube in qubes.listed()}:
+        raise tool.UsageError(f"no such domain: {args.VMNAME!r}")
+    qubes.clone(args.VMNAME, args.new, args.klass, creation.pools(args))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; where a part fails, no qube is left."""
+    parser = tool.Parser(PROG, "Make a qube like another, with copies of its disks. Both are halted then.")
+    parser.one_qube()
+    parser.add_argument("new", metavar="NEWVM", help="name of the new qube")
+    parser.add_argument("-C", "--class", dest="klass", metavar="CLASS", help="class of the new qube")
+    parser.add_argument("--ignore-errors", action="store_true", help=argparse.SUPPRESS)
+    creation.pool_arguments(parser)
+    return tool.run(parser, _body, argv)

@@ -1,0 +1,276 @@
+"""qvm-ls: list qubes; all that is shown comes in one call (two with disks)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from casemate.cli import tool
+from casemate.cli.table import raw, table
+from casemate.client.qubes import Qubes
+from casemate.wire.admin import ADMIN
+
+PROG = "qvm-ls"
+
+Entry = dict[str, Any]
+
+FORMATS = {
+    "simple": ("name", "state", "class", "label", "template", "netvm"),
+    "network": ("name", "state", "netvm", "ip", "ipback", "gateway"),
+    "kernel": ("name", "state", "class", "template", "kernel", "kernelopts"),
+    "full": ("name", "state", "class", "label", "qid", "xid", "uuid"),
+    "prefs": ("name", "label", "template", "netvm", "vcpus", "xid", "disk", "memory"),
+    "disk": (
+        "name", "state", "disk",
+        "priv-curr", "priv-max", "priv-used", "root-curr", "root-max", "root-used",
+    ),
+}  # fmt: skip
+"""Sets of columns by name."""
+
+DESCRIPTIONS = {
+    "name": "name of the qube",
+    "state": "power state",
+    "class": "class",
+    "uuid": "UUID",
+    "ipback": "address, of a qube that provides network",
+    "gateway": "gateway that the qube sees",
+    "disk": "MiB that all volumes take on the disk",
+    "priv-curr": "MiB that the private volume takes",
+    "priv-max": "MiB that the private volume may take",
+    "priv-used": "how full the private volume is, in per cent",
+    "root-curr": "MiB that the root volume takes",
+    "root-max": "MiB that the root volume may take",
+    "root-used": "how full the root volume is, in per cent",
+}
+"""What the columns that are not simply properties show."""
+
+_FIXED = ("name", "state", "class", "uuid")
+_SOURCES = {"ipback": ("ip", "provides_network"), "gateway": ("visible_gateway",)}
+_DISKS = ("disk", "priv-curr", "priv-max", "priv-used", "root-curr", "root-max", "root-used")
+
+
+def _property(entry: Entry, name: str) -> str:
+    found = entry.get("properties", {}).get(name)
+    return "" if found is None else str(found["value"])
+
+
+def _disk(entry: Entry, column: str) -> str:
+    volumes: dict[str, dict[str, str]] = entry.get("volumes", {})
+    if column == "disk":
+        return str(sum(int(v.get("usage", "0")) for v in volumes.values()) >> 20) if volumes else ""
+    volume = volumes.get("private" if column.startswith("priv") else "root")
+    if volume is None:
+        return ""
+    size, usage = int(volume.get("size", "0")), int(volume.get("usage", "0"))
+    if column.endswith("-max"):
+        return str(size >> 20)
+    if column.endswith("-curr"):
+        return str(usage >> 20)
+    return f"{usage * 100 // size if size else 0}%"
+
+
+def cell(entry: Entry, column: str) -> str:
+    """What a column shows of a qube; ``-`` for nothing."""
+    if column in _FIXED:
+        return str(entry[column])
+    if column in _DISKS:
+        return _disk(entry, column) or "-"
+    if column == "ipback":
+        return (_property(entry, "ip") if _property(entry, "provides_network") == "True" else "") or "-"
+    if column == "gateway":
+        return _property(entry, "visible_gateway") or "-"
+    return _property(entry, column) or "-"
+
+
+def _needs(columns: Sequence[str]) -> set[str]:
+    needed: set[str] = set()
+    for column in columns:
+        if column not in _FIXED and column not in _DISKS:
+            needed.update(_SOURCES.get(column, (column,)))
+    return needed
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, str | None]:
+    """``KEY=VALUE`` filters; None asks for a key that is unset, quotes for one that is empty."""
+    found: dict[str, str | None] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise tool.UsageError(f"Not KEY=VALUE: {text!r}")
+        found[key] = None if not value else "" if value in ("''", '""') else value
+    return found
+
+
+def _filters(args: argparse.Namespace) -> list[Callable[[Entry], bool]]:
+    found: list[Callable[[Entry], bool]] = []
+    states = {word for word, wanted in (("Running", args.running), ("Paused", args.paused)) if wanted}
+    if args.running:
+        states.update(("Transient", "Halting"))
+    if args.halted:
+        states.add("Halted")
+    if states:
+        found.append(lambda e: e["state"] in states)
+    if args.klass:
+        found.append(lambda e: e["class"] in args.klass)
+    for option, name in ((args.label, "label"), (args.template_source, "template"), (args.netvm_is, "netvm")):
+        if option:
+            found.append(lambda e, o=option, n=name: _property(e, n) in o)  # type: ignore[misc]
+    if args.tags:
+        found.append(lambda e: bool(set(args.tags) & set(e.get("tags", []))))
+    if args.exclude_tags:
+        found.append(lambda e: not set(args.exclude_tags) & set(e.get("tags", [])))
+    for wish, name in ((args.internal, "internal"), (args.servicevm, "servicevm"),
+                       ("y" if args.pending_update else None, "updates-available")):  # fmt: skip
+        if wish:
+            found.append(
+                lambda e, w=wish, n=name: bool(e.get("features", {}).get(n)) == (w == "y")  # type: ignore[misc]
+            )
+    for key, value in _pairs(args.features).items():
+        found.append(lambda e, k=key, v=value: e.get("features", {}).get(k) == v)  # type: ignore[misc]
+    for key, value in _pairs(args.prefs).items():
+        found.append(lambda e, k=key, v=value or "": _property(e, k) == v)  # type: ignore[misc]
+    return found
+
+
+def _collect(args: argparse.Namespace, qubes: Qubes, columns: Sequence[str]) -> list[Entry]:
+    properties = _needs(columns)
+    properties.update(_pairs(args.prefs))
+    wanted = (("label", args.label), ("template", args.template_source), ("netvm", args.netvm_is), ("netvm", args.tree))
+    properties.update(name for name, wish in wanted if wish)
+    features = set(_pairs(args.features))
+    wishes = (("internal", args.internal), ("servicevm", args.servicevm), ("updates-available", args.pending_update))
+    features.update(name for name, wish in wishes if wish)
+    entries = qubes.inventory(properties, features, bool(args.tags or args.exclude_tags))
+    known = {entry["name"] for entry in entries}
+    for name in (*args.VMNAME, *args.exclude):
+        if name not in known:
+            raise tool.UsageError(f"no such domain: {name!r}")
+    if args.exclude and not args.all:
+        raise tool.UsageError("--exclude can only be used with --all")
+    entries = [e for e in entries if (not args.VMNAME or e["name"] in args.VMNAME) and e["name"] not in args.exclude]
+    entries = [e for e in entries if all(matches(e) for matches in _filters(args))]
+    if any(column in _DISKS for column in columns):
+        for entry in entries:
+            names = qubes.volumes(entry["name"]) if entry["name"] != ADMIN else []
+            entry["volumes"] = {name: qubes.volume(entry["name"], name) for name in names}
+    return entries
+
+
+def _tree(entries: list[Entry]) -> list[tuple[int, Entry]]:
+    """The qubes below those that they get their network from, with their depth."""
+    names = {entry["name"] for entry in entries}
+    children: dict[str, list[Entry]] = {}
+    for entry in entries:
+        net = _property(entry, "netvm")
+        children.setdefault(net if net in names else "", []).append(entry)
+    found: list[tuple[int, Entry]] = []
+
+    def walk(parent: str, depth: int) -> None:
+        for entry in children.get(parent, []):
+            found.append((depth, entry))
+            walk(entry["name"], depth + 1)
+
+    walk("", 0)
+    return found
+
+
+def _columns(args: argparse.Namespace) -> list[str]:
+    if args.raw_list:
+        return ["name"]
+    if args.fields:
+        columns = [word.strip().lower() for word in args.fields.split(",")]
+        if not all(columns):
+            raise tool.UsageError("--fields has an empty name of a column")
+        return [column if column in _DISKS else column.replace("-", "_") for column in columns]
+    for option, name in ((args.network, "network"), (args.kernel, "kernel"), (args.disk, "disk")):
+        if option:
+            return list(FORMATS[name])
+    return list(FORMATS["simple" if args.format in (None, "json") else args.format])
+
+
+def _json(entries: list[Entry], columns: list[str]) -> str:
+    import json
+
+    values = [{column: cell(entry, column) for column in columns} for entry in entries]
+    found = [{key: None if value == "-" else value for key, value in entry.items()} for entry in values]
+    return json.dumps(found, indent=2) + "\n"
+
+
+def _body(args: argparse.Namespace, qubes: Qubes) -> int:
+    if args.help_formats:
+        sys.stdout.write(table([[name, ",".join(columns).upper()] for name, columns in FORMATS.items()]))
+        return 0
+    if args.help_columns:
+        sys.stdout.write(table([[name.upper(), text] for name, text in DESCRIPTIONS.items()]))
+        sys.stdout.write("Any property of qubes is a column too.\n")
+        return 0
+    columns = _columns(args)
+    entries = _collect(args, qubes, columns)
+    key = (args.sort or "name").lower()
+    if key not in columns:
+        raise tool.UsageError(f"--sort: {key} is not among the columns")
+
+    def order(entry: Entry) -> tuple[bool, int, str]:
+        text = cell(entry, key)
+        number = int(text) if text.isascii() and text.isdecimal() else 0
+        return (key == "name" and text != ADMIN, number, text.lower() if args.ignore_case else text)
+
+    entries.sort(key=order, reverse=args.reverse)
+    if args.format == "json":
+        sys.stdout.write(_json(entries, columns))
+        return 0
+    rows = []
+    for depth, entry in _tree(entries) if args.tree else [(0, entry) for entry in entries]:
+        cells = [cell(entry, column) for column in columns]
+        if depth and "name" in columns:
+            position = columns.index("name")
+            cells[position] = "  " * (depth - 1) + "└─" + cells[position]
+        rows.append(cells)
+    if args.raw_list or args.raw_data:
+        sys.stdout.write(raw(rows))
+    else:
+        header = [column.upper().replace("_", "-") if column in _DISKS else column.upper() for column in columns]
+        sys.stdout.write(table([header, *rows]))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool."""
+    parser = tool.Parser(PROG, "List qubes.")
+    parser.many_qubes()
+    show = parser.add_argument_group("what to show")
+    kind = show.add_mutually_exclusive_group()
+    kind.add_argument("-o", "--format", choices=[*FORMATS, "json"], help="a set of columns; json for programs")
+    kind.add_argument("-O", "--fields", metavar="FIELD,...", help="columns, by name")
+    kind.add_argument("-n", "--network", action="store_true", help="the same as --format network")
+    kind.add_argument("-k", "--kernel", action="store_true", help="the same as --format kernel")
+    kind.add_argument("-d", "--disk", action="store_true", help="the same as --format disk")
+    kind.add_argument("--raw-list", action="store_true", help="names only, one a line")
+    show.add_argument("--raw-data", action="store_true", help="no header, '|' between columns")
+    show.add_argument("-t", "--tree", action="store_true", help="below the qube that each gets its network from")
+    show.add_argument("--help-formats", action="store_true", help="list the formats and exit")
+    show.add_argument("--help-columns", action="store_true", help="list the columns and exit")
+    show.add_argument("--spinner", action="store_true", help=argparse.SUPPRESS)
+    show.add_argument("--no-spinner", action="store_true", help=argparse.SUPPRESS)
+    which = parser.add_argument_group("which qubes")
+    which.add_argument("--class", dest="klass", nargs="+", metavar="CLASS", help="of these classes")
+    which.add_argument("--label", nargs="+", metavar="LABEL", help="with these labels")
+    which.add_argument("--tags", nargs="+", metavar="TAG", help="with any of these tags")
+    which.add_argument("--exclude-tags", nargs="+", metavar="TAG", help="with none of these tags")
+    which.add_argument("--running", action="store_true", help="that run")
+    which.add_argument("--paused", action="store_true", help="that are paused")
+    which.add_argument("--halted", action="store_true", help="that are halted")
+    which.add_argument("--template-source", nargs="+", metavar="TEMPLATE", help="based on these templates")
+    which.add_argument("--netvm-is", nargs="+", metavar="NETVM", help="with these net qubes")
+    which.add_argument("--internal", choices=["y", "n"], help="that are internal, or not")
+    which.add_argument("--servicevm", choices=["y", "n"], help="that serve others, or not")
+    which.add_argument("--pending-update", action="store_true", help="for which there are updates")
+    which.add_argument("--features", nargs="+", default=[], metavar="FEATURE=VALUE", help="with these features")
+    which.add_argument("--prefs", nargs="+", default=[], metavar="PROPERTY=VALUE", help="with these properties")
+    order = parser.add_argument_group("order")
+    order.add_argument("--sort", metavar="COLUMN", help="by this column (default: name)")
+    order.add_argument("--reverse", action="store_true", help="backwards")
+    order.add_argument("--ignore-case", action="store_true", help="upper and lower case are the same")
+    return tool.run(parser, _body, argv)

@@ -1,0 +1,36 @@
+"""qvm-remove: remove qubes with everything in them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from casemate.cli import tool
+from casemate.client.qubes import Qubes
+from casemate.wire.admin import ADMIN
+
+PROG = "qvm-remove"
+
+
+def _body(args: argparse.Namespace, qubes: Qubes) -> int:
+    names = [qube.name for qube in tool.choose(args, qubes.listed())]
+    if ADMIN in names:
+        raise tool.UsageError(f"{ADMIN} cannot be removed")
+    if not args.force and names:
+        sys.stdout.write("These qubes will be removed with everything in them:\n")
+        sys.stdout.write("".join(f"  {name}\n" for name in names))
+        sys.stdout.write("Are you sure? [y/N] ")
+        sys.stdout.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            sys.stderr.write("Nothing was removed.\n")
+            return 1
+    return tool.each(PROG, names, qubes.remove)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; its exit status is 1 if any of the qubes is still there."""
+    parser = tool.Parser(PROG, "Remove qubes with everything in them.")
+    parser.many_qubes()
+    parser.add_argument("-f", "--force", action="store_true", help="do not ask")
+    return tool.run(parser, _body, argv)

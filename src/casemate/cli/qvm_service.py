@@ -1,0 +1,57 @@
+"""qvm-service: switch the services inside a qube on and off (features ``service.NAME``)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from casemate.cli import tool
+from casemate.cli.table import table
+from casemate.client.qubes import Qubes
+
+PROG = "qvm-service"
+PREFIX = "service."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool."""
+    parser = tool.Parser(PROG, "Switch the services inside a qube on and off.")
+    parser.one_qube()
+    parser.add_argument("service", nargs="?", metavar="SERVICE", help="name of a service")
+    parser.add_argument("value", nargs="?", choices=["on", "off"], help="what it shall be")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("-l", "--list", action="store_true", help="list the services (this is the default)")
+    action.add_argument("-e", "--enable", action="store_true", help="switch the service on")
+    action.add_argument("-d", "--disable", action="store_true", help="switch the service off")
+    action.add_argument(
+        "-D", "--default", "--delete", "--unset", action="store_true", help="leave it to the qube whether it runs"
+    )
+
+    def body(args: argparse.Namespace, qubes: Qubes) -> int:
+        name = args.VMNAME
+        changes = args.enable or args.disable or args.default
+        if args.service is None:
+            if changes:
+                parser.error("the name of a service is needed")
+            found = sorted(item for item in qubes.features(name).items() if item[0].startswith(PREFIX))
+            sys.stdout.write(table([[key[len(PREFIX) :], _word(value)] for key, value in found]))
+            return 0
+        if args.value is not None and (changes or args.list):
+            parser.error("give on or off, or an option, not both")
+        feature = PREFIX + args.service
+        if args.default:
+            qubes.call("admin.vm.feature.Remove", feature, name)
+        elif args.enable or args.value == "on":
+            qubes.call("admin.vm.feature.Set", feature, name, "1")
+        elif args.disable or args.value == "off":
+            qubes.call("admin.vm.feature.Set", feature, name, "")
+        else:
+            sys.stdout.write(_word(qubes.call("admin.vm.feature.Get", feature, name)) + "\n")
+        return 0
+
+    return tool.run(parser, body, argv)
+
+
+def _word(value: str) -> str:
+    return "on" if value else "off"

@@ -1,0 +1,191 @@
+"""Calls of the Admin API over its unix socket; the daemon is started on demand if nobody listens there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+from casemate.settings import Settings, load
+from casemate.wire.admin import ADMIN, Event, EventReader, build_request, parse_reply
+from casemate.wire.errors import DaemonAccessError, printable
+
+START_SECONDS = 60.0
+_POLL_SECONDS = 0.01
+_CHUNK = 65536
+_LOG_TAIL = 2000
+
+
+class Transport:
+    """Where the daemon is, and how to reach it. ``start=False`` never starts one."""
+
+    def __init__(self, settings: Settings | None = None, *, start: bool = True) -> None:
+        self.settings = settings if settings is not None else load()
+        self._start = start
+
+    def call(self, method: str, arg: str = "", dest: str = ADMIN, payload: bytes = b"") -> bytes:
+        """The content of the reply; raises the error that the daemon reports."""
+        with self._send(build_request(method, arg, dest, payload)) as connection:
+            parts = []
+            while part := _receive(connection):
+                parts.append(part)
+        return parse_reply(b"".join(parts))
+
+    def events(self, dest: str = ADMIN, timeout: float | None = None) -> Events:
+        """A subscription; the first event has arrived when this returns."""
+        return Events(self._send(build_request("admin.Events", "", dest)), timeout)
+
+    def _send(self, request: bytes) -> socket.socket:
+        connection = self._connect()
+        try:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            # The daemon may have answered, and closed, before it had read everything.
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                connection.close()
+                raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error
+        return connection
+
+    def _connect(self) -> socket.socket:
+        connection = self._try_connect()
+        if connection is not None:
+            return connection
+        if not self._start:
+            raise DaemonAccessError(f"No daemon listens on {self.settings.api_socket}")
+        return self._start_daemon()
+
+    def _try_connect(self) -> socket.socket | None:
+        """A connection, or None where there is no daemon."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(os.fspath(self.settings.api_socket))
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            return None
+        except OSError as error:
+            connection.close()
+            raise DaemonAccessError(f"{self.settings.api_socket}: {error.strerror or error}") from error
+        return connection
+
+    def _start_daemon(self) -> socket.socket:
+        """Start the daemon, unless another tool is just doing so, and wait until it listens."""
+        run = self.settings.run
+        try:
+            run.mkdir(mode=0o700, parents=True, exist_ok=True)
+            gate = os.open(run / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise DaemonAccessError(f"{error.filename or run}: {error.strerror}") from error
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX)  # whoever has it gives up after START_SECONDS
+            connection = self._try_connect()
+            if connection is not None:
+                return connection
+            return self._spawn()
+        finally:
+            os.close(gate)
+
+    def _spawn(self) -> socket.socket:
+        log = self.settings.run / "daemon.log"
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+        environment = {**os.environ, **self.settings.environment()}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH", "")]))
+        child = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", "casemate.daemon.main"],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.fspath(log), append, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+        )
+        deadline = time.monotonic() + START_SECONDS
+        # The socket's appearance is the event; nothing in the standard library tells of it.
+        while time.monotonic() < deadline:
+            connection = self._try_connect()
+            if connection is not None:
+                return connection
+            if os.waitpid(child, os.WNOHANG)[0] == child:
+                raise DaemonAccessError(f"The daemon ended at once; {_tail(os.fspath(log))}")
+            time.sleep(_POLL_SECONDS)
+        raise DaemonAccessError(f"The daemon does not listen after {START_SECONDS:g} s; {_tail(os.fspath(log))}")
+
+
+class Events:
+    """A subscription; iterate over it, close it, or use it as a context."""
+
+    def __init__(self, connection: socket.socket, timeout: float | None = None) -> None:
+        self._connection = connection
+        self._reader = EventReader()
+        self._ready: list[Event] = []
+        self._connection.settimeout(timeout)
+        try:
+            while not self._ready:
+                self._more()
+        except BaseException:
+            self.close()
+            raise
+
+    def _more(self) -> None:
+        data = _receive(self._connection)
+        if not data:
+            self._reader.finish()
+            raise DaemonAccessError("The daemon ended the subscription")
+        self._ready.extend(self._reader.feed(data))
+
+    def next(self, timeout: float | None = None) -> Event:
+        """The next event; raises TimeoutError after ``timeout`` seconds without one."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._ready:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            self._connection.settimeout(left)
+            self._more()
+        return self._ready.pop(0)
+
+    def __iter__(self) -> Iterator[Event]:
+        while True:
+            yield self.next()
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._connection.close()
+
+
+def _receive(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(_CHUNK)
+    except TimeoutError:
+        raise
+    except ConnectionResetError:
+        return b""
+    except OSError as error:
+        raise DaemonAccessError(f"The daemon's answer was cut off: {error.strerror}") from error
+
+
+def _tail(log: str) -> str:
+    """The end of the daemon's log, for a message."""
+    try:
+        with open(log, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LOG_TAIL))
+            lines = file.read().decode("utf-8", "replace").splitlines()[-5:]
+    except OSError:
+        lines = []
+    if not lines:
+        return f"its log is {log}"
+    return f"its log ({log}) ends:\n" + "\n".join(printable(line, 200) for line in lines)
