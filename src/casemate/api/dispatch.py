@@ -7,7 +7,20 @@ import logging
 import secrets
 from typing import Any
 
-from casemate.api import devices, domains, features, firewall, labels, pools, power, properties, system, tags, volumes
+from casemate.api import (
+    devices,
+    domains,
+    features,
+    firewall,
+    host,
+    labels,
+    pools,
+    power,
+    properties,
+    system,
+    tags,
+    volumes,
+)
 from casemate.api.context import Context
 from casemate.api.method import METHODS, Access, Method
 from casemate.api.permissions import check_call
@@ -16,7 +29,7 @@ from casemate.wire.errors import CasemateError, InternalError, ProtocolError, pr
 
 _log = logging.getLogger(__name__)
 
-NOUNS = (devices, domains, features, firewall, labels, pools, power, properties, system, tags, volumes)
+NOUNS = (devices, domains, features, firewall, host, labels, pools, power, properties, system, tags, volumes)
 """The modules whose import registers the methods."""
 
 

@@ -162,7 +162,8 @@ class Tour:
     def copy(self) -> None:
         """Copy files from work to vault: refused by default, then allowed by one line of policy"""
         self.inside(
-            "work", "mkdir -p d/sub && head -c 300000 /dev/urandom > d/data && echo hi > d/sub/text && chmod 4755 d/data"
+            "work",
+            "mkdir -p d/sub && head -c 300000 /dev/urandom > d/data && echo hi > d/sub/text && chmod 4755 d/data",
         )
         want = self.inside("work", "cd d && sha256sum data sub/text")
         self.run("qvm-run", "--pass-io", "work", "qvm-copy-to-vm vault d", status=126)
@@ -247,7 +248,14 @@ class Tour:
 
     def persistence(self) -> None:
         """What a restart keeps"""
-        self.run("qvm-run", "--pass-io", "-u", "root", "work", "echo 1 > /root-file; echo 2 > /home/user/kept; echo 3 > /rw/kept")
+        self.run(
+            "qvm-run",
+            "--pass-io",
+            "-u",
+            "root",
+            "work",
+            "echo 1 > /root-file; echo 2 > /home/user/kept; echo 3 > /rw/kept",
+        )
         self.run("qvm-shutdown", "--wait", "work")
         self.table()
         self.run("qvm-start", "work")

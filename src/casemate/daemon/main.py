@@ -28,11 +28,18 @@ class _OneLine(logging.Formatter):
 
 
 def _prepare(settings: Settings) -> None:
-    """Make the directories; qubes may search them, nobody else may read them."""
-    for directory in (settings.state, settings.run, settings.run / "qubes"):
-        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-    for directory in (settings.policy_dir, settings.run / "log", settings.state / "kernels"):
-        directory.mkdir(mode=0o755 if directory.name == "kernels" else 0o700, parents=True, exist_ok=True)
+    """Make the directories. Qubes pass through some to what is theirs; nobody but us may list any."""
+    modes = {
+        settings.state: 0o711,
+        settings.run: 0o711,
+        settings.run / "qubes": 0o711,
+        settings.state / "kernels": 0o711,
+        settings.policy_dir: 0o700,
+        settings.run / "log": 0o700,
+    }
+    for directory, mode in modes.items():
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        directory.chmod(mode)
 
 
 def _log_to(settings: Settings, foreground: bool) -> None:

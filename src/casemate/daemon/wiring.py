@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from casemate.api.server import ApiServer
+from casemate.api.context import Context
+from casemate.api.events import Subscriptions
+from casemate.api.server import Server
 from casemate.engine.engine import Engine
+from casemate.host.files import replace_file
 from casemate.host.libvirt_machines import connect
 from casemate.host.process import Runner
-from casemate.qrexec.files import install_default_policy
+from casemate.qrexec.files import default_policy
 from casemate.settings import Settings
 from casemate.store.store import Store
+
+DEFAULT_POLICY = "90-default.policy"
 
 
 class Daemon:
@@ -21,15 +26,17 @@ class Daemon:
 
     async def __aenter__(self) -> Daemon:
         settings = self._settings
-        install_default_policy(settings.policy_dir)
+        policy = settings.policy_dir / DEFAULT_POLICY
+        if not policy.exists() or policy.read_text() != default_policy():
+            replace_file(policy, default_policy().encode(), mode=0o600)
         store = Store(settings.store_file)
-        runner = Runner()
-        hypervisor = await connect(settings)
-        self.engine = Engine(settings, store, hypervisor, runner)
+        self._hypervisor = await connect(settings)
+        self.engine = Engine(settings, store, self._hypervisor, Runner())
         await self.engine.reconcile()
-        self._server = ApiServer(settings, store, self.engine)
-        self.engine.bus.subscribe(self._server.lifecycle_event)
-        await self._server.start()
+        events = Subscriptions(store)
+        self.engine.bus.subscribe(events.publish)
+        self._server = Server(Context(store, self.engine, events, self.engine.status))
+        await self._server.start(settings.api_socket)
         return self
 
     async def __aexit__(

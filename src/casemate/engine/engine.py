@@ -9,7 +9,8 @@ import re
 import shutil
 import socket
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import asdict
+from typing import Any
 
 from casemate.engine.bus import Bus
 from casemate.engine.create import Creator
@@ -22,6 +23,7 @@ from casemate.engine.templates import Templates
 from casemate.host.acceleration import Acceleration, probe
 from casemate.host.hypervisor import Disk, Hypervisor, MachineInfo, MachineSpec, PowerState
 from casemate.host.process import Runner
+from casemate.host.protections import protections
 from casemate.model.domain import Domain
 from casemate.qrexec.broker import Actions, Broker
 from casemate.qrexec.evaluate import SystemInfo
@@ -118,6 +120,26 @@ class Engine:
                     self.settings, self._runner, directory / "vmlinuz", directory / "initrd"
                 )
             return self._acceleration
+
+    async def probe(self) -> str:
+        """``kvm`` or ``tcg``, and why."""
+        found = await self.acceleration()
+        return f"{found.kind} {found.reason}"
+
+    def status(self) -> dict[str, Any]:
+        """What this host does for qubes and which protections it lacks; never waits."""
+        found = self._acceleration
+        root = os.geteuid() == 0
+        return {
+            "acceleration": f"{found.kind} {found.reason}" if found else "not probed yet: happens at the first start",
+            "hypervisor": self.hypervisor.uri,
+            "state": str(self.settings.state),
+            "running": len(self._states.all()),
+            "isolation": "each qube runs as a user of its own"
+            if root
+            else f"weaker: all qubes run as user {os.geteuid()}, as this daemon does; root would give each its own",
+            "protections": [asdict(one) for one in protections(self.settings, found.kind if found else None)],
+        }
 
     async def _accelerate(self) -> str:
         return (await self.acceleration()).kind

@@ -1,0 +1,124 @@
+"""``casemate``: what belongs to no single qube: the tour, the host's status, templates, the policy, clean-up."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from casemate.cli import tool
+from casemate.client.qubes import Qubes
+from casemate.settings import load
+from casemate.wire.errors import CasemateError, DisconnectedError, printable
+
+PROG = "casemate"
+_INSTALL = "admin.casemate.template.Install"
+DEFAULT_NAMES = {"lean": "debian-12", "systemd": "debian-12-systemd"}
+
+
+def _status(args: argparse.Namespace, qubes: Qubes) -> int:
+    if qubes.get(None, "default_kernel").text:
+        qubes.call("admin.casemate.Probe")
+    status = qubes.status()
+    for key, value in status.items():
+        if key == "protections":
+            continue
+        print(f"{key:<14} {printable(str(value))}")
+    protections = status.get("protections", [])
+    missing = [p for p in protections if not p["present"]]
+    print(f"\nProtections: {len(protections) - len(missing)} present, {len(missing)} missing on this host")
+    for one in protections:
+        if args.verbose or not one["present"]:
+            print(f"  {'has' if one['present'] else 'LACKS':<5} {one['id']:<4} {printable(one['what'])}")
+            if one["why"]:
+                print(f"             {printable(one['why'])}")
+    return 0
+
+
+def _template(args: argparse.Namespace, qubes: Qubes) -> int:
+    name = args.name or DEFAULT_NAMES[args.kind]
+    if name in (qube.name for qube in qubes.listed()):
+        print(f"Template {name} is there already")
+        return 0
+    # The long part is a program of its own that shows its progress; what it makes stays in the cache.
+    build = [sys.executable, "-m", "casemate.host.template_build", args.kind]
+    environment = {**os.environ, **load().environment()}
+    done = subprocess.run(build, env=environment, check=False)
+    if done.returncode != 0:
+        return done.returncode
+    qubes.call(_INSTALL, name, payload=args.kind)
+    print(f"Template {name} is ready")
+    return 0
+
+
+def _qubesdb(args: argparse.Namespace, _qubes: Qubes) -> int:
+    from casemate.qdb.client import QubesDB
+    from casemate.wire.names import qube_name
+
+    try:
+        database = QubesDB(load().database_socket(qube_name(args.VMNAME)))
+    except DisconnectedError as error:
+        raise CasemateError(f"{args.VMNAME} does not run, so it has no database ({error})") from None
+    with database:
+        if args.command == "read":
+            value = database.read(args.path)
+            if value is None:
+                return 2
+            print(printable(value.decode("latin-1"), 4096))
+        elif args.command == "write":
+            database.write(args.path, (args.value or "").encode())
+        elif args.command == "list":
+            print("\n".join(database.list(args.path)))
+        else:
+            database.watch(args.path)
+            print(database.read_watch(), flush=True)
+    return 0
+
+
+def _clean(args: argparse.Namespace, _qubes: Qubes) -> int:
+    from casemate.cli.clean import clean_state
+    from casemate.cli.tour import tour_settings
+
+    settings = tour_settings()
+    clean_state(settings)
+    print(f"Nothing of the tour is left in {settings.state}")
+    if args.all:
+        settings = load()
+        clean_state(settings)
+        print(f"All qubes in {settings.state} are gone")
+    return 0
+
+
+def _tour(_args: argparse.Namespace, _qubes: Qubes) -> int:
+    from casemate.cli.tour import main as tour
+
+    return tour()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0; 1 for what went wrong; 2 for a wrong command line or a key that is not there."""
+    parser = tool.Parser(PROG, "Look after Casemate itself.")
+    commands = parser.add_subparsers(dest="what", metavar="COMMAND", required=True)
+    commands.add_parser("tour", help="show the main job on real virtual machines").set_defaults(body=_tour)
+    commands.add_parser("status", help="show what this host can do and which protections it lacks").set_defaults(
+        body=_status
+    )
+    template = commands.add_parser("template", help="build templates").add_subparsers(
+        dest="command", metavar="COMMAND", required=True
+    )
+    build = template.add_parser("build", help="build a Debian template, from the cache if it was built before")
+    build.add_argument("--kind", choices=tuple(DEFAULT_NAMES), default="lean", help="what is process 1 in it")
+    build.add_argument("--name", help="name of the template (default: debian-12, or debian-12-systemd)")
+    build.set_defaults(body=_template)
+    database = commands.add_parser("qubesdb", help="read, write, list or watch the database of a running qube")
+    database.add_argument("VMNAME")
+    database.add_argument("command", choices=("read", "write", "list", "watch"))
+    database.add_argument("path", nargs="?", default="/")
+    database.add_argument("value", nargs="?")
+    database.set_defaults(body=_qubesdb)
+    clean = commands.add_parser("clean", help="end and remove what the tour has made")
+    clean.add_argument("--all", action="store_true", help="remove also all qubes of this user, with their data")
+    clean.set_defaults(body=_clean)
+    return tool.run(parser, lambda args, qubes: int(args.body(args, qubes)), argv)
