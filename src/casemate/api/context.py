@@ -77,9 +77,6 @@ class Engine(Protocol):
     async def probe(self) -> str:
         """``kvm`` or ``tcg``, and why."""
 
-    async def install_template(self, name: str, kind: str) -> None:
-        """Make a template from a built image of that kind."""
-
     async def volume_usage(self, name: str, volume: str) -> int:
         """Bytes that a volume takes on the disk."""
 
