@@ -7,17 +7,15 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 from casemate.api import dispatch
-from casemate.api.context import Context, Engine
-from casemate.api.events import Subscription, Subscriptions
+from casemate.api.context import Context
+from casemate.api.events import Subscription
 from casemate.api.method import Access, Method
 from casemate.api.permissions import check_peer
-from casemate.settings import Settings
-from casemate.store.store import Store
 from casemate.wire.admin import Request, RequestReader, failure
 from casemate.wire.errors import CasemateError, ProtocolError
 
@@ -186,34 +184,6 @@ class Server:
         self.last_active = asyncio.get_running_loop().time()
         if not task.cancelled() and task.exception() is not None:
             _log.error("a call ended without an answer", exc_info=task.exception())
-
-
-class ApiServer:
-    """The Admin API as the daemon uses it: context, subscriptions and server of one state. Make it in the loop."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        engine: Engine,
-        status: Callable[[], Mapping[str, Any]] | None = None,
-    ) -> None:
-        self._settings = settings
-        self.events = Subscriptions(store)
-        self.context = Context(store, engine, self.events, status if status is not None else dict)
-        self.server = Server(self.context)
-
-    def lifecycle_event(self, subject: str, event: str, details: Mapping[str, str]) -> None:
-        """Tell subscribers what the engine says; a listener of its bus."""
-        self.events.publish(subject, event, details)
-
-    async def start(self) -> None:
-        """Listen."""
-        await self.server.start(self._settings.api_socket)
-
-    async def close(self) -> None:
-        """Stop listening, let running calls answer."""
-        await self.server.close()
 
 
 def bind(path: Path) -> socket.socket:

@@ -8,12 +8,13 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from casemate.settings import Settings, load
 from casemate.wire.admin import ADMIN, Event, EventReader, build_request, parse_reply
 from casemate.wire.errors import DaemonAccessError, printable
 
+DAEMON = (sys.executable, "-m", "casemate.daemon.main")
 START_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 _CHUNK = 65536
@@ -21,11 +22,11 @@ _LOG_TAIL = 2000
 
 
 class Transport:
-    """Where the daemon is, and how to reach it. ``start=False`` never starts one."""
+    """Where the daemon is, and how to reach it. ``daemon`` is the program to start on demand; empty: never."""
 
-    def __init__(self, settings: Settings | None = None, *, start: bool = True) -> None:
+    def __init__(self, settings: Settings | None = None, *, daemon: Sequence[str] = DAEMON) -> None:
         self.settings = settings if settings is not None else load()
-        self._start = start
+        self._daemon = daemon
 
     def call(self, method: str, arg: str = "", dest: str = ADMIN, payload: bytes = b"") -> bytes:
         """The content of the reply; raises the error that the daemon reports."""
@@ -55,7 +56,7 @@ class Transport:
         connection = self._try_connect()
         if connection is not None:
             return connection
-        if not self._start:
+        if not self._daemon:
             raise DaemonAccessError(f"No daemon listens on {self.settings.api_socket}")
         return self._start_daemon()
 
@@ -76,7 +77,8 @@ class Transport:
         """Start the daemon, unless another tool is just doing so, and wait until it listens."""
         run = self.settings.run
         try:
-            run.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in (self.settings.state, run):  # qubes' own users pass through, they see nothing
+                directory.mkdir(mode=0o711, parents=True, exist_ok=True)
             gate = os.open(run / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise DaemonAccessError(f"{error.filename or run}: {error.strerror}") from error
@@ -96,8 +98,8 @@ class Transport:
         environment = {**os.environ, **self.settings.environment()}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH", "")]))
         child = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-m", "casemate.daemon.main"],
+            self._daemon[0],
+            self._daemon,
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
