@@ -23,6 +23,8 @@ _KEEP = ("http_proxy", "https_proxy", "no_proxy", "TMPDIR")
 """The few variables of ours that programs need too: how to reach the network, where there is room."""
 _MAX_OUTPUT = 64 << 20
 _SHOWN_LINES = 8
+_GRACE_SECONDS = 5.0
+"""How long a program that must end early may take to remove its temporary files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +180,23 @@ async def _feed(process: asyncio.subprocess.Process, data: bytes | None) -> None
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of the program's process group and see it gone."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
+    """End what is left of the program's process group and see it gone; one that still runs may clean up first."""
+    if process.returncode is None:
+        _signal_group(process.pid, signal.SIGTERM)
+        try:
+            await asyncio.wait_for(asyncio.shield(process.wait()), _GRACE_SECONDS)
+        except TimeoutError:
+            pass
+    _signal_group(process.pid, signal.SIGKILL)
     if process.returncode is None:
         await asyncio.shield(process.wait())
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        pass
 
 
 def become_subreaper() -> None:
