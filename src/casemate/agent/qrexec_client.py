@@ -11,8 +11,8 @@ import os
 import sys
 
 from casemate.pump.call import connect, request, run_call, run_call_with
-from casemate.wire.errors import CallRefusedError, CasemateError
-from casemate.wire.qrexec import EXIT_FAILED, EXIT_REFUSED
+from casemate.wire.errors import CallRefusedError, CasemateError, DisconnectedError
+from casemate.wire.qrexec import EXIT_FAILED, EXIT_REFUSED, EXIT_VANISHED
 
 SOCKET = "/run/qubes/qrexec-agent.sock"
 USAGE = """\
@@ -63,10 +63,12 @@ def main(argv: list[str]) -> int:
         return EXIT_FAILED
     except UnicodeEncodeError:
         return _usage("names of qubes and services are ASCII")
-    if program:
-        return run_call_with(sock, program)
-    out, err = (os.isatty(fd) if wanted is None else wanted for fd, wanted in zip((1, 2), visible, strict=False))
-    return run_call(sock, 0, 1, 2, visible=(out, err))
+    out, err = (os.isatty(fd) if wanted is None else wanted for fd, wanted in ((1, visible[0]), (2, visible[1])))
+    try:
+        return run_call_with(sock, program) if program else run_call(sock, 0, 1, 2, visible=(out, err))
+    except CasemateError as error:
+        sys.stderr.write(f"qrexec-client-vm: {error}\n")
+        return EXIT_VANISHED if isinstance(error, DisconnectedError) else EXIT_FAILED
 
 
 def _usage(why: str) -> int:

@@ -11,7 +11,7 @@ import socket
 import stat
 
 from casemate.wire import qrexec
-from casemate.wire.errors import DisconnectedError, ProtocolError
+from casemate.wire.errors import DisconnectedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Call:
                 self._masks[fd] = mask
 
     def run(self) -> int:
-        """Exit status of the call; 255 when the peer vanished. ProtocolError when it broke the protocol."""
+        """The service's exit status. DisconnectedError: the peer vanished; ProtocolError: it broke the rules."""
         stdout = self._outputs[qrexec.DATA_STDOUT]
         sock_fd = self._sock.fileno()
         while True:
@@ -195,7 +195,9 @@ class Call:
                 return EXIT_BROKEN_PIPE
             waiting = any(output.size for output in self._outputs.values())
             if not self._open and not waiting:
-                return self._side.status()
+                if self._side.exit_code is None:
+                    raise DisconnectedError("The other end went away before the call had ended")
+                return self._side.exit_code
             self._rewatch(sock_fd)
             for fd, mask in self._poll.poll():
                 if fd == sock_fd:
@@ -298,26 +300,24 @@ def run_call(
     first: bytes = b"",
     visible: tuple[bool, bool] = (False, False),
 ) -> int:
-    """Run an accepted call on these descriptors (None: nothing in, nothing out); returns its exit status.
+    """Run an accepted call on these descriptors (None: nothing in, nothing out); as ``Call.run``.
 
     ``visible`` says whether stdout and stderr are made harmless for a terminal.
     """
     out, err = Output(stdout, visible[0]), Output(stderr, visible[1])
     try:
         return Call(sock, stdin, out, err, first).run()
-    except ProtocolError:
-        return qrexec.EXIT_FAILED
     finally:
         out.close()
         err.close()
         sock.close()
 
 
-def run_call_with(sock: socket.socket, argv: Sequence[str]) -> int:
+def run_call_with(sock: socket.socket, argv: Sequence[str], first: bytes = b"") -> int:
     """Run an accepted call on a program of ours: its stdin and stdout are the call's.
 
     The program finds our own stdin and stdout as the descriptors in ``SAVED_FD_0`` and ``SAVED_FD_1``. Returns the
-    call's exit status, or the program's when the call succeeded and the program did not.
+    call's exit status, or the program's when the call succeeded and the program did not; else as ``Call.run``.
     """
     import signal
 
@@ -344,13 +344,11 @@ def run_call_with(sock: socket.socket, argv: Sequence[str]) -> int:
         os.close(fd)
     out, err = Output(to_program[1]), Output(2)
     try:
-        status = Call(sock, from_program[0], out, err, stop_when_broken=False).run()
-    except ProtocolError:
-        status = qrexec.EXIT_FAILED
+        status = Call(sock, from_program[0], out, err, first, stop_when_broken=False).run()
     finally:
         out.close(to_program[1])
         err.close()
         os.close(from_program[0])
         sock.close()
-    code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+        code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
     return status or (code if code >= 0 else 128 - code)

@@ -1,0 +1,73 @@
+"""Calls from this host into a qube: reach its link, start it if need be; disposables that live for one call."""
+
+from __future__ import annotations
+
+import socket
+from types import TracebackType
+
+from casemate.client.qubes import Qubes
+from casemate.pump.call import connect
+from casemate.wire.admin import ADMIN
+from casemate.wire.errors import (
+    CasemateError,
+    DisconnectedError,
+    NotFoundError,
+    NotHaltedError,
+    NotRunningError,
+    NotStartedError,
+)
+from casemate.wire.names import qube_name
+from casemate.wire.qrexec import Command, exec_message
+
+
+def open_call(qubes: Qubes, name: str, command: Command, autostart: bool) -> socket.socket:
+    """The stream of a call that was sent to the qube. The daemon is only asked where the qube does not run."""
+    message = exec_message(command.cmdline())
+    path = qubes.transport.settings.link_socket(qube_name(name))
+    try:
+        sock = connect(path)
+    except DisconnectedError:
+        if not autostart:
+            qubes.call("admin.vm.CurrentState", "", name)  # a qube that does not exist is another error
+            raise NotRunningError(f"{name} is not running") from None
+        try:
+            qubes.call("admin.vm.Start", "", name)
+        except NotHaltedError:
+            pass
+        try:
+            sock = connect(path)
+        except DisconnectedError as error:
+            raise DisconnectedError(f"{name} runs and cannot be reached: {error}") from None
+    try:
+        sock.sendall(message)
+    except OSError as error:
+        sock.close()
+        raise DisconnectedError(f"{name} went away: {error.strerror}") from error
+    return sock
+
+
+class Disposable:
+    """A disposable of ``template`` (empty: the default one) for the length of a block; gives its name."""
+
+    def __init__(self, qubes: Qubes, template: str) -> None:
+        self._qubes = qubes
+        self._template = template
+        self._name = ""
+
+    def __enter__(self) -> str:
+        self._name = self._qubes.call("admin.vm.CreateDisposable", "", self._template or ADMIN)
+        return self._name
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self._qubes.call("admin.vm.Kill", "", self._name)
+        except NotStartedError:
+            try:
+                self._qubes.call("admin.vm.Remove", "", self._name)
+            except NotFoundError:
+                pass
+        except NotFoundError:
+            pass  # it has ended and removed itself
+        except CasemateError:
+            if error is None:
+                raise
