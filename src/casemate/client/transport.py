@@ -99,7 +99,7 @@ class Transport:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH", "")]))
         child = os.posix_spawn(
             self._daemon[0],
-            self._daemon,
+            list(self._daemon),
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

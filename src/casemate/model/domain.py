@@ -417,7 +417,7 @@ class Domain(Holder):
 
     def _icon(self) -> str:
         stem = "servicevm" if self.features.get("servicevm") else self.icon_stem
-        return f"{stem}-{self._values['label']}"
+        return f"{stem}-{self.stored('label')}"
 
     @property
     def features(self) -> Features:

@@ -99,15 +99,19 @@ class Domains(Mapping[str, Domain]):
         """The admin qube first, then the others by name."""
         return sorted(self._by_name.values(), key=lambda d: (d.klass != Admin.class_name, d.name))
 
-    def insert(self, domain: Domain) -> None:
-        """Add a qube to the indexes; raises AlreadyExistsError. Use ``System.add`` to make qubes."""
-        name, uuid, qid = domain.name, domain.uuid, domain.qid
+    def require_free(self, name: str, uuid: UUID, qid: int) -> None:
+        """Raise AlreadyExistsError where a qube has that name, UUID or number."""
         if name in self._by_name:
             raise AlreadyExistsError(f"A qube named {name!r} exists already")
         if uuid in self._by_uuid:
             raise AlreadyExistsError(f"UUID {uuid} is that of {self._by_uuid[uuid].name!r}")
         if qid in self._by_qid:
             raise AlreadyExistsError(f"qid {qid} is that of {self._by_qid[qid].name!r}")
+
+    def insert(self, domain: Domain) -> None:
+        """Add a qube to the indexes; raises AlreadyExistsError. Use ``System.add`` to make qubes."""
+        name, uuid, qid = domain.name, domain.uuid, domain.qid
+        self.require_free(name, uuid, qid)
         self._by_name[name] = self._by_uuid[uuid] = self._by_qid[qid] = domain
 
     def discard(self, domain: Domain) -> None:
@@ -273,6 +277,7 @@ class System(Holder):
             self.pool(pool)
             volumes[volume] = rule.new(domain.name, volume, pool)
         domain.load_state({}, {f"created-by-{creator}"}, volumes)
+        self.domains.require_free(domain.name, uuid, domain.qid)
         self.record(DomainAdded(domain.name, cls.class_name))
         self.domains.insert(domain)
         before = len(self.changes)
