@@ -43,7 +43,7 @@ class FileError(ProtocolError):
 
 
 class FileHeader:
-    """What is said of one object: ``name_length`` counts the NUL, ``size`` is of the content or of the link's target."""
+    """What is said of an object: ``name_length`` counts the NUL, ``size`` is of the content or the link's target."""
 
     __slots__ = ("atime", "atime_ns", "mode", "mtime", "mtime_ns", "name_length", "size")
 

@@ -1,0 +1,310 @@
+"""Sends files over a call of qubes.Filecopy and waits until the receiver has confirmed all of them."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import time
+import zlib
+
+from casemate.pump.call import VISIBLE
+from casemate.wire import qfile, qrexec
+from casemate.wire.errors import CasemateError, DisconnectedError, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+BUFFER = 4 * qrexec.MAX_CHUNK
+SMALL = 16 * 1024
+BATCH = qrexec.MAX_CHUNK
+PATIENCE = 600.0
+"""Seconds without any sign of the receiver after which the copy has failed."""
+MAX_STDERR = 4096
+
+_REASONS = {
+    qfile.EEXIST: "it exists there already",
+    qfile.EILSEQ: "its name is not taken there",
+    qfile.EINVAL: "this type of file is not taken there",
+    qfile.ENOLINK: "a link that leads out of what is copied is not taken there",
+    qfile.EDQUOT: "that is more than is taken there",
+    qfile.EREMOTEIO: "the stream was cut",
+    qfile.SENDER_GONE: "the stream was cut",
+}
+
+
+class CopyError(CasemateError):
+    """The files were not copied, or not all of them."""
+
+
+class _Answered(Exception):
+    """The receiver has answered before everything was sent."""
+
+
+class Copy:
+    """One copy of files or directories. ``progress`` is called with the bytes sent so far now and then."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        paths: Sequence[str],
+        progress: Callable[[int], None] = lambda _sent: None,
+        warn: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self._sock = sock
+        self._paths = paths
+        self._progress = progress
+        self._warn = warn
+        self._side = qrexec.CallerSide()
+        self._result = qfile.ResultReader()
+        self._stderr = b""
+        self._ended = False
+        self._gone = False
+        self._batch = bytearray()
+        self._buffer = memoryview(bytearray(BUFFER))
+        self._input = memoryview(bytearray(BUFFER))
+        self._crc = 0
+        self._sent: set[bytes] = set()
+        self._bytes = 0
+        sock.setblocking(False)
+        self._poll = select.poll()
+
+    def run(self) -> None:
+        """Send everything; returns when the receiver has confirmed it, else CopyError."""
+        try:
+            for path in self._paths:
+                self._object(os.path.abspath(path), os.fsencode(os.path.basename(os.path.abspath(path))))
+            self._record(qfile.END)
+            self._flush()
+            self._send(self._side.stdin_eof())
+        except _Answered:
+            pass
+        finally:
+            self._batch.clear()
+        self._confirm()
+
+    # -- what is sent
+
+    def _object(self, path: str, name: bytes) -> None:
+        status = os.lstat(path)
+        if name.count(b"/") >= qfile.MAX_DEPTH:
+            raise CopyError(f"{printable(path)}: more than {qfile.MAX_DEPTH} directories deep")
+        if stat.S_ISDIR(status.st_mode):
+            header = qfile.build_header(name, status.st_mode, 0, status.st_atime_ns, status.st_mtime_ns)
+            self._sent.add(name)
+            self._record(header)
+            for entry in sorted(os.listdir(path)):
+                self._object(f"{path}/{entry}", name + b"/" + os.fsencode(entry))
+            self._record(header)
+        elif stat.S_ISLNK(status.st_mode):
+            target = os.fsencode(os.readlink(path))
+            self._sent.add(name)
+            self._record(
+                qfile.build_header(name, status.st_mode, len(target), status.st_atime_ns, status.st_mtime_ns) + target
+            )
+        elif stat.S_ISREG(status.st_mode):
+            self._file(path, name)
+        else:
+            self._warn(f"{printable(path)}: not a file, directory or link; left out")
+
+    def _file(self, path: str, name: bytes) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            left = status.st_size
+            header = qfile.build_header(name, status.st_mode, left, status.st_atime_ns, status.st_mtime_ns)
+            self._sent.add(name)
+            self._record(header)
+            while left:
+                count = os.readv(fd, [self._buffer[: min(left, BUFFER)]])
+                if count == 0:
+                    raise CopyError(f"{printable(path)}: it became shorter while it was read; nothing was confirmed")
+                left -= count
+                piece = self._buffer[:count]
+                if count <= SMALL:
+                    self._record(piece)
+                else:
+                    self._flush()
+                    self._crc = zlib.crc32(piece, self._crc)
+                    self._send(self._side.stdin(piece))
+        finally:
+            os.close(fd)
+
+    def _record(self, data: bytes | memoryview) -> None:
+        self._crc = zlib.crc32(data, self._crc)
+        self._batch += data
+        if len(self._batch) >= BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._batch:
+            batch, self._batch = self._batch, bytearray()
+            self._send(self._side.stdin(memoryview(batch)))
+
+    def _send(self, pieces: list[bytes | memoryview]) -> None:
+        self._poll_now(0)
+        total = 0
+        while pieces:
+            try:
+                count = self._sock.sendmsg(pieces)
+            except BlockingIOError:
+                self._poll_now(PATIENCE)
+                continue
+            except OSError:
+                self._gone = True
+                raise _Answered from None
+            total += count
+            done = 0
+            while done < len(pieces) and count >= len(pieces[done]):
+                count -= len(pieces[done])
+                done += 1
+            del pieces[:done]
+            if count:
+                pieces[0] = memoryview(pieces[0])[count:]
+        self._bytes += total
+        self._progress(self._bytes)
+
+    # -- what comes back
+
+    def _poll_now(self, seconds: float) -> None:
+        """Wait until the stream takes bytes again, at most so long; take what the receiver says."""
+        self._poll.register(self._sock, select.POLLIN | (select.POLLOUT if seconds else 0))
+        ready = self._poll.poll(seconds * 1000)
+        if seconds and not ready:
+            raise CopyError(f"The receiver has taken nothing for {seconds:g} seconds")
+        if ready and ready[0][1] & ~select.POLLOUT:
+            self._receive()
+            if self._ended or self._result.get(False) is not None:
+                raise _Answered
+
+    def _receive(self) -> None:
+        try:
+            count = self._sock.recv_into(self._input)
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        if count == 0:
+            self._ended = True
+            return
+        for kind, view in self._side.feed(self._input[:count]):
+            if kind == qrexec.DATA_STDOUT:
+                self._result.feed(view)
+            elif kind == qrexec.DATA_STDERR:
+                self._stderr = (self._stderr + bytes(view))[:MAX_STDERR]
+            elif kind == qrexec.DATA_EXIT_CODE:
+                self._ended = True
+
+    def _confirm(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not self._ended:
+            self._poll.register(self._sock, select.POLLIN)
+            if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise CopyError(f"The receiver has not confirmed anything for {PATIENCE:g} seconds")
+            self._receive()
+        result, status = self._result.get(True), self._side.exit_code
+        if result is None:
+            raise self._without_result(status)
+        if result.code != qfile.OK:
+            raise CopyError(self._reason(result))
+        if result.crc != self._crc:
+            raise CopyError("The checksum of what arrived is not that of what was sent")
+        if status != 0:
+            raise CopyError(f"The receiver ended with status {status}")
+
+    def _without_result(self, status: int | None) -> CasemateError:
+        said = self._stderr.translate(VISIBLE).decode("ascii").strip()
+        detail = f": {printable(said)}" if said else ""
+        if status is None:
+            return DisconnectedError("The receiver went away before it had confirmed anything" + detail)
+        if status == qrexec.EXIT_NO_SERVICE:
+            return CopyError("The target does not take files (it has no qubes.Filecopy)" + detail)
+        return CopyError(f"The receiver ended with status {status} and without a result" + detail)
+
+    def _reason(self, result: qfile.Result) -> str:
+        why = _REASONS.get(result.code)
+        if why is None:
+            why = os.strerror(result.code) if 0 < result.code < 256 else f"error {result.code}"
+        if result.last_name in self._sent:
+            return f'"{qfile.shown(result.last_name)}" was not taken: {why}'
+        return f"The copy was not taken: {why}"
+
+
+def check_paths(paths: Sequence[str]) -> None:
+    """CopyError for what cannot be sent, before anything is asked of anybody."""
+    seen: dict[str, str] = {}
+    for path in paths:
+        whole = os.path.abspath(path)
+        name = os.path.basename(whole)
+        try:
+            mode = os.lstat(whole).st_mode
+        except OSError as error:
+            raise CopyError(f"{printable(path)}: {error.strerror}") from error
+        if not name:
+            raise CopyError(f"{printable(path)}: it has no name to be sent under")
+        if stat.S_ISLNK(mode):
+            raise CopyError(f"{printable(path)}: a link cannot be sent by itself")
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise CopyError(f"{printable(path)}: neither a file nor a directory")
+        if name in seen:
+            raise CopyError(f"{printable(seen[name])} and {printable(path)} would arrive under the same name")
+        seen[name] = path
+
+
+def send_files(
+    sock: socket.socket,
+    paths: Sequence[str],
+    progress: Callable[[int], None] = lambda _sent: None,
+    warn: Callable[[str], None] = lambda _text: None,
+) -> None:
+    """Copy files over an accepted call, which is closed; returns only when all were confirmed."""
+    try:
+        Copy(sock, paths, progress, warn).run()
+    except OSError as error:
+        raise CopyError(f"{printable(str(error.filename or 'copy'))}: {error.strerror}") from error
+    except qfile.FileError as error:
+        raise CopyError(str(error)) from error
+    finally:
+        sock.close()
+
+
+class Progress:
+    """Shows on a terminal how much has been sent; silent elsewhere."""
+
+    def __init__(self, fd: int = 2) -> None:
+        self._fd = fd if fd >= 0 and os.isatty(fd) else -1
+        self._next = 0.0
+
+    def __call__(self, sent: int) -> None:
+        """So many bytes were sent."""
+        now = time.monotonic()
+        if self._fd >= 0 and now >= self._next:
+            self._next = now + 0.2
+            os.write(self._fd, f"\rsent {sent // 1024} KiB".encode())
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._fd >= 0 and self._next:
+            os.write(self._fd, b"\n")
+
+
+def remove_sent(paths: Sequence[str]) -> None:
+    """Remove what was copied and confirmed; CopyError when something stays."""
+    for path in paths:
+        try:
+            _remove(path)
+        except OSError as error:
+            raise CopyError(
+                f"{printable(str(error.filename or path))} was copied and cannot be removed: {error.strerror}"
+            ) from error
+
+
+def _remove(path: str) -> None:
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        for entry in os.listdir(path):
+            _remove(f"{path}/{entry}")
+        os.rmdir(path)
+    else:
+        os.unlink(path)
