@@ -8,7 +8,7 @@ import sys
 
 from casemate.wire.errors import CallRefusedError, CasemateError, printable
 from casemate.wire.names import number, user_name
-from casemate.wire.qrexec import EXIT_FAILED, EXIT_NO_SERVICE, Command
+from casemate.wire.qrexec import EXIT_FAILED, EXIT_NO_SERVICE, Command, decode_vmexec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,13 +78,41 @@ def find_service(command: Command, default_user: str, environ: Mapping[str, str]
     if kind == "exec":
         if config.skip_descriptor or config.exit_on_service_eof:
             raise ServiceError(f"{command.service}: its configuration is for a socket service")
-        argv = [path, *([command.argument] if command.argument else [])]
+        argv = _builtin(path, command) or [path, *([command.argument] if command.argument else [])]
     else:
         target = path if kind == "socket" else _tcp_target(os.readlink(path), command.argument or "")
         flags = ("s" if config.exit_on_service_eof else "") + ("c" if config.exit_on_client_eof else "")
         descriptor = "" if config.skip_descriptor else command.descriptor
         argv = [*own_tool("service-connect"), kind, target, flags, descriptor]
     return Service(kind, path, argv, _environment(command, environ), user, config)
+
+
+_MARK = b"\n# casemate: builtin "
+_MARK_WITHIN = 128
+
+
+def _builtin(path: str, command: Command) -> list[str]:
+    """What to execute instead of a service's file that says so in its second line; empty when it does not."""
+    with open(path, "rb") as file:
+        mark = file.read(_MARK_WITHIN).partition(_MARK)[2].partition(b"\n")[0]
+    if mark == b"shell":
+        return ["/bin/bash" if os.access("/bin/bash", os.X_OK) else "/bin/sh"]
+    if mark != b"vmexec":
+        return []
+    try:
+        words = [word.decode("utf-8", "surrogateescape") for word in decode_vmexec(command.argument or "")]
+    except CasemateError as error:
+        raise ServiceError(str(error)) from None
+    if "/" in words[0]:
+        return words
+    for directory in PATH.split(":"):
+        if os.access(f"{directory}/{words[0]}", os.X_OK):
+            return [f"{directory}/{words[0]}", *words[1:]]
+    return _missing(words[0])
+
+
+def _missing(program: str) -> list[str]:
+    raise NoServiceError(f"{printable(program, 80)}: not found")
 
 
 def own_tool(name: str) -> list[str]:

@@ -16,6 +16,10 @@ TARGETS = {"root": "vda", "private": "vdb", "volatile": "vdc"}
 
 INIT_KINDS = ("lean", "systemd")
 
+EMULATED = "norandmaps"
+"""For emulated guests only: QEMU translates code anew at each address that it meets, so that with random addresses
+every program start is translated from the beginning (four times slower). Emulation is no security boundary anyway."""
+
 _FIRST_UID = 1_900_000_000
 """Above the ranges that Debian and systemd give to people, services and containers."""
 _UIDS_PER_STATE = 10_000
@@ -51,6 +55,8 @@ def machine_spec(
     directory = settings.state / "kernels" / pool_name(domain.kernel)
     run = settings.qube_run(domain.name)
     cmdline = f"casemate.init={init_kind(domain)}"
+    if acceleration == "tcg":
+        cmdline += f" {EMULATED}"
     if domain.kernelopts:
         cmdline += f" {domain.kernelopts}"
     return MachineSpec(

@@ -128,6 +128,10 @@ def guest_files(kind: str, python: tuple[int, int] | None) -> list[GuestFile]:
             for path in sorted(_RPC.iterdir())
             if path.is_file() and not path.name.startswith((".", "_")) and path.suffix != ".pyc"
         ]
+        files += [
+            GuestFile(f"/etc/qubes/rpc-config/{path.name}", path.read_bytes(), 0o644)
+            for path in sorted((_RPC / "rpc-config").iterdir())
+        ]
     if kind == "systemd":
         files += [GuestFile(f"/usr/lib/systemd/system/{name}", text.encode(), 0o644) for name, text in _UNITS.items()]
     return files

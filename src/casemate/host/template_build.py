@@ -55,7 +55,7 @@ _CUSTOMIZE = r"""
 set -eu
 chroot "$1" useradd --uid 1000 --user-group --create-home --shell /bin/bash user
 chroot "$1" passwd --delete root >/dev/null 2>&1
-mkdir -p "$1/rw" "$1/usr/lib/casemate" "$1/etc/qubes-rpc"
+mkdir -p "$1/rw" "$1/usr/lib/casemate" "$1/etc/qubes-rpc" "$1/etc/qubes/rpc-config"
 echo localhost >"$1/etc/hostname"
 printf '127.0.0.1 localhost\n::1 localhost\n' >"$1/etc/hosts"
 : >"$1/etc/fstab"

@@ -16,7 +16,6 @@ each is answered with one.
 
 from __future__ import annotations
 
-import json
 import struct
 
 from casemate.wire.errors import ProtocolError
@@ -40,6 +39,8 @@ _HEADER = struct.Struct("<II")
 
 def control_message(body: dict[str, Any]) -> bytes:
     """A control message or the answer to one."""
+    import json  # slow to import, and agents need only the constants
+
     data = json.dumps(body).encode()
     if len(data) > MAX_CONTROL:
         raise ProtocolError("control message too long")
@@ -48,6 +49,8 @@ def control_message(body: dict[str, Any]) -> bytes:
 
 def parse_object(data: bytes, what: str) -> dict[str, Any]:
     """A JSON object of a bounded size, else ProtocolError."""
+    import json
+
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
