@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 from uuid import UUID
 
 from casemate.model.system import System
@@ -28,3 +30,20 @@ def small_system() -> System:
     system.add("DispVM", "disp7", uuid=uuid(5), template="base", dispid=7, properties={"auto_cleanup": True})
     system.changes.clear()
     return system
+
+
+def gone(pid: int, seconds: float = 10) -> None:
+    """Wait until a process has ended, whoever is its parent."""
+    try:
+        os.waitpid(pid, 0)
+        return
+    except ChildProcessError:
+        pass
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([fd], [], [], seconds)[0], f"process {pid} does not end"
+    finally:
+        os.close(fd)

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.fakes.engine import FakeEngine
-
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
 from casemate.api.server import Server
 from casemate.store.store import Store
+from tests.fakes.engine import FakeEngine
 
 
 class FakeDaemon:

@@ -166,3 +166,6 @@ class FakeEngine:
 
     async def install_template(self, name: str, kind: str) -> None:
         await self.create("TemplateVM", name, "black", None)
+
+    async def probe(self) -> str:
+        return "tcg: there are no machines"

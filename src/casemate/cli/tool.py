@@ -54,7 +54,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         import casemate
 
-        parser.exit(0, f"{parser.prog} {getattr(casemate, '__version__', '0')}\n")
+        sys.stdout.write(f"{parser.prog} {getattr(casemate, '__version__', '0')}\n")
+        parser.exit()
 
 
 def run(parser: argparse.ArgumentParser, body: Body, argv: Sequence[str] | None) -> int:

@@ -24,9 +24,9 @@ _LOG_TAIL = 2000
 class Transport:
     """Where the daemon is, and how to reach it. ``daemon`` is the program to start on demand; empty: never."""
 
-    def __init__(self, settings: Settings | None = None, *, daemon: Sequence[str] = DAEMON) -> None:
+    def __init__(self, settings: Settings | None = None, *, daemon: Sequence[str] | None = None) -> None:
         self.settings = settings if settings is not None else load()
-        self._daemon = daemon
+        self._daemon = DAEMON if daemon is None else daemon
 
     def call(self, method: str, arg: str = "", dest: str = ADMIN, payload: bytes = b"") -> bytes:
         """The content of the reply; raises the error that the daemon reports."""

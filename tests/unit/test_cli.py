@@ -1,0 +1,230 @@
+"""The tools: what they print, what they return, what they leave; in this process, over the real socket."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from casemate.cli import entry
+from casemate.client import transport
+from tests.fakes.daemon import FakeDaemon, running
+
+
+class Shell:
+    """Runs tools as a person would."""
+
+    def __init__(self, daemon: FakeDaemon, capture: pytest.CaptureFixture[str]) -> None:
+        self.daemon = daemon
+        self._capture = capture
+
+    def __call__(self, line: str, *more: str, status: int = 0) -> str:
+        got = entry.main([*line.split(), *more])
+        self.out, self.err = self._capture.readouterr()
+        assert got == status, (line, more, self.out, self.err)
+        return self.out
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
+    monkeypatch.setenv("CASEMATE_STATE", str(tmp_path))
+    monkeypatch.setattr(transport, "DAEMON", ())
+    with running(tmp_path) as daemon:
+        found = Shell(daemon, capsys)
+        found("qvm-create -C TemplateVM -l black deb")
+        found("qvm-create -l orange -t deb net --prop provides_network=True --prop netvm=")
+        found("qubes-prefs default_netvm net")
+        found("qvm-create -l blue -t deb work")
+        yield found
+
+
+def test_list(shell: Shell) -> None:
+    shell("qvm-start work")
+    assert shell("qvm-ls") == (
+        "NAME  STATE    CLASS       LABEL   TEMPLATE  NETVM\n"
+        "dom0  Running  AdminVM     black   -         -\n"
+        "deb   Halted   TemplateVM  black   -         -\n"
+        "net   Running  AppVM       orange  deb       -\n"
+        "work  Running  AppVM       blue    deb       net\n"
+    )
+    assert shell("qvm-ls --raw-list") == "dom0\ndeb\nnet\nwork\n"
+    assert shell("qvm-ls --raw-data -O name,memory,vcpus work deb") == "deb|400|2\nwork|400|2\n"
+    assert shell("qvm-ls --running --class AppVM --raw-list") == "net\nwork\n"
+    assert shell("qvm-ls --halted --raw-list") == "deb\n"
+    assert shell("qvm-ls --all --exclude net --label blue orange --raw-list") == "work\n"
+    assert shell("qvm-ls --netvm-is net --raw-list") == "work\n"
+    assert shell("qvm-ls --template-source deb --sort name --reverse --raw-list") == "work\nnet\n"
+    assert shell("qvm-ls --prefs memory=400 provides_network=True --raw-list") == "net\n"
+    tree = shell("qvm-ls --tree -O name").split()
+    assert tree[tree.index("net") + 1] == "└─work"
+    assert shell("qvm-ls -n work").splitlines()[1].split() == [
+        "work",
+        "Running",
+        "net",
+        "10.137.0.3",
+        "-",
+        "10.137.0.2",
+    ]
+    assert shell("qvm-ls -d work").splitlines()[0].split()[:4] == ["NAME", "STATE", "DISK", "PRIV-CURR"]
+    assert json.loads(shell("qvm-ls --format json work")) == [
+        {"name": "work", "state": "Running", "class": "AppVM", "label": "blue", "template": "deb", "netvm": "net"}
+    ]
+    assert "simple" in shell("qvm-ls --help-formats") and "PRIV-USED" in shell("qvm-ls --help-columns")
+    for line in ("qvm-ls nobody", "qvm-ls --sort memory", "qvm-ls --exclude net", "qvm-ls --features x", "qvm-ls -o x"):
+        shell(line, status=2)
+    shell("qvm-features work servicevm 1")
+    assert shell("qvm-ls --servicevm y --raw-list") == "work\n"
+    assert shell("qvm-ls --features servicevm=1 --tags created-by-dom0 --raw-list") == "work\n"
+
+
+def test_preferences(shell: Shell) -> None:
+    shell("qvm-prefs work memory 600")
+    assert shell("qvm-prefs work memory") == "600\n"
+    lines = {line.split()[0]: line.split()[1:] for line in shell("qvm-prefs work").splitlines()}
+    assert lines["memory"] == ["-", "600"] and lines["vcpus"] == ["D", "2"] and lines["backup_timestamp"] == ["U"]
+    assert lines["default_dispvm"] == ["D", "None"] and lines["netvm"] == ["D", "net"] and len(lines) == 48
+    assert set(shell("qvm-prefs --hide-default work").split()[::3]) >= {"memory", "name"}
+    shell("qvm-prefs work memory --default")
+    shell("qvm-prefs work netvm", "")
+    assert (shell("qvm-prefs work memory"), shell("qvm-prefs work netvm")) == ("400\n", "")
+    assert "MiB" in shell("qvm-prefs work --help-properties")
+    shell("qvm-prefs work memory lots", status=1)
+    assert shell.err == "qvm-prefs: error: work: memory: Invalid number: 'lots'\n"
+    shell("qvm-prefs work nothing", status=1)
+    shell("qvm-prefs nobody", status=2)
+    shell("qvm-prefs work --default", status=2)
+    assert "default_netvm" in shell("qubes-prefs") and shell("qubes-prefs default_netvm") == "net\n"
+    shell("qubes-prefs default_netvm deb", status=1)
+
+
+def test_features_services_and_tags(shell: Shell) -> None:
+    shell("qvm-features work gui 1")
+    shell("qvm-features work empty", "")
+    shell("qvm-service work cups on")
+    shell("qvm-service -d work crond")
+    assert shell("qvm-features work") == "empty\ngui            1\nservice.crond\nservice.cups   1\n"
+    assert shell("qvm-service work") == "crond  off\ncups   on\n" and shell("qvm-service work cups") == "on\n"
+    assert shell("qvm-features work gui") == "1\n"
+    shell("qvm-features --unset work gui")
+    shell("qvm-features work gui", status=1)
+    shell("qvm-service -D work cups")
+    shell("qvm-service work cups", status=1)
+    shell("qvm-tags work add mine yours")
+    assert shell("qvm-tags work") == shell("qvm-tags work ls") == "created-by-dom0\nmine\nyours\n"
+    shell("qvm-tags work list mine")
+    shell("qvm-tags work del mine never-there")
+    shell("qvm-tags work list mine", status=1)
+    shell("qvm-tags work add -- -x", status=1)
+
+
+def test_start_and_stop(shell: Shell) -> None:
+    shell("qvm-start work")
+    shell("qvm-start work", status=1)
+    assert shell.err == "qvm-start: error: domain work is already running\n"
+    shell("qvm-start --skip-if-running work")
+    shell("qvm-start nobody", status=2)
+    shell("qvm-start", status=2)
+    shell("qvm-pause work")
+    assert shell("qvm-check --paused work") == "work is paused\n"
+    shell("qvm-unpause work")
+    shell("qvm-unpause work", status=1)
+    shell("qvm-shutdown net", status=1)
+    assert "provides network" in shell.err
+    shell("qvm-shutdown --wait net work")
+    assert shell("qvm-ls --running --raw-list") == "dom0\n"
+    shell("qvm-shutdown work")
+    shell("qvm-kill work", status=1)
+    shell("qvm-start --all")
+    assert shell("qvm-ls --running --raw-list") == "dom0\ndeb\nnet\nwork\n"
+    shell("qvm-shutdown --all --wait")
+    shell.daemon.engine.broken.add("deb")
+    shell("qvm-start deb work", status=1)
+    assert "it is broken" in shell.err and shell("qvm-ls --running --raw-list") == "dom0\nnet\nwork\n"
+    shell("qvm-kill --all")
+    assert shell("qvm-ls --running --raw-list") == "dom0\n"
+
+
+def test_a_qube_that_does_not_stop_is_killed_in_the_end(shell: Shell) -> None:
+    shell("qvm-start work")
+    shell.daemon.engine.deaf.add("work")
+    shell("qvm-shutdown --wait --timeout 0.1 work")
+    assert "work did not stop in time" in shell.err
+    assert "work" not in shell.daemon.engine.machines
+
+
+def test_check(shell: Shell) -> None:
+    shell("qvm-start work")
+    assert shell("qvm-check work deb") == "work exists\ndeb exists\n"
+    assert shell("qvm-check --running work deb", status=3) == "work is running\n"
+    assert shell("qvm-check -q --running deb", status=1) == ""
+    assert shell("qvm-check nobody", status=1) == "nobody: non-existent!\n"
+    assert shell("qvm-check --template deb") and shell("qvm-check --networked work")
+    shell("qvm-check --networked deb", status=1)
+    shell("qvm-check --all --exclude deb --running")
+    shell("qvm-check", status=2)
+
+
+def test_create_clone_remove(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "AppVM\n" in shell("qvm-create --help-classes")
+    shell("qvm-create new", status=2)
+    shell("qvm-create -l red new", status=1)  # no default template
+    shell("qvm-create -l red -t deb new --prop memory=nonsense", status=1)
+    shell("qvm-create -l red -t deb new --prop nonsense", status=2)
+    shell("qvm-create -l red -t deb -P nowhere new", status=1)
+    assert shell("qvm-ls --raw-list") == "dom0\ndeb\nnet\nwork\n"
+    shell("qvm-create -l red --standalone -t deb alone")
+    assert shell("qvm-prefs alone klass") == "StandaloneVM\n"
+    shell("qvm-prefs work memory 640")
+    shell("qvm-tags work add mine")
+    shell("qvm-clone work twin")
+    assert shell("qvm-prefs twin memory") == "640\n" and "mine" in shell("qvm-tags twin")
+    shell("qvm-clone nobody twin2", status=2)
+    shell("qvm-clone work twin", status=1)
+    shell("qvm-remove -f deb", status=1)
+    assert "is used as template" in shell.err
+    shell("qvm-remove -f dom0", status=2)
+    shell("qvm-remove -f nobody", status=2)
+    monkeypatch.setattr("sys.stdin", Answers("n\n"))
+    shell("qvm-remove twin", status=1)
+    monkeypatch.setattr("sys.stdin", Answers("yes\n"))
+    assert "twin" in shell("qvm-remove twin")
+    shell("qvm-remove -f --all --exclude deb --exclude work --exclude net")
+    assert shell("qvm-ls --raw-list") == "dom0\ndeb\nnet\nwork\n"
+
+
+class Answers:
+    """Standard input of somebody who was asked."""
+
+    def __init__(self, *lines: str) -> None:
+        self._lines = iter(lines)
+
+    def readline(self) -> str:
+        return next(self._lines, "")
+
+
+@pytest.mark.parametrize("name", sorted(entry.TOOLS))
+def test_every_tool_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {name} ") and "--verbose" in text
+    assert entry.main([name, "--version"]) == 0
+    assert capsys.readouterr().out.startswith(name)
+    assert entry.main([name, "--no-such-option"]) == 2
+
+
+def test_the_program_that_runs_them(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "casemate.cli"]
+    done = subprocess.run([*run, "no-such-tool"], capture_output=True)
+    assert done.returncode == 2 and b"No such tool" in done.stderr
+    done = subprocess.run([*run, "qvm-ls", "--help"], capture_output=True)
+    assert done.returncode == 0 and done.stdout.startswith(b"usage: qvm-ls")
+
+
+def test_a_reader_that_goes_away_is_no_fault(shell: Shell) -> None:
+    program = f"{sys.executable} -m casemate.cli qvm-ls | true"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {program}"], capture_output=True)
+    assert done.returncode in (0, 141) and b"Traceback" not in done.stderr and b"Exception" not in done.stderr
