@@ -1,0 +1,122 @@
+"""The XML of a QEMU machine: few devices, all virtio, nothing that a guest does not need (pure).
+
+Ids such as D4 are rows of the hardening table in docs/explanation/security.md.
+"""
+
+from __future__ import annotations
+
+from lxml import etree
+
+from casemate.host.domain_xml import child, endings, head, to_text
+from casemate.host.hypervisor import Disk, MachineSpec
+
+CHANNEL = "org.casemate.channel.0"
+
+KERNEL_OPTIONS = "console=ttyS0 quiet panic=1 cryptomgr.notests random.trust_cpu=on"
+"""For every guest: complain on the console and end; no self-tests of crypto (half a second when emulated)."""
+
+_MODERN = "virtio-non-transitional"
+_FIRST_SLOT = 2
+
+
+class _Slots:
+    """Places on the root bus, handed out in order. Fixed devices need no port of their own: each port costs an emulated
+    guest 35 ms of its start."""
+
+    def __init__(self) -> None:
+        self._next = _FIRST_SLOT
+
+    def put(self, element: etree._Element) -> None:
+        """Give a device the next place."""
+        child(element, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{self._next:02x}", function="0x0")
+        self._next += 1
+
+
+def qemu_xml(spec: MachineSpec, prefix: str) -> str:
+    """The definition of a machine."""
+    kvm = spec.acceleration == "kvm"
+    domain = head(spec, prefix, "kvm" if kvm else "qemu")
+    _boot(domain, spec)
+    _processor(domain, kvm)
+    clock = child(domain, "clock", offset="utc")
+    child(clock, "timer", name="hpet", present="no")
+    endings(domain)
+    devices = child(domain, "devices")
+    slots = _Slots()
+    child(devices, "controller", type="usb", model="none")  # D2, D3: else libvirt adds them
+    child(devices, "memballoon", model="none")
+    child(devices, "audio", id="1", type="none")
+    slots.put(child(devices, "controller", type="virtio-serial", index=0, ports=4, model=_MODERN))
+    for disk in spec.disks:
+        slots.put(_disk(devices, disk))
+    _sockets(devices, spec)
+    slots.put(_random(devices))
+    if spec.uid is not None and spec.gid is not None:
+        # V2: a user of its own. No relabelling: shared templates must never change hands (host/qemu_access.py).
+        label = child(domain, "seclabel", type="static", model="dac", relabel="no")
+        child(label, "label", f"+{spec.uid}:+{spec.gid}")
+    return to_text(domain)
+
+
+def _boot(domain: etree._Element, spec: MachineSpec) -> None:
+    system = child(domain, "os")
+    child(system, "type", "hvm", arch="x86_64", machine="q35")
+    child(system, "kernel", str(spec.kernel))
+    child(system, "initrd", str(spec.initrd))
+    child(system, "cmdline", f"{KERNEL_OPTIONS} {spec.cmdline}".rstrip())
+
+
+def _processor(domain: etree._Element, kvm: bool) -> None:
+    """D5, D8: what the host has, with its mitigations visible; without nested virtualisation (H3) and counters."""
+    features = child(domain, "features")
+    child(features, "acpi")
+    child(features, "apic")
+    child(features, "vmport", state="off")
+    child(features, "smm", state="off")
+    if kvm:
+        child(features, "pmu", state="off")
+        cpu = child(domain, "cpu", mode="host-passthrough", check="none", migratable="off")
+        child(cpu, "feature", policy="disable", name="vmx")
+    else:
+        cpu = child(domain, "cpu", mode="maximum", check="none", migratable="off")
+    child(cpu, "feature", policy="disable", name="svm")
+
+
+def _disk(devices: etree._Element, disk: Disk) -> etree._Element:
+    """S1-S3: format and all layers below are said, never probed; never shared; trimmed blocks are given back."""
+    element = child(devices, "disk", type="file", device="disk", model=_MODERN)
+    child(
+        element, "driver", name="qemu", type=disk.format, cache="unsafe" if disk.scratch else "writeback",
+        io="threads", discard="unmap", detect_zeroes="off",
+    )  # fmt: skip
+    child(element, "source", file=str(disk.path))
+    layer = element
+    for path, image_format in disk.backing:
+        layer = child(layer, "backingStore", type="file")
+        child(layer, "format", type=image_format)
+        child(layer, "source", file=str(path))
+    child(layer, "backingStore")
+    child(element, "target", dev=disk.target, bus="virtio")
+    if disk.readonly:
+        child(element, "readonly")
+    child(element, "serial", disk.serial)
+    return element
+
+
+def _sockets(devices: etree._Element, spec: MachineSpec) -> None:
+    """The channel to the guest's agent and its console; sockets that libvirt makes, no terminal (D13)."""
+    channel = child(devices, "channel", type="unix")
+    child(channel, "source", mode="bind", path=str(spec.channel))
+    child(channel, "target", type="virtio", name=CHANNEL)
+    child(channel, "address", type="virtio-serial", controller=0, bus=0, port=1)
+    serial = child(devices, "serial", type="unix")
+    child(serial, "source", mode="bind", path=str(spec.console))
+    child(child(serial, "target", type="isa-serial", port=0), "model", name="isa-serial")
+
+
+def _random(devices: etree._Element) -> etree._Element:
+    """D11: entropy from the host, as much as a guest can need."""
+    rng = child(devices, "rng", model=_MODERN)
+    child(rng, "rate", bytes=4096, period=1000)
+    child(rng, "backend", "/dev/urandom", model="random")
+    return rng

@@ -1,0 +1,127 @@
+"""All that we need of a hypervisor: machines by UUID, their states, their events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+
+class PowerState(StrEnum):
+    """What a qube is doing, in the words of the Admin API."""
+
+    HALTED = "Halted"
+    TRANSIENT = "Transient"
+    RUNNING = "Running"
+    PAUSED = "Paused"
+    SUSPENDED = "Suspended"
+    HALTING = "Halting"
+    DYING = "Dying"
+    CRASHED = "Crashed"
+    NA = "NA"
+
+
+class EventKind(StrEnum):
+    """What happened to a machine."""
+
+    STARTED = "started"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    SUSPENDED = "suspended"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineInfo:
+    """A machine as the hypervisor sees it. ``name`` is the qube's name; ``xid`` is -1 unless it runs."""
+
+    name: str
+    uuid: UUID
+    state: PowerState
+    xid: int = -1
+    memory_kib: int = 0
+    cpu_time_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MachineEvent:
+    """Something that happened to a machine of ours."""
+
+    name: str
+    uuid: UUID
+    kind: EventKind
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One disk: a file in a format that is always said.
+
+    ``backing`` is what the file is a layer over, nearest first, as (file, format): said too, so that nobody follows
+    what the file itself claims. ``scratch``: thrown away at the end, so nobody waits for it to be on the platter.
+    """
+
+    target: str
+    serial: str
+    path: Path
+    format: str
+    readonly: bool = False
+    backing: tuple[tuple[Path, str], ...] = ()
+    scratch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """A machine to define. ``uid`` and ``gid`` are who runs its QEMU; None where we are not root ourselves."""
+
+    name: str
+    uuid: UUID
+    title: str
+    memory_mib: int
+    vcpus: int
+    acceleration: str
+    kernel: Path
+    initrd: Path
+    cmdline: str
+    disks: tuple[Disk, ...]
+    channel: Path
+    console: Path
+    uid: int | None = None
+    gid: int | None = None
+
+
+class Hypervisor(Protocol):
+    """Machines of one installation. Every call raises HypervisorError (or a narrower error of ours) on failure."""
+
+    async def define(self, spec: MachineSpec) -> None:
+        """Keep a definition, so that the UUID is taken; replaces an earlier one. Nothing starts."""
+
+    async def undefine(self, uuid: UUID) -> None:
+        """Forget a definition. Absent is fine."""
+
+    async def start_paused(self, spec: MachineSpec) -> None:
+        """Define anew and create the machine; it does not run yet, its sockets exist."""
+
+    async def resume(self, uuid: UUID) -> None:
+        """Let a paused machine run."""
+
+    async def pause(self, uuid: UUID) -> None:
+        """Stop a machine's processors."""
+
+    async def destroy(self, uuid: UUID) -> None:
+        """End a machine at once; returns when it is gone. Absent or off is fine."""
+
+    async def info(self, uuid: UUID) -> MachineInfo | None:
+        """One machine; None when the hypervisor does not know it."""
+
+    async def list(self) -> list[MachineInfo]:
+        """All machines of ours, in one call."""
+
+    def subscribe(self, callback: Callable[[MachineEvent], None]) -> None:
+        """Hear of every event of our machines, in the event loop's thread."""
+
+    async def close(self) -> None:
+        """Let go; machines run on."""

@@ -1,0 +1,92 @@
+"""The configuration of libvirt's QEMU driver where it runs inside our own process."""
+
+from __future__ import annotations
+
+import ctypes
+import grp
+import os
+import pwd
+from pathlib import Path
+from urllib.parse import quote
+
+from casemate.host.files import replace_file
+from casemate.settings import Settings
+from casemate.wire.errors import HypervisorError
+
+SOCKET_PATH_MAX = 107  # sizeof sun_path - 1, unix(7)
+_LONGEST_BELOW_ROOT = "/lib/qemu/domain-2147483647-01234567890123456789/monitor.sock"
+_CLONE_NEWNS = 0x00020000
+_ACCOUNT = "libvirt-qemu"
+_QUOTED_MOUNT = ' "mount" '
+
+_ALWAYS = """\
+# Written by Casemate at each start; changes here are lost.
+stdio_handler = "file"
+seccomp_sandbox = 1
+clear_emulator_capabilities = 1
+remember_owner = 0
+max_core = 0
+save_image_format = "raw"
+"""
+
+# nobody: what a machine without a label would get; ours all have one. No ownership is changed by libvirt itself.
+_AS_ROOT = """\
+user = "+65534"
+group = "+65534"
+dynamic_ownership = 0
+max_processes = 256
+max_files = 1024
+cgroup_device_acl = [ "/dev/null", "/dev/full", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/ptmx", "/dev/kvm" ]
+"""
+
+
+def check_socket_path(path: Path, what: str) -> None:
+    """Refuse a socket that the kernel would refuse, and say which setting makes it too long."""
+    length = len(os.fsencode(path))
+    if length > SOCKET_PATH_MAX:
+        raise HypervisorError(
+            f"The path of {what} has {length} bytes, the system allows {SOCKET_PATH_MAX}: {path}. "
+            f"Use a shorter state directory (CASEMATE_STATE, CASEMATE_RUN)"
+        )
+
+
+def _can_have_mount_namespaces() -> bool:
+    """Whether this process may give QEMU a view of /dev of its own; tried in a child."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0 else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def configuration(root: bool, mount_namespaces: bool) -> str:
+    """The driver's qemu.conf."""
+    if not root:
+        return _ALWAYS
+    return _ALWAYS + _AS_ROOT + f"namespaces = [{_QUOTED_MOUNT if mount_namespaces else ''}]\n"
+
+
+def _need_account() -> None:
+    """Debian's libvirt refuses to open its QEMU driver for root without this account, though none of ours uses it."""
+    for find, kind in ((pwd.getpwnam, "user"), (grp.getgrnam, "group")):
+        try:
+            find(_ACCOUNT)
+        except KeyError:
+            raise HypervisorError(
+                f"libvirt needs the {kind} {_ACCOUNT}, which does not exist: run packaging/setup.sh as root"
+            ) from None
+
+
+def prepare(settings: Settings) -> str:
+    """Make the driver's directory and configuration; the URI to open."""
+    directory = settings.state / "libvirt"
+    check_socket_path(Path(f"{directory}{_LONGEST_BELOW_ROOT}"), "libvirt's monitor sockets")
+    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    (directory / "etc").mkdir(mode=0o700, exist_ok=True)
+    root = os.geteuid() == 0
+    if root:
+        _need_account()
+    text = configuration(root, root and _can_have_mount_namespaces())
+    path = directory / "etc" / "qemu.conf"
+    if not path.exists() or path.read_text() != text:
+        replace_file(path, text.encode())
+    return f"qemu:///embed?root={quote(str(directory))}"

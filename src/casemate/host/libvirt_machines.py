@@ -1,0 +1,307 @@
+"""Machines through libvirt: embedded in this process, or a user's or the system's daemon; the same code for all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from uuid import UUID
+
+import libvirt
+
+from casemate.host import libvirt_embed, qemu_access
+from casemate.host.domain_xml_qemu import qemu_xml
+from casemate.host.hypervisor import EventKind, Hypervisor, MachineEvent, MachineInfo, MachineSpec, PowerState
+from casemate.host.libvirt_errors import code_of, translated
+from casemate.host.process import is_subreaper, watch_orphans
+from casemate.settings import Settings
+from casemate.wire.errors import HypervisorError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_THREADS = 8
+_ABSENT = (libvirt.VIR_ERR_NO_DOMAIN,)
+_OFF = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+_LOST = (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_NO_CONNECT)
+
+_STATES = {
+    libvirt.VIR_DOMAIN_NOSTATE: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: PowerState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: PowerState.DYING,
+    libvirt.VIR_DOMAIN_SHUTOFF: PowerState.HALTED,
+    libvirt.VIR_DOMAIN_CRASHED: PowerState.CRASHED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: PowerState.SUSPENDED,
+}
+
+_EVENTS = {
+    libvirt.VIR_DOMAIN_EVENT_STARTED: EventKind.STARTED,
+    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: EventKind.PAUSED,
+    libvirt.VIR_DOMAIN_EVENT_RESUMED: EventKind.RESUMED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED: EventKind.STOPPED,
+    libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: EventKind.SUSPENDED,
+    libvirt.VIR_DOMAIN_EVENT_CRASHED: EventKind.CRASHED,
+}
+"""Lifecycle events that mean something here. Reboot events fire several times in a normal start and are not used."""
+
+_CRASHES = (libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED)
+
+_STATS = libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_BALLOON
+
+_UNDEFINE = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+
+class _EventThread:
+    """libvirt's own event loop, in a thread; there is one per process, whatever becomes of asyncio's loops."""
+
+    _started = False
+    _lock = threading.Lock()
+
+    @classmethod
+    def start(cls) -> None:
+        """Start it once, before the first connection."""
+        with cls._lock:
+            if not cls._started:
+                libvirt.registerErrorHandler(lambda _context, _error: None, None)  # each error is raised too
+                libvirt.virEventRegisterDefaultImpl()
+                threading.Thread(target=cls._run, name="libvirt events", daemon=True).start()
+                cls._started = True
+
+    @staticmethod
+    def _run() -> None:
+        while True:
+            try:
+                libvirt.virEventRunDefaultImpl()
+            except libvirt.libvirtError as error:
+                log.error("libvirt's event loop: %s", error)
+
+
+class LibvirtMachines(Hypervisor):
+    """Machines of one installation, by the prefix of their names. Make one with connect()."""
+
+    def __init__(self, uri: str, prefix: str) -> None:
+        self._uri = uri
+        self._prefix = prefix
+        self._loop = asyncio.get_running_loop()
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="libvirt")
+        self._callbacks: list[Callable[[MachineEvent], None]] = []
+        self._opening = threading.Lock()
+        self._connection: Any = None
+        self._handle = -1
+
+    # -- connection
+
+    async def open(self) -> None:
+        """Open the connection; errors say which libvirt was meant."""
+        await self._call(f"connect to libvirt ({self._uri})", lambda connection: connection.getLibVersion())
+
+    def _connected(self) -> Any:
+        """The connection, opened again when its daemon has gone away meanwhile. In a pool thread."""
+        with self._opening:
+            if self._connection is None or self._connection.isAlive() != 1:
+                connection = libvirt.open(self._uri)
+                self._handle = connection.domainEventRegisterAny(
+                    None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._hear, None
+                )
+                try:
+                    connection.setKeepAlive(5, 3)
+                except libvirt.libvirtError:
+                    pass  # embedded: there is nobody to lose
+                self._connection = connection
+            return self._connection
+
+    async def _call(self, action: str, work: Callable[[Any], T]) -> T:
+        """Run blocking calls of libvirt in a thread; once more when its daemon was restarted meanwhile."""
+
+        def attempt() -> T:
+            with translated(action):
+                try:
+                    return work(self._connected())
+                except libvirt.libvirtError as error:
+                    if code_of(error) not in _LOST or self._connection is None or self._connection.isAlive() == 1:
+                        raise
+                    return work(self._connected())
+
+        return await self._loop.run_in_executor(self._pool, attempt)
+
+    async def close(self) -> None:
+        """Let go of libvirt; machines run on."""
+
+        def let_go() -> None:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.domainEventDeregisterAny(self._handle)
+                connection.close()
+
+        self._callbacks.clear()
+        with translated("close the connection to libvirt"):
+            await self._loop.run_in_executor(self._pool, let_go)
+        self._pool.shutdown(wait=False)
+
+    # -- machines
+
+    async def define(self, spec: MachineSpec) -> None:
+        """Keep a definition; a left-over machine of another UUID under the same name is forgotten."""
+        xml = self._xml(spec)
+        await self._call(f"define {spec.name}", lambda connection: self._define(connection, spec, xml))
+
+    async def undefine(self, uuid: UUID) -> None:
+        """Forget a definition; absent is fine."""
+
+        def work(connection: Any) -> None:
+            try:
+                connection.lookupByUUID(uuid.bytes).undefineFlags(_UNDEFINE)
+            except libvirt.libvirtError as error:
+                if code_of(error) not in _ABSENT:
+                    raise
+
+        await self._call("undefine a machine", work)
+
+    async def start_paused(self, spec: MachineSpec) -> None:
+        """Define anew and create, paused; then its sockets belong to the machine's user."""
+        xml = self._xml(spec)
+
+        def work(connection: Any) -> None:
+            domain = self._define(connection, spec, xml)
+            qemu_access.grant(spec)
+            domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+            try:
+                qemu_access.hand_over(spec)
+            except OSError as error:
+                domain.destroy()
+                raise HypervisorError(f"Cannot start {spec.name}: {error}") from error
+
+        await self._call(f"start {spec.name}", work)
+
+    def _xml(self, spec: MachineSpec) -> str:
+        libvirt_embed.check_socket_path(spec.channel, f"the channel of {spec.name}")
+        libvirt_embed.check_socket_path(spec.console, f"the console of {spec.name}")
+        return qemu_xml(spec, self._prefix)
+
+    def _define(self, connection: Any, spec: MachineSpec, xml: str) -> Any:
+        try:
+            return connection.defineXMLFlags(xml, 0)
+        except libvirt.libvirtError:
+            if not self._forget_namesake(connection, spec):
+                raise
+        return connection.defineXMLFlags(xml, 0)
+
+    def _forget_namesake(self, connection: Any, spec: MachineSpec) -> bool:
+        """Undefine a halted machine with our name but another UUID: left by a removal that was cut short."""
+        try:
+            namesake = connection.lookupByName(self._prefix + spec.name)
+        except libvirt.libvirtError:
+            return False
+        if namesake.UUID() == spec.uuid.bytes or namesake.isActive():
+            return False
+        log.warning("forgetting the machine %s of an earlier qube of that name", namesake.name())
+        namesake.undefineFlags(_UNDEFINE)
+        return True
+
+    async def resume(self, uuid: UUID) -> None:
+        """Let a paused machine run."""
+        await self._call("resume a machine", lambda connection: connection.lookupByUUID(uuid.bytes).resume())
+
+    async def pause(self, uuid: UUID) -> None:
+        """Stop a machine's processors."""
+        await self._call("pause a machine", lambda connection: connection.lookupByUUID(uuid.bytes).suspend())
+
+    async def destroy(self, uuid: UUID) -> None:
+        """End a machine at once; absent or off is fine."""
+
+        def work(connection: Any) -> None:
+            try:
+                connection.lookupByUUID(uuid.bytes).destroy()
+            except libvirt.libvirtError as error:
+                if code_of(error) not in _OFF:
+                    raise
+
+        await self._call("end a machine", work)
+
+    async def info(self, uuid: UUID) -> MachineInfo | None:
+        """One machine; None when libvirt does not know it."""
+
+        def work(connection: Any) -> MachineInfo | None:
+            try:
+                domain = connection.lookupByUUID(uuid.bytes)
+                found = connection.domainListGetStats([domain], _STATS)
+            except libvirt.libvirtError as error:
+                if code_of(error) in _ABSENT:
+                    return None
+                raise
+            return self._machine(*found[0]) if found else None
+
+        return await self._call("ask for a machine", work)
+
+    async def list(self) -> list[MachineInfo]:
+        """All machines of ours, in one call."""
+
+        def work(connection: Any) -> list[MachineInfo]:
+            machines = (self._machine(domain, stats) for domain, stats in connection.getAllDomainStats(_STATS))
+            return [machine for machine in machines if machine is not None]
+
+        return await self._call("list machines", work)
+
+    def _machine(self, domain: Any, stats: dict[str, Any]) -> MachineInfo | None:
+        name = domain.name()
+        if not name.startswith(self._prefix):
+            return None
+        state = _STATES.get(stats.get("state.state"), PowerState.NA)
+        halted = state is PowerState.HALTED
+        return MachineInfo(
+            name=name.removeprefix(self._prefix),
+            uuid=UUID(bytes=domain.UUID()),
+            state=state,
+            xid=domain.ID(),
+            memory_kib=0 if halted else int(stats.get("balloon.current", 0)),
+            cpu_time_ns=0 if halted else int(stats.get("cpu.time", 0)),
+        )
+
+    # -- events
+
+    def subscribe(self, callback: Callable[[MachineEvent], None]) -> None:
+        """Hear of every event of our machines, in the event loop's thread."""
+        self._callbacks.append(callback)
+
+    def _hear(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: Any) -> None:
+        """In libvirt's event thread."""
+        kind = _EVENTS.get(event)
+        name = domain.name()
+        if kind is None or not name.startswith(self._prefix):
+            return
+        if kind is EventKind.STOPPED and detail in _CRASHES:
+            kind = EventKind.CRASHED
+        told = MachineEvent(name.removeprefix(self._prefix), UUID(bytes=domain.UUID()), kind)
+        try:
+            self._loop.call_soon_threadsafe(self._tell, told)
+        except RuntimeError:
+            pass  # the loop has ended; nobody listens
+
+    def _tell(self, event: MachineEvent) -> None:
+        for callback in self._callbacks:
+            callback(event)
+
+
+async def connect(settings: Settings) -> Hypervisor:
+    """The hypervisor of an installation. Machines that an earlier process started are found again."""
+    _EventThread.start()
+    if settings.hypervisor == "embed":
+        uri = libvirt_embed.prepare(settings)
+    else:
+        uri = f"qemu:///{settings.hypervisor}"
+    machines = LibvirtMachines(uri, settings.prefix)
+    await machines.open()
+    if is_subreaper() and threading.current_thread() is threading.main_thread():
+        watch_orphans(asyncio.get_running_loop())
+    return machines

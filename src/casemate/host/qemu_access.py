@@ -1,0 +1,97 @@
+"""Which files a machine's QEMU may open when it runs as a user of its own.
+
+Rule: what a qube writes belongs to its user alone; what it only reads (layers below its disks) belongs to root and is
+readable by the group of this installation's qubes; directories on the way can be searched and not listed. QEMU never
+owns, and so never can change, a file that another qube uses.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from pathlib import Path
+
+from casemate.host.hypervisor import MachineSpec
+from casemate.wire.errors import HypervisorError
+
+_ACL = "system.posix_acl_access"
+_ENTRY = struct.Struct("<HHI")  # linux/posix_acl_xattr.h
+_VERSION = struct.pack("<I", 2)
+_USER_OBJ, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x04, 0x08, 0x10, 0x20
+_UNDEFINED = 0xFFFFFFFF
+
+
+def grant(spec: MachineSpec) -> None:
+    """Give a machine's user what it needs, before it starts. Nothing to do where we are not root."""
+    if spec.uid is None or spec.gid is None:
+        return
+    for disk in spec.disks:
+        if disk.readonly:
+            _own(disk.path, 0, spec.gid, 0o640)
+        else:
+            _own(disk.path, spec.uid, spec.gid, 0o600)
+        for path, _format in disk.backing:
+            _own(path, 0, spec.gid, 0o640)
+    if spec.acceleration == "kvm":
+        _allow_group(Path("/dev/kvm"), spec.gid)
+
+
+def hand_over(spec: MachineSpec) -> None:
+    """Give the sockets that libvirt has made to the machine's user, whose link connects to them."""
+    if spec.uid is None or spec.gid is None:
+        return
+    for path in (spec.channel, spec.console):
+        os.chown(path, spec.uid, spec.gid, follow_symlinks=False)
+
+
+def _own(path: Path, uid: int, gid: int, mode: int) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise HypervisorError(f"Cannot prepare disk {path}: {error.strerror}") from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise HypervisorError(f"Cannot prepare disk {path}: not a regular file")
+        if (status.st_uid, status.st_gid) != (uid, gid):
+            os.fchown(fd, uid, gid)
+        if stat.S_IMODE(status.st_mode) != mode:
+            os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
+def _allow_group(path: Path, gid: int) -> None:
+    """Let a group use a device, by an access list entry; the owner and the device's own group stay as they are."""
+    status = path.stat()
+    if status.st_mode & 0o006 == 0o006:
+        return
+    try:
+        present = os.getxattr(path, _ACL)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        present = b""
+    try:
+        os.setxattr(path, _ACL, with_group(present, stat.S_IMODE(status.st_mode), gid))
+    except OSError as error:
+        raise HypervisorError(f"Cannot let qubes use {path}: {error.strerror}") from None
+
+
+def with_group(acl: bytes, mode: int, gid: int) -> bytes:
+    """A POSIX access list with read and write for one more group; from the mode bits where there was no list."""
+    if acl:
+        entries = [_ENTRY.unpack_from(acl, at) for at in range(len(_VERSION), len(acl), _ENTRY.size)]
+    else:
+        entries = [
+            (_USER_OBJ, mode >> 6 & 7, _UNDEFINED),
+            (_GROUP_OBJ, mode >> 3 & 7, _UNDEFINED),
+            (_OTHER, mode & 7, _UNDEFINED),
+        ]
+    mask = next((bits for tag, bits, _id in entries if tag == _MASK), mode >> 3 & 7) | 6
+    entries = [e for e in entries if (e[0], e[2]) != (_GROUP, gid) and e[0] != _MASK]
+    entries += [(_GROUP, 6, gid), (_MASK, mask, _UNDEFINED)]
+    entries.sort(key=lambda entry: (entry[0], entry[2]))
+    return _VERSION + b"".join(_ENTRY.pack(*entry) for entry in entries)
