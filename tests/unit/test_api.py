@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,7 +233,8 @@ def test_every_method_answers_every_call(qubes: Qubes, daemon: FakeDaemon) -> No
 def test_every_method_says_what_it_does_and_asks_for_permission_first(qubes: Qubes, daemon: FakeDaemon) -> None:
     denial = admin.failure(PermissionDeniedError())
     for name, method in METHODS.items():
-        assert method.doc.endswith((".", "``", "::")) or "::" in method.doc, name
+        if sys.flags.optimize < 2:  # python -OO drops docstrings
+            assert method.doc.endswith("."), name
         for dest in ("work", "nobody"):
             raw = admin.build_request(name, "some", dest, b"x", source="work")
             assert exchange(daemon.socket, raw) == denial, name

@@ -9,7 +9,7 @@ import socket
 import stat
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from casemate.api import dispatch
 from casemate.api.context import Context
@@ -39,8 +39,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Check who it is and whether there is room; start the clock."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
         try:
             check_peer(transport.get_extra_info("socket"))
@@ -87,7 +86,8 @@ class Connection(asyncio.Protocol):
         self._answer(await dispatch.execute(self._server.context, method, request))
 
     def _subscribe(self, request: Request) -> None:
-        assert self._transport is not None
+        if self._transport is None:
+            return
         dest = self._server.context.store.snapshot().domains.find(request.dest).name
         self._subscription = self._server.context.events.add(self._transport, dest)
         self._answered = True
