@@ -23,8 +23,6 @@ from casemate.wire.qrexec import EXIT_FAILED, GUEST_REQUESTS, HEADER, HOST_REQUE
 
 RUN = "/run/qubes"
 _POLL_SECONDS = 0.02
-_PORT_CHUNK = 64 * 1024
-"""Bytes of a read. The kernel gives at most 4096 of a port; a buffer that is kept costs nothing more."""
 
 
 class Agent:
@@ -59,7 +57,7 @@ class Agent:
         if any(mask & select.POLLHUP for _fd, mask in poll.poll(0)):
             self._loop.later(_POLL_SECONDS, self._await_host)
             return
-        self._channel = Channel(self._loop, self._fd, False, self._opened, self._session, self._lost, chunk=_PORT_CHUNK)
+        self._channel = Channel(self._loop, self._fd, False, self._opened, self._session, self._lost, port=True)
 
     def _lost(self, _why: str) -> None:
         if self._channel is not None:

@@ -66,6 +66,8 @@ class VolumesStep:
                 path=source.path,
                 format=source.format,
                 readonly=source.readonly,
+                backing=source.backing,
+                scratch=source.scratch,
             )
 
     async def down(self, domain: Domain) -> None:

@@ -20,6 +20,11 @@ HIGH_WATER = 256 * 1024
 """Bytes waiting for the channel above which no stream may add more."""
 
 
+_SOCKET_READ = 256 * 1024
+_PORT_READ = 4096
+_PORT_BATCH = 64 * 1024
+
+
 class StreamHandler:
     """What the owner of one end of a stream implements."""
 
@@ -108,8 +113,8 @@ class Channel:
 
     ``on_open(payload)`` decides about a stream that the peer opens: it is given the stream with a handler that does
     nothing and sets its own, or aborts it. ``on_session`` is called when a session begins, ``on_lost(reason)`` when the
-    descriptor has ended or (host) the peer broke the protocol; the owner then closes it. ``chunk`` is the size of a
-    read: the guest's kernel returns at most 4096 bytes of a port at a time, and larger buffers cost there.
+    descriptor has ended or (host) the peer broke the protocol; the owner then closes it. ``port``: the descriptor is a
+    virtio-serial port, whose driver returns at most 4096 bytes a read and makes a transfer of each piece of a writev.
     """
 
     def __init__(
@@ -120,7 +125,7 @@ class Channel:
         on_open: Callable[[Stream, bytes], None],
         on_session: Callable[[], None],
         on_lost: Callable[[str], None],
-        chunk: int = 256 * 1024,
+        port: bool = False,
     ) -> None:
         self.mux = mux.Mux(host)
         self.streams: dict[int, Stream] = {}
@@ -131,8 +136,8 @@ class Channel:
         self._on_session = on_session
         self._on_lost = on_lost
         self._session = 0
-        self._read_buffer = bytearray(chunk)
-        self._read_view = memoryview(self._read_buffer)
+        self._port = port
+        self._read_view = memoryview(bytearray(_PORT_BATCH if port else _SOCKET_READ))
         self._closed = False
         self._in_events = False
         self._mask = READ
@@ -185,10 +190,16 @@ class Channel:
             self._on_lost("closed by the peer")
 
     def _read(self) -> None:
+        view, count = self._read_view, 0
         try:
-            count = os.readv(self._fd, [self._read_buffer])
+            while True:
+                got = os.readv(self._fd, (view[count:],))
+                count += got
+                if not self._port or got != _PORT_READ or count == len(view):
+                    break
         except BlockingIOError:
-            return
+            if count == 0:
+                return
         except OSError as error:
             self._on_lost(f"read failed: {error.strerror}")
             return
@@ -197,7 +208,7 @@ class Channel:
             return
         self._in_events = True
         try:
-            for kind, number, payload in self.mux.feed(self._read_view[:count]):
+            for kind, number, payload in self.mux.feed(view[:count]):
                 if self.mux.sessions != self._session:
                     self._begin()
                 self._dispatch(kind, number, payload)
@@ -243,6 +254,12 @@ class Channel:
         output = self.mux.output
         while output:
             batch = [output[i] for i in range(min(len(output), 64))]
+            if self._port and len(batch) > 1:
+                joined = b"".join(batch)
+                for _piece in batch:
+                    output.popleft()
+                output.appendleft(joined)
+                batch = [joined]
             try:
                 count = os.writev(self._fd, batch)
             except BlockingIOError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 
@@ -9,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+PIPE_BYTES = 256 * 1024
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -42,6 +44,11 @@ def spawn(
     that cannot be executed ends with status 126.
     """
     pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3 if with_stderr else 2)]
+    for reading, _writing in pipes:
+        try:
+            fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        except OSError:
+            pass  # the user's limit of pipe memory; the default size does, slower
     pid = os.fork()
     if pid == 0:
         try:

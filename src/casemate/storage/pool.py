@@ -49,6 +49,14 @@ class Source(Protocol):
     def readonly(self) -> bool:
         """True when the machine must not write it."""
 
+    @property
+    def backing(self) -> tuple[tuple[Path, str], ...]:
+        """What the file is a layer over, nearest first: (file, format)."""
+
+    @property
+    def scratch(self) -> bool:
+        """True for what is thrown away when the machine ends."""
+
 
 class Pool(Protocol):
     """Keeps volumes. Every method is idempotent and undoes itself when it fails; sizes are bytes.

@@ -32,11 +32,13 @@ _FORMATTED = "private"
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A file as a machine opens it."""
+    """A file as a machine opens it; ``backing`` is what it is a layer over, ``scratch``: thrown away at the end."""
 
     path: Path
     format: str = FORMAT
     readonly: bool = False
+    backing: tuple[tuple[Path, str], ...] = ()
+    scratch: bool = False
 
 
 class Qcow2Pool:
@@ -138,11 +140,11 @@ class Qcow2Pool:
             base = self._existing(volume.source)
             self._share(base)
             await self._overlay(run, base, owner)
-            return Image(run)
+            return Image(run, backing=((base, FORMAT),), scratch=True)
         if not volume.save_on_stop:
             run.unlink(missing_ok=True)
             await self._make(run, "create", "-q", "-f", FORMAT, _TARGET, str(volume.size), owner=owner)
-            return Image(run)
+            return Image(run, scratch=True)
         path = self._existing(volume.vid)
         if not shared:
             self._give(path, owner)
@@ -150,7 +152,7 @@ class Qcow2Pool:
         await self._merge(volume)
         self._share(path)
         await self._overlay(run, path, owner)
-        return Image(run)
+        return Image(run, backing=((path, FORMAT),))
 
     async def _overlay(self, run: Path, base: Path, owner: Owner | None) -> None:
         await self._make(run, "create", "-q", "-f", FORMAT, "-b", base, "-F", FORMAT, _TARGET, owner=owner)

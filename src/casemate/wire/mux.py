@@ -19,9 +19,12 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterator
 
 from casemate.wire.errors import ProtocolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HEADER = struct.Struct("<IIB3x")
 TRAILER = 4

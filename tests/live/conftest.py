@@ -1,0 +1,42 @@
+"""One installation for all live tests of a run: a template, and qubes that tests make and remove."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live.world import World
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """A state with the lean template."""
+    # A short path: the names of unix sockets have a limit.
+    directory = Path(tempfile.mkdtemp(prefix="cm", dir="/tmp"))  # noqa: S108
+    made = World(directory)
+    try:
+        made.run("casemate", "template", "build", timeout=1800)
+        yield made
+    finally:
+        made.clean()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def work(world: World) -> str:
+    """A running qube that tests share; they leave it running and usable."""
+    world.run("qvm-create", "--label", "blue", "work")
+    world.run("qvm-start", "work")
+    return "work"
+
+
+@pytest.fixture
+def usable(world: World, work: str) -> str:
+    """The shared qube, started again if a test before had it stopped."""
+    if world.state(work) != "Running":
+        world.run("qvm-start", work)
+    return work

@@ -1,0 +1,165 @@
+"""Start and stop of real qubes, and what happens when something is killed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.live.world import World, wait_for
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture
+def box(world: World) -> str:
+    """A halted qube of the test's own."""
+    world.run("qvm-create", "--label", "red", "box")
+    yield "box"  # type: ignore[misc]
+    world.run("qvm-kill", "box", status=None)
+    wait_for(lambda: world.state("box") == "Halted")
+    world.run("qvm-remove", "-f", "box")
+    assert not (world.settings.state / "pools" / "default" / "box").exists()
+
+
+def test_two_starts_at_once_are_one_start_and_both_succeed(world: World, box: str) -> None:
+    tools = [world.start("qvm-start", "--skip-if-running", box) for _ in range(2)]
+    for tool in tools:
+        _out, err = tool.communicate(timeout=120)
+        assert tool.returncode == 0, err
+    assert world.machines().count(box) == 1
+    assert world.state(box) == "Running"
+
+
+def test_a_guest_that_powers_itself_off_is_halted_within_a_second(world: World, box: str) -> None:
+    world.run("qvm-start", box)
+    pid = next(iter(machine_pids(world, box)))
+    world.run("qvm-run", "-u", "root", box, "echo o > /proc/sysrq-trigger", status=None)
+    wait_for(lambda: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes())
+    assert wait_for(lambda: world.state(box) == "Halted") < 2.0
+    assert not (world.settings.run / "qubes" / box).exists()
+    files = sorted(p.name for p in (world.settings.state / "pools" / "default" / box).iterdir())
+    assert files == ["private.qcow2"]
+
+
+def machine_pids(world: World, qube: str) -> list[int]:
+    from casemate.cli.clean import machines_of
+
+    return [pid for pid, name in machines_of(world.settings).items() if name == qube]
+
+
+def test_pause_and_unpause(world: World, usable: str) -> None:
+    world.run("qvm-pause", usable)
+    assert world.state(usable) == "Paused"
+    world.run("qvm-unpause", usable)
+    assert world.inside(usable, "echo on") == "on"
+
+
+def test_kill_of_a_link_fails_its_calls_at_once_and_the_qube_is_usable_again(world: World, usable: str) -> None:
+    call = world.start("qvm-run", "--pass-io", usable, "echo started; sleep 100")
+    assert call.stdout is not None
+    assert call.stdout.readline() == b"started\n"
+    os.kill(world.link_pid(usable), signal.SIGKILL)
+    begin = time.monotonic()
+    _out, err = call.communicate(timeout=10)
+    assert time.monotonic() - begin < 2
+    assert call.returncode == 255
+    assert err.strip()
+    wait_for(lambda: world.run("qvm-run", "--pass-io", usable, "true", status=None).returncode == 0)
+    assert world.inside(usable, "qubesdb-read /name") == usable
+
+
+def test_kill_of_the_daemon_leaves_qubes_running_and_the_next_one_adopts_them(world: World, usable: str) -> None:
+    pids = machine_pids(world, usable)
+    world.kill_daemon()
+    assert world.state(usable) == "Running"
+    assert machine_pids(world, usable) == pids
+    assert world.inside(usable, "echo still here") == "still here"
+    # It is really ours again: stop and start work.
+    world.run("qvm-shutdown", "--wait", usable)
+    assert machine_pids(world, usable) == []
+    world.run("qvm-start", usable)
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.5, 1.5, 3.0])
+def test_kill_of_the_daemon_during_a_start_is_cleaned_up(world: World, box: str, delay: float) -> None:
+    tool = world.start("qvm-start", box)
+    time.sleep(delay)
+    world.kill_daemon()
+    tool.communicate(timeout=60)
+    assert tool.returncode != 0
+    # The next daemon has ended what was half started.
+    assert world.state(box) == "Halted"
+    assert box not in world.machines()
+    assert not (world.settings.run / "qubes" / box).exists()
+    world.run("qvm-start", box)
+    assert world.inside(box, "echo ok") == "ok"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.2])
+def test_kill_of_the_daemon_during_a_creation_leaves_all_or_nothing(world: World, delay: float) -> None:
+    name = f"half{int(delay * 100)}"
+    tool = world.start("qvm-create", "--label", "red", name)
+    time.sleep(0.15 + delay)
+    world.kill_daemon()
+    tool.communicate(timeout=60)
+    volume = world.settings.state / "pools" / "default" / name / "private.qcow2"
+    if name in world.qubes():
+        assert volume.exists()
+        world.run("qvm-remove", "-f", name)
+    assert name not in world.qubes()
+    assert not volume.parent.exists()
+    assert list((world.settings.state / "intents").glob("*")) == []
+    world.run("qvm-create", "--label", "red", name)
+    world.run("qvm-remove", "-f", name)
+
+
+def test_kill_of_the_daemon_during_a_stop_is_finished_by_the_next(world: World, box: str) -> None:
+    world.run("qvm-start", box)
+    tool = world.start("qvm-shutdown", "--wait", box)
+    time.sleep(0.4)
+    world.kill_daemon()
+    tool.communicate(timeout=60)
+    wait_for(lambda: world.state(box) == "Halted", 60)
+    assert not (world.settings.run / "qubes" / box).exists()
+    assert sorted(p.name for p in (world.settings.state / "pools" / "default" / box).iterdir()) == ["private.qcow2"]
+
+
+def test_a_guest_without_agent_ends_with_its_console_shown_and_nothing_left(world: World, box: str) -> None:
+    world.run("qvm-prefs", box, "kernelopts", "casemate.agent=/nowhere")
+    world.run("qvm-prefs", box, "qrexec_timeout", "20")
+    done = world.run("qvm-start", box, status=None)
+    assert done.returncode == 1
+    text = done.stderr.decode()
+    assert "Cannot start box" in text
+    assert "console" in text and "/nowhere" in text
+    assert box not in world.machines()
+    assert world.state(box) == "Halted"
+    assert not (world.settings.run / "qubes" / box).exists()
+
+
+def test_root_is_thrown_away_and_private_is_kept(world: World, usable: str) -> None:
+    world.inside(usable, "echo 1 > /etc/gone; echo 2 > /rw/kept; echo 3 > /home/user/kept", user="root")
+    world.run("qvm-shutdown", "--wait", usable)
+    world.run("qvm-start", usable)
+    assert world.inside(usable, "ls /etc/gone 2>/dev/null; cat /rw/kept /home/user/kept") == "2\n3"
+
+
+def test_unknown_qube_is_an_error_that_names_it(world: World) -> None:
+    for tool in ("qvm-start", "qvm-shutdown", "qvm-kill", "qvm-pause", "qvm-prefs", "qvm-run"):
+        argv = [tool, "nosuch"] + (["true"] if tool == "qvm-run" else [])
+        done = world.run(*argv, status=None)
+        assert done.returncode != 0
+        assert b"nosuch" in done.stderr, tool
+
+
+def test_subprocess_output_is_whole(world: World, usable: str) -> None:
+    done = subprocess.run(
+        ["qvm-run", "--pass-io", usable, "head -c 3000000 /dev/zero | tr '\\0' x"],
+        env=world.environment, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == b"x" * 3_000_000

@@ -1,0 +1,111 @@
+"""An installation of its own for tests on real machines, driven by the tools as a user would."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from casemate.cli.clean import clean_state, machines_of
+from casemate.settings import Settings, load
+
+BIN = Path(__file__).resolve().parents[2] / "bin"
+
+
+class World:
+    """Tools, daemon and files of one state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.settings = Settings(
+            state=directory,
+            run=directory / "run",
+            cache=load().cache,
+            hypervisor=os.environ.get("CASEMATE_HYPERVISOR") or "embed",
+            prefix=f"casemate-test-{secrets.token_hex(3)}-",
+        )
+        self.environment = {**os.environ, **self.settings.environment(), "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+    def run(
+        self, *argv: str, status: int | None = 0, data: bytes = b"", timeout: float = 180
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a tool; its status must be ``status`` (None: any)."""
+        done = subprocess.run(argv, env=self.environment, input=data, capture_output=True, timeout=timeout)
+        assert status is None or done.returncode == status, (
+            argv,
+            done.returncode,
+            done.stdout[-500:],
+            done.stderr,
+            self.log(),
+        )
+        return done
+
+    def start(self, *argv: str, **options: object) -> subprocess.Popen[bytes]:
+        """Start a tool and leave it running."""
+        return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+            argv,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
+
+    def inside(self, qube: str, command: str, user: str = "user", status: int | None = 0) -> str:
+        """Output of a shell command in a qube."""
+        return self.run("qvm-run", "--pass-io", "-u", user, qube, command, status=status).stdout.decode().strip()
+
+    def state(self, qube: str) -> str:
+        """The power state that qvm-ls shows."""
+        out = self.run("qvm-ls", "--raw-data", "--fields", "name,state", qube).stdout.decode()
+        return out.strip().split("|")[1]
+
+    def qubes(self) -> list[str]:
+        """Names of all qubes."""
+        return self.run("qvm-ls", "--raw-list").stdout.decode().split()
+
+    def machines(self) -> list[str]:
+        """Names of the qubes whose QEMU runs."""
+        return sorted(machines_of(self.settings).values())
+
+    def daemon_pid(self) -> int:
+        """The daemon's process."""
+        return int((self.settings.run / "casemated.pid").read_text())
+
+    def kill_daemon(self) -> None:
+        """End the daemon as a crash would, and see it gone."""
+        pid = self.daemon_pid()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not _alive(pid))
+
+    def link_pid(self, qube: str) -> int:
+        """The qube's link process."""
+        return int((self.settings.run / "qubes" / f"{qube}.link").read_text().split()[0])
+
+    def log(self) -> str:
+        """The end of the daemon's log."""
+        path = self.settings.run / "log" / "casemated.log"
+        return path.read_text()[-3000:] if path.exists() else ""
+
+    def clean(self) -> None:
+        """End and remove everything."""
+        clean_state(self.settings)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> float:
+    """Wait until something is so; returns how long it took."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < seconds, "did not happen in time"
+        time.sleep(0.02)
+    return time.monotonic() - begin
