@@ -79,6 +79,9 @@ def _processor(domain: etree._Element, kvm: bool) -> None:
         child(cpu, "feature", policy="disable", name="vmx")
     else:
         cpu = child(domain, "cpu", mode="maximum", check="none", migratable="off")
+        # Emulated five-level page tables cost time; and libvirt's CPU says 48 address bits with them, so that the
+        # guest's kernel distrusts its own addresses and shows paths in /proc as "xxx" (fs/d_path.c).
+        child(cpu, "feature", policy="disable", name="la57")
     child(cpu, "feature", policy="disable", name="svm")
 
 

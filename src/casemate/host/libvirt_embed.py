@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import grp
+import logging
 import os
 import pwd
 from pathlib import Path
 from urllib.parse import quote
 
+from casemate.host import qemu_access
 from casemate.host.files import replace_file
 from casemate.settings import Settings
 from casemate.wire.errors import HypervisorError
+
+log = logging.getLogger(__name__)
 
 SOCKET_PATH_MAX = 107  # sizeof sun_path - 1, unix(7)
 _LONGEST_BELOW_ROOT = "/lib/qemu/domain-2147483647-01234567890123456789/monitor.sock"
@@ -29,10 +33,10 @@ max_core = 0
 save_image_format = "raw"
 """
 
-# nobody: what a machine without a label would get; ours all have one. No ownership is changed by libvirt itself.
+# The account is what a machine without a label would get; ours all have one. libvirt itself changes no ownership.
 _AS_ROOT = """\
-user = "+65534"
-group = "+65534"
+user = "libvirt-qemu"
+group = "libvirt-qemu"
 dynamic_ownership = 0
 max_processes = 256
 max_files = 1024
@@ -65,8 +69,8 @@ def configuration(root: bool, mount_namespaces: bool) -> str:
     return _ALWAYS + _AS_ROOT + f"namespaces = [{_QUOTED_MOUNT if mount_namespaces else ''}]\n"
 
 
-def _need_account() -> None:
-    """Debian's libvirt refuses to open its QEMU driver for root without this account, though none of ours uses it."""
+def _need_account() -> int:
+    """The id of libvirt's group for QEMU. Debian's libvirt does not open its driver for root without this account."""
     for find, kind in ((pwd.getpwnam, "user"), (grp.getgrnam, "group")):
         try:
             find(_ACCOUNT)
@@ -74,6 +78,27 @@ def _need_account() -> None:
             raise HypervisorError(
                 f"libvirt needs the {kind} {_ACCOUNT}, which does not exist: run packaging/setup.sh as root"
             ) from None
+    return grp.getgrnam(_ACCOUNT).gr_gid
+
+
+def _settle_kvm(gid: int) -> None:
+    """Let libvirt's own account use /dev/kvm. libvirt probes QEMU with this device and keeps what it found only while
+    that account may open it: else it probes again at every step of every start, for seconds."""
+    if not qemu_access.KVM.exists():
+        return
+    try:
+        qemu_access.allow_group(qemu_access.KVM, gid)
+    except (OSError, HypervisorError) as error:
+        log.warning("starts will be slow: %s", error)
+
+
+def _share_probes(settings: Settings, directory: Path) -> None:
+    """Keep what libvirt finds out about QEMU in the cache that all states share: probing takes seconds."""
+    shared, link = settings.cache / "libvirt", directory / "cache"
+    shared.mkdir(mode=0o711, parents=True, exist_ok=True)
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(shared)
 
 
 def prepare(settings: Settings) -> str:
@@ -81,10 +106,11 @@ def prepare(settings: Settings) -> str:
     directory = settings.state / "libvirt"
     check_socket_path(Path(f"{directory}{_LONGEST_BELOW_ROOT}"), "libvirt's monitor sockets")
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    _share_probes(settings, directory)
     (directory / "etc").mkdir(mode=0o700, exist_ok=True)
     root = os.geteuid() == 0
     if root:
-        _need_account()
+        _settle_kvm(_need_account())
     text = configuration(root, root and _can_have_mount_namespaces())
     path = directory / "etc" / "qemu.conf"
     if not path.exists() or path.read_text() != text:

@@ -16,6 +16,7 @@ from pathlib import Path
 from casemate.host.hypervisor import MachineSpec
 from casemate.wire.errors import HypervisorError
 
+KVM = Path("/dev/kvm")
 _ACL = "system.posix_acl_access"
 _ENTRY = struct.Struct("<HHI")  # linux/posix_acl_xattr.h
 _VERSION = struct.pack("<I", 2)
@@ -35,7 +36,7 @@ def grant(spec: MachineSpec) -> None:
         for path, _format in disk.backing:
             _own(path, 0, spec.gid, 0o640)
     if spec.acceleration == "kvm":
-        _allow_group(Path("/dev/kvm"), spec.gid)
+        allow_group(KVM, spec.gid)
 
 
 def hand_over(spec: MachineSpec) -> None:
@@ -63,10 +64,10 @@ def _own(path: Path, uid: int, gid: int, mode: int) -> None:
         os.close(fd)
 
 
-def _allow_group(path: Path, gid: int) -> None:
+def allow_group(path: Path, gid: int) -> None:
     """Let a group use a device, by an access list entry; the owner and the device's own group stay as they are."""
     status = path.stat()
-    if status.st_mode & 0o006 == 0o006:
+    if status.st_mode & 0o006 == 0o006 or (status.st_gid == gid and status.st_mode & 0o060 == 0o060):
         return
     try:
         present = os.getxattr(path, _ACL)
@@ -74,8 +75,11 @@ def _allow_group(path: Path, gid: int) -> None:
         if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
             raise
         present = b""
+    wanted = with_group(present, stat.S_IMODE(status.st_mode), gid)
+    if wanted == present:
+        return
     try:
-        os.setxattr(path, _ACL, with_group(present, stat.S_IMODE(status.st_mode), gid))
+        os.setxattr(path, _ACL, wanted)
     except OSError as error:
         raise HypervisorError(f"Cannot let qubes use {path}: {error.strerror}") from None
 
