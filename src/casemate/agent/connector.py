@@ -60,19 +60,19 @@ def _join(sock: socket.socket, flags: str) -> None:
                 sock.shutdown(socket.SHUT_WR)
         if 1 in ready:
             to_caller = to_caller[os.write(1, to_caller) :]
-        if ready.get(sock.fileno(), 0) and from_sock:
+        events = ready.get(sock.fileno(), 0)
+        if from_sock and events & ~select.POLLOUT:
             to_caller = sock.recv(CHUNK)
             if not to_caller:
                 writing = False
                 os.dup2(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC), 1)
                 if "s" in flags:
                     return
-        elif to_sock and sock.fileno() in ready:
+        if to_sock and events & select.POLLOUT:
             try:
                 to_service = to_service[sock.send(to_service) :]
             except (BrokenPipeError, ConnectionResetError):
                 reading, to_service = False, b""
-        if not writing and (not reading or ready.get(sock.fileno(), 0) & (select.POLLHUP | select.POLLERR)):
-            if to_service and not ready.get(sock.fileno(), 0) & select.POLLHUP:
-                continue
+        gone = events & (select.POLLHUP | select.POLLERR)
+        if not writing and (gone or not (reading or to_service)):
             return

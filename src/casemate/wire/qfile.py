@@ -120,7 +120,7 @@ def shown(name: bytes) -> str:
 
 
 _ASCII = bytes(range(0x20, 0x7F))
-_SCRIPTS = ("LATIN ", "GREEK ", "CYRILLIC ", "CJK ", "HANGUL ", "HIRAGANA ", "KATAKANA", "FULLWIDTH LATIN ")
+_SCRIPTS = ("LATIN ", "GREEK ", "CYRILLIC ", "CJK ", "HANGUL ", "HIRAGANA ", "KATAKANA")
 _LETTERS = frozenset({"Lu", "Ll", "Lt", "Lo", "Lm", "Nd"})
 _PUNCTUATION = frozenset(
     "\u00a1\u00ab\u00b7\u00bb\u00bf\u2013\u2014\u2018\u2019\u201c\u201d\u201e\u2026\u3001\u3002\u300c\u300d\u300e\u300f\u3010\u3011\u30fb"
@@ -137,8 +137,9 @@ def _check_characters(raw: bytes, what: str) -> None:
         raise FileError(EILSEQ, f"{what} is not UTF-8") from None
     import unicodedata
 
-    if unicodedata.normalize("NFC", text) != text:
-        raise FileError(EILSEQ, f"{what} is not in its composed form")
+    letters = "".join(char for char in text if char not in _PUNCTUATION)
+    if unicodedata.normalize("NFKC", letters) != letters:
+        raise FileError(EILSEQ, f"{what} is not in its plain composed form")
     for char in text:
         if " " <= char <= "~" or char in _PUNCTUATION:
             continue
