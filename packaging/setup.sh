@@ -29,6 +29,14 @@ if [ -n "$missing" ]; then
     rm -f "$log"
 fi
 
+# Debian's libvirt does not open its QEMU driver for root while this user is missing; the package that makes it
+# (libvirt-daemon-system, same ids) would also enable services. No machine of ours runs as this user.
+if [ "$(id -u)" = 0 ] && ! getent passwd libvirt-qemu >/dev/null; then
+    getent group libvirt-qemu >/dev/null || groupadd --system --gid 64055 libvirt-qemu
+    useradd --system --uid 64055 --gid libvirt-qemu --home-dir /var/lib/libvirt --no-create-home \
+        --shell /usr/sbin/nologin --comment "Libvirt Qemu" libvirt-qemu
+fi
+
 stamp=.venv/casemate-stamp
 want=$(cat packaging/requirements.txt "$0" | sha256sum)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$want" ]; then

@@ -74,9 +74,7 @@ def load(environ: dict[str, str] | None = None) -> Settings:
     home = Path(env.get("HOME", "/"))
     root = os.geteuid() == 0
     default_state = (
-        Path("/var/lib/casemate")
-        if root
-        else Path(env.get("XDG_DATA_HOME") or home / ".local/share") / "casemate"
+        Path("/var/lib/casemate") if root else Path(env.get("XDG_DATA_HOME") or home / ".local/share") / "casemate"
     )
     state = Path(env.get("CASEMATE_STATE") or default_state)
     if env.get("CASEMATE_RUN"):

@@ -100,13 +100,15 @@ def _tour(_args: argparse.Namespace, _qubes: Qubes) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 for what went wrong; 2 for a wrong command line or a key that is not there."""
     parser = tool.Parser(PROG, "Look after Casemate itself.")
-    commands = parser.add_subparsers(dest="what", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        dest="what", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
+    )
     commands.add_parser("tour", help="show the main job on real virtual machines").set_defaults(body=_tour)
     commands.add_parser("status", help="show what this host can do and which protections it lacks").set_defaults(
         body=_status
     )
     template = commands.add_parser("template", help="build templates").add_subparsers(
-        dest="command", metavar="COMMAND", required=True
+        dest="command", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
     )
     build = template.add_parser("build", help="build a Debian template, from the cache if it was built before")
     build.add_argument("--kind", choices=tuple(DEFAULT_NAMES), default="lean", help="what is process 1 in it")

@@ -132,7 +132,7 @@ class Engine:
         root = os.geteuid() == 0
         return {
             "acceleration": f"{found.kind} {found.reason}" if found else "not probed yet: happens at the first start",
-            "hypervisor": self.hypervisor.uri,
+            "hypervisor": f"libvirt, {self.settings.hypervisor}",
             "state": str(self.settings.state),
             "running": len(self._states.all()),
             "isolation": "each qube runs as a user of its own"

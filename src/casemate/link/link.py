@@ -41,6 +41,8 @@ CALL_BURST = 200.0
 """How fast a qube may ask for calls; what is beyond is refused."""
 BROKER_SECONDS = 180.0
 """How long a decision may take, with the start of the target in it."""
+LINGER_SECONDS = 30.0
+"""How long a link outlives its machine; casemated ends it sooner."""
 LOG_LINES_PER_SECOND = 20
 
 
@@ -228,6 +230,8 @@ class Link:
             sock.close()
         if why.startswith(("closed", "read failed", "write failed")):
             self._end("the machine has ended")
+            # Somebody may still want to know what the console said last.
+            self.loop.later(LINGER_SECONDS, self.loop.stop)
             return
         self._strikes += 1
         self.log(f"channel closed ({self._strikes} of {STRIKES}): {why}")
