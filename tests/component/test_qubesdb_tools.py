@@ -1,0 +1,104 @@
+"""The database tools of a guest, on a real server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from casemate.pump.loop import Loop
+from casemate.pump.request import listen
+from casemate.qdb.client import QubesDB
+from casemate.qdb.server import DatabaseServer
+from casemate.qdb.session import Database
+
+Run = Callable[..., tuple[int, bytes, bytes]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """Socket of a database that a loop in a thread serves."""
+    path = tmp_path / "qubesdb.sock"
+    loop, database = Loop(), Database()
+    database.write("/name", b"work")
+    database.write("/a/x", b"1\n\xff")
+    database.write("/a/y", b"")
+    DatabaseServer(loop, listen(str(path), 0o600), database)
+    stopping, wake = os.pipe()
+    loop.watch(stopping, 1, lambda _mask: loop.stop())
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    yield path
+    os.write(wake, b"x")
+    thread.join()
+
+
+@pytest.fixture
+def run(path: Path) -> Run:
+    def run(tool: str, *words: str) -> tuple[int, bytes, bytes]:
+        done = subprocess.run(
+            [sys.executable, "-m", "casemate.agent.entry", f"qubesdb-{tool}", *words],
+            env={**os.environ, "QUBESDB_SOCKET": str(path)}, capture_output=True, timeout=30,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def test_read(run: Run) -> None:
+    assert run("read", "/name") == (0, b"work\n", b"")
+    assert run("read", "/a/x", "/name") == (0, b"1\\x0a\\xff\nwork\n", b"")
+    assert run("read", "-r", "/a/x") == (0, b"1\n\xff\n", b"")
+    assert run("read", "-f", "/name") == (0, b"/name = work\n", b"")
+    assert run("read", "/none")[:2] == (2, b"") and b"/none" in run("read", "/none")[2]
+    assert run("read", "-q", "/none", "/name") == (2, b"work\n", b"")
+    assert run("read", "-e", "other", "/none") == (0, b"other\n", b"")
+    assert run("read", "bad path")[0] == 1
+    assert run("read")[0] == 1
+    assert run("read", "-z", "/name")[0] == 1
+
+
+def test_write_and_remove(run: Run) -> None:
+    assert run("write", "/b/x", "1", "/b/y", "2") == (0, b"", b"")
+    assert run("list", "/b/") == (0, b"x\ny\n", b"")
+    assert run("list", "-f", "/b/") == (0, b"/b/x\n/b/y\n", b"")
+    assert run("multiread", "/b/") == (0, b"x = 1\ny = 2\n", b"")
+    assert run("multiread", "-f", "/b/x") == (0, b"/b/x = 1\n", b"")
+    assert run("read", "-x", "/b/x") == (0, b"1\n", b"")
+    assert run("read", "-q", "/b/x")[0] == 2
+    assert run("rm", "/b/") == (0, b"", b"")
+    assert run("rm", "/b/")[0] == 2
+    assert run("write", "/b")[0] == 1
+    assert run("write", "/b/", "x")[0] == 1
+    assert run("list", "/a", "/b")[0] == 1
+
+
+def test_watch_and_wait(run: Run, path: Path) -> None:
+    results = dict[str, tuple[int, bytes, bytes]]()
+
+    def start(name: str, *words: str) -> threading.Thread:
+        thread = threading.Thread(target=lambda: results.__setitem__(name, run(*words)))
+        thread.start()
+        return thread
+
+    threads = [start("watch", "watch", "-n", "2", "/w/"), start("wait", "read", "-w", "/late")]
+    with QubesDB(path) as db:
+        while any(thread.is_alive() for thread in threads):
+            db.write("/w/x", b"")
+            db.write("/late", b"now")
+            threads[0].join(0.05)
+    assert results["watch"] == (0, b"/w/x\n/w/x\n", b"")
+    assert results["wait"] == (0, b"now\n", b"")
+
+
+def test_no_database(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "casemate.agent.entry", "qubesdb-read", "/name"],
+        env={**os.environ, "QUBESDB_SOCKET": str(tmp_path / "none")}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and b"cannot be reached" in done.stderr
