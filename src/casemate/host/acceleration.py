@@ -49,7 +49,7 @@ async def probe(settings: Settings, runner: Runner, kernel: Path, initrd: Path, 
 
 
 async def _boot(runner: Runner, kernel: Path, initrd: Path) -> Acceleration:
-    argv = [
+    argv: list[str | Path] = [
         QEMU, "-machine", "q35,accel=kvm", "-cpu", "host", "-m", "128", "-nodefaults", "-no-user-config",
         "-display", "none", "-no-reboot", "-serial", "stdio", "-sandbox", "on",
         "-kernel", kernel, "-initrd", initrd, "-append", _OPTIONS,
