@@ -129,17 +129,25 @@ def test_kill_of_the_daemon_during_a_stop_is_finished_by_the_next(world: World, 
     assert sorted(p.name for p in (world.settings.state / "pools" / "default" / box).iterdir()) == ["private.qcow2"]
 
 
-def test_a_guest_without_agent_ends_with_its_console_shown_and_nothing_left(world: World, box: str) -> None:
-    world.run("qvm-prefs", box, "kernelopts", "casemate.agent=/nowhere")
-    world.run("qvm-prefs", box, "qrexec_timeout", "20")
+def test_a_template_without_agent_fails_the_start_with_its_console_shown_and_leaves_nothing(
+    world: World, box: str, tmp_path: Path
+) -> None:
+    world.run("qvm-clone", "debian-12", "broken")
+    image, raw = world.settings.state / "pools" / "default" / "broken" / "root.qcow2", tmp_path / "raw"
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw], check=True)
+    subprocess.run(["debugfs", "-w", "-R", "rm /usr/lib/casemate/agent.pyz", raw], check=True, capture_output=True)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image], check=True)
+    world.run("qvm-prefs", box, "template", "broken")
     done = world.run("qvm-start", box, status=None)
     assert done.returncode == 1
     text = done.stderr.decode()
     assert "Cannot start box" in text
-    assert "console" in text and "/nowhere" in text
+    assert "its console ends" in text and "agent.pyz" in text
     assert box not in world.machines()
     assert world.state(box) == "Halted"
     assert not (world.settings.run / "qubes" / box).exists()
+    world.run("qvm-prefs", box, "template", "debian-12")
+    world.run("qvm-remove", "-f", "broken")
 
 
 def test_root_is_thrown_away_and_private_is_kept(world: World, usable: str) -> None:

@@ -190,7 +190,10 @@ class AgentStep:
                 console = str((await self._links.ask(domain.name, 5, op="console")).get("text", ""))
             except DisconnectedError:
                 pass
-            lines = [printable(line, 200) for line in console.splitlines() if line.strip()][-CONSOLE_LINES:]
+            lines = [printable(line, 200) for line in console.splitlines() if line.strip()]
+            # After a panic the kernel prints registers for a page; what led to it stands before.
+            panics = [number for number, line in enumerate(lines) if "Kernel panic" in line]
+            lines = lines[: panics[0] + 1 if panics else None][-CONSOLE_LINES:]
             shown = "; its console ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
             why = printable(str(answer.get("why", "its agent does not answer")))
             raise StartError(f"Cannot start {domain.name}: {why}{shown}")

@@ -91,6 +91,9 @@ class Pool(Protocol):
     async def usage(self, volume: Volume) -> int:
         """Bytes that it takes on disk."""
 
+    async def verify(self, volume: Volume) -> None:
+        """StorageError unless it is there and is a file of ours."""
+
 
 class Pools:
     """The pools of the store, by the drivers that this host has."""

@@ -1,23 +1,34 @@
 """Volumes as qcow2 files in a directory; works on any file system.
 
-``DIR/QUBE/VOLUME.qcow2`` is a volume. While its qube runs there is, beside it, ``VOLUME.run.qcow2``: the overlay of a
-volume that is thrown away, a fresh volatile one, or the changes of a template's root, which others use meanwhile; those
-are merged into a new file at stop, which then takes the name, so that who has the old one open keeps it.
+``DIR/QUBE/VOLUME.qcow2`` is a volume that is kept. Beside it there may be:
 
-Formats are always named, never guessed: a guest can write a qcow2 header into what it is told is raw.
+- ``VOLUME.run.qcow2``    what its machine writes: the overlay of a volume that is thrown away, a fresh volatile one,
+                          or the changes of a volume that others are based on even while it runs
+- ``VOLUME.base.qcow2``   a second name of the file that the overlay lies over, so that it stays for this machine when
+                          the origin is replaced; and its count of names tells whether a volume has readers
+- ``VOLUME.merge.qcow2``  changes that are being merged into the volume in place; until they are, nobody may read it
+
+Formats are always named, never guessed: a guest can write a qcow2 header into what it is told is raw. A file that a
+machine could write is checked (qcow2_header.py) and then only opened by a tool that runs as that machine's user.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-import tempfile
+import secrets
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casemate.host.files import new_name
+from casemate.host.files import free_bytes, fsync_dir, fsync_file, new_name, remove_tree
 from casemate.host.process import Runner
+from casemate.host.template_build import EXT4_OPTIONS
 from casemate.model.volumes import Volume
+from casemate.storage.qcow2_header import check_file
 from casemate.wire.errors import CasemateError, StorageError, VolumeNotFoundError
 from casemate.wire.names import qube_name, service_name
 
@@ -28,6 +39,9 @@ FORMAT = "qcow2"
 TOOL_SECONDS = 900.0
 _FORMATTED = "private"
 """The volume that begins with a file system; others are filled by import or are used raw."""
+_RESERVE = 64 << 20
+"""Room that must be left on the disk for the store and the logs when a volume is made."""
+_SUFFIXES = ("", ".run", ".base", ".merge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,8 @@ class Qcow2Pool:
         self._directory = directory
         self._runner = runner
         self._group = group
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One per volume: nobody begins to read it while it is replaced or merged."""
 
     # -- names
 
@@ -61,13 +77,27 @@ class Qcow2Pool:
         """Where the volume itself lies; for one that exists only while it runs, where it will lie."""
         return self._place(volume.vid) if volume.save_on_stop else self._place(volume.vid, ".run")
 
+    def _existing(self, vid: str) -> Path:
+        path = self._place(vid)
+        if not path.is_file():
+            raise StorageError(f"volume {vid} is missing: there is no {path}")
+        if self._place(vid, ".merge").exists():
+            raise StorageError(f"volume {vid} was left half merged; it is merged when its qube is stopped again")
+        return path
+
     # -- tools
 
-    async def _qemu_img(self, *arguments: str | Path) -> None:
+    async def _tool(self, *argv: str | Path, account: tuple[int, int] | None = None) -> None:
+        user, group = account if account is not None else (None, None)
         try:
-            await self._runner.run(["qemu-img", *arguments], timeout=TOOL_SECONDS)
+            await self._runner.run(argv, timeout=TOOL_SECONDS, user=user, group=group)
         except CasemateError as error:
             raise StorageError(str(error)) from error
+
+    def _writer(self, path: Path) -> tuple[int, int] | None:
+        """The account whose machine could write a file; None when it is ours."""
+        status = path.stat()
+        return (status.st_uid, status.st_gid) if self._group is not None and status.st_uid != 0 else None
 
     def _make_directory(self, path: Path) -> None:
         """The qube's directory: the pool's others may pass through, nobody may list."""
@@ -76,111 +106,77 @@ class Qcow2Pool:
             for directory in (path, self._directory, self._directory.parent):
                 directory.chmod(0o711)
 
-    def _give(self, path: Path, owner: Owner | None) -> None:
-        """Make the file readable and writable for ``owner`` alone (None: for us)."""
+    def _give(self, path: Path, account: tuple[int, int] | None) -> None:
+        """Make the file readable and writable for an account alone (None: for us)."""
         path.chmod(0o600)
         if self._group is not None:
-            os.chown(path, owner.uid if owner else 0, owner.gid if owner else 0, follow_symlinks=False)
+            os.chown(path, *(account or (0, 0)), follow_symlinks=False)
 
     def _share(self, path: Path) -> None:
-        """Make the file the base of overlays: readable for all qubes of this state."""
+        """Make the file the base of overlays: nobody's to write, readable for all qubes of this state."""
         if self._group is not None:
             os.chown(path, 0, self._group, follow_symlinks=False)
             path.chmod(0o640)
 
-    async def _make(self, target: Path, *arguments: str | Path, owner: Owner | None = None) -> None:
-        """Run qemu-img with a fresh name in place of _TARGET, then give what it made the name ``target``."""
+    @contextmanager
+    def _making(self, target: Path, account: tuple[int, int] | None = None) -> Iterator[Path]:
+        """A fresh empty file of an account that becomes ``target`` when the block succeeds; else nothing is left."""
         self._make_directory(target.parent)
+        if free_bytes(target.parent) < _RESERVE:
+            raise StorageError(f"No room: less than {_RESERVE >> 20} MiB are free for {target}")
         with new_name(target) as fresh:
-            await self._qemu_img(*(fresh if argument == _TARGET else argument for argument in arguments))
-            self._give(fresh, owner)
+            fresh.touch(mode=0o600, exist_ok=False)
+            self._give(fresh, account)
+            yield fresh
 
-    # -- the pool
+    # -- making and removing
 
     async def create(self, volume: Volume) -> None:
         """A new volume, with an empty file system where the guest expects one."""
         target = self._place(volume.vid)
         if volume.name != _FORMATTED:
-            await self._make(target, "create", "-q", "-f", FORMAT, _TARGET, str(volume.size))
+            with self._making(target) as fresh:
+                await self._tool("qemu-img", "create", "-q", "-f", FORMAT, fresh, str(volume.size))
             return
         self._make_directory(target.parent)
-        with tempfile.TemporaryDirectory(prefix=".format.", dir=target.parent) as work:
-            raw = Path(work) / "raw"
+        raw = target.with_name(f".{target.name}.{secrets.token_hex(6)}.raw")
+        try:
             with open(raw, "xb") as file:
                 file.truncate(volume.size)
-            try:
-                await self._runner.run(["mke2fs", *_MKE2FS, "-L", volume.name, raw], timeout=TOOL_SECONDS)
-            except CasemateError as error:
-                raise StorageError(str(error)) from error
+            await self._tool("mke2fs", *EXT4_OPTIONS, "-L", volume.name, raw)
             await self.import_image(volume, raw)
+        finally:
+            raw.unlink(missing_ok=True)
 
     async def import_image(self, volume: Volume, source: Path) -> None:
-        """A new volume with the content of a raw image of ours."""
-        await self._make(self._place(volume.vid), "convert", "-f", "raw", "-O", FORMAT, source, _TARGET)
+        """A new volume with the content of a raw image of ours; as large as the volume says, if that is more."""
+        with self._making(self._place(volume.vid)) as fresh:
+            await self._tool("qemu-img", "convert", "-f", "raw", "-O", FORMAT, source, fresh)
+            if volume.size > source.stat().st_size:
+                await self._tool("qemu-img", "resize", "-q", "-f", FORMAT, fresh, str(volume.size))
 
     async def clone(self, source: Volume, target: Volume) -> None:
         """A copy that shares nothing."""
-        await self._make(
-            self._place(target.vid), "convert", "-f", FORMAT, "-O", FORMAT, self._existing(source.vid), _TARGET
-        )
+        path = self._existing(source.vid)
+        async with self._locks[source.vid]:
+            await self._copy(path, None, self._place(target.vid))
 
-    def _existing(self, vid: str) -> Path:
-        path = self._place(vid)
-        if not path.is_file():
-            raise StorageError(f"volume {vid} is missing: there is no {path}")
-        return path
-
-    async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
-        """The volume itself, or what stands for it while it runs."""
-        run = self._place(volume.vid, ".run")
-        if volume.snap_on_start:
-            if volume.source is None:
-                raise StorageError(f"volume {volume.vid} has nothing that it is a snapshot of")
-            run.unlink(missing_ok=True)
-            base = self._existing(volume.source)
-            self._share(base)
-            await self._overlay(run, base, owner)
-            return Image(run, backing=((base, FORMAT),), scratch=True)
-        if not volume.save_on_stop:
-            run.unlink(missing_ok=True)
-            await self._make(run, "create", "-q", "-f", FORMAT, _TARGET, str(volume.size), owner=owner)
-            return Image(run, scratch=True)
-        path = self._existing(volume.vid)
-        if not shared:
-            self._give(path, owner)
-            return Image(path, readonly=not volume.rw)
-        await self._merge(volume)
-        self._share(path)
-        await self._overlay(run, path, owner)
-        return Image(run, backing=((path, FORMAT),))
-
-    async def _overlay(self, run: Path, base: Path, owner: Owner | None) -> None:
-        await self._make(run, "create", "-q", "-f", FORMAT, "-b", base, "-F", FORMAT, _TARGET, owner=owner)
-
-    async def _merge(self, volume: Volume) -> None:
-        """Make a kept volume and its changes one new file; its readers keep the old one."""
-        run = self._place(volume.vid, ".run")
-        if run.is_file():
-            await self._make(self._place(volume.vid), "convert", "-f", FORMAT, "-O", FORMAT, run, _TARGET)
-            run.unlink()
-
-    async def stop(self, volume: Volume) -> None:
-        """Throw away or merge what stood for the volume while it ran."""
-        if volume.save_on_stop:
-            await self._merge(volume)
-            path = self._place(volume.vid)
-            if path.is_file():
-                self._give(path, None)
-        else:
-            self._place(volume.vid, ".run").unlink(missing_ok=True)
+    async def _copy(self, source: Path, base: Path | None, target: Path) -> None:
+        """Write what a file (over ``base``) shows into a new ``target``, as the user whose machine wrote it."""
+        check_file(source, base)
+        account = self._writer(source)
+        with self._making(target, account) as fresh:
+            await self._tool("qemu-img", "convert", "-f", FORMAT, "-O", FORMAT, source, fresh, account=account)
+            self._give(fresh, None)
 
     async def remove(self, volume: Volume) -> None:
         """Remove the volume's files; with the last one the qube's directory."""
-        for suffix in ("", ".run"):
+        for suffix in _SUFFIXES:
             self._place(volume.vid, suffix).unlink(missing_ok=True)
         directory = self._place(volume.vid).parent
         for left in directory.glob(f".{volume.vid.partition('/')[2]}.*") if directory.is_dir() else ():
-            left.unlink(missing_ok=True)
+            remove_tree(left)
+        self._locks.pop(volume.vid, None)
         try:
             directory.rmdir()
         except OSError:
@@ -188,21 +184,101 @@ class Qcow2Pool:
 
     async def resize(self, volume: Volume, size: int) -> None:
         """Make it larger; the guest grows its file system itself."""
-        await self._qemu_img("resize", "-q", "-f", FORMAT, self._existing(volume.vid), str(size))
+        path = self._existing(volume.vid)
+        check_file(path, None)
+        account = self._writer(path)
+        await self._tool("qemu-img", "resize", "-q", "-f", FORMAT, path, str(size), account=account)
 
     async def usage(self, volume: Volume) -> int:
-        """Bytes on disk of all its files."""
+        """Bytes on disk of all its files; what it only reads is not its own."""
         total = 0
-        for suffix in ("", ".run"):
+        for suffix in ("", ".run", ".merge"):
             try:
                 total += self._place(volume.vid, suffix).stat().st_blocks * 512
             except FileNotFoundError:
                 continue
         return total
 
+    async def verify(self, volume: Volume) -> None:
+        """StorageError unless the volume (or its origin) is there and is a file of ours."""
+        vid = volume.source if volume.snap_on_start else volume.vid
+        if vid is not None and (volume.save_on_stop or volume.snap_on_start):
+            check_file(self._existing(vid), None)
 
-_TARGET = "\0target"
-_MKE2FS = (
-    "-q", "-F", "-t", "ext4", "-m", "0", "-O", "^metadata_csum,^64bit",
-    "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
-)  # fmt: skip
+    # -- starting and stopping
+
+    async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
+        """The volume itself, or what stands for it while it runs."""
+        account = None if owner is None else (owner.uid, owner.gid)
+        run = self._place(volume.vid, ".run")
+        if volume.snap_on_start:
+            if volume.source is None:
+                raise StorageError(f"volume {volume.vid} has nothing that it is a snapshot of")
+            async with self._locks[volume.source]:
+                pin = self._pin(self._existing(volume.source), self._place(volume.vid, ".base"))
+            await self._overlay(run, pin, account)
+            return Image(run, backing=((pin, FORMAT),), scratch=True)
+        if not volume.save_on_stop:
+            run.unlink(missing_ok=True)
+            with self._making(run, account) as fresh:
+                await self._tool("qemu-img", "create", "-q", "-f", FORMAT, fresh, str(volume.size))
+            return Image(run, scratch=True)
+        await self._merge(volume.vid)
+        path = self._existing(volume.vid)
+        if not shared:
+            self._give(path, account)
+            return Image(path, readonly=not volume.rw)
+        self._share(path)
+        await self._overlay(run, path, account)
+        return Image(run, backing=((path, FORMAT),))
+
+    def _pin(self, base: Path, pin: Path) -> Path:
+        """Give the base a second name that stays until this machine has ended."""
+        self._make_directory(pin.parent)
+        pin.unlink(missing_ok=True)
+        self._share(base)
+        os.link(base, pin, follow_symlinks=False)
+        return pin
+
+    async def _overlay(self, run: Path, base: Path, account: tuple[int, int] | None) -> None:
+        run.unlink(missing_ok=True)
+        with self._making(run, account) as fresh:
+            await self._tool("qemu-img", "create", "-q", "-f", FORMAT, "-b", base, "-F", FORMAT, fresh)
+
+    async def stop(self, volume: Volume) -> None:
+        """Throw away or merge what stood for the volume while it ran. Also after a crash, and when it never ran."""
+        if volume.save_on_stop:
+            await self._merge(volume.vid)
+        else:
+            self._place(volume.vid, ".run").unlink(missing_ok=True)
+            self._place(volume.vid, ".base").unlink(missing_ok=True)
+
+    async def _merge(self, vid: str) -> None:
+        """Make a kept volume and its changes one file. Readers keep the old one; where there are none, the changes
+        are written into it, which costs as much as was changed. Killed at any instant, doing it again completes it."""
+        path, run, merge = self._place(vid), self._place(vid, ".run"), self._place(vid, ".merge")
+        async with self._locks[vid]:
+            if merge.is_file():
+                await self._commit(merge, path)
+            if not run.is_file():
+                return
+            if path.stat().st_nlink > 1:
+                await self._copy(run, path, path)
+                run.unlink()
+            else:
+                check_file(run, path)
+                run.rename(merge)
+                fsync_dir(merge.parent)
+                await self._commit(merge, path)
+
+    async def _commit(self, merge: Path, path: Path) -> None:
+        check_file(merge, path)
+        account = self._writer(merge)
+        self._give(path, account)
+        try:
+            await self._tool("qemu-img", "commit", "-q", "-d", "-f", FORMAT, merge, account=account)
+            fsync_file(path)
+        finally:
+            self._give(path, None)
+        merge.unlink()
+        fsync_dir(path.parent)
