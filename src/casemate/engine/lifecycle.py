@@ -57,8 +57,10 @@ class VolumesStep:
         for name, volume in domain.volumes.items():
             if volume is None or name not in TARGETS:
                 continue
-            # A template's root changes beside the one that its users run on.
-            shared = name == "root" and domain.klass == Template.class_name
+            # What others are based on changes beside the one that they run on.
+            shared = (name == "root" and domain.klass == Template.class_name) or (
+                name == "private" and bool(getattr(domain, "template_for_dispvms", False))
+            )
             source = await self._pools.of(volume).start(volume, owner, shared)
             start.disks[name] = Disk(
                 target=TARGETS[name],
