@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import grp
 import logging
 import os
@@ -12,6 +11,7 @@ from urllib.parse import quote
 
 from casemate.host import qemu_access
 from casemate.host.files import replace_file
+from casemate.host.protections import can_unshare_mounts
 from casemate.settings import Settings
 from casemate.wire.errors import HypervisorError
 
@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 
 SOCKET_PATH_MAX = 107  # sizeof sun_path - 1, unix(7)
 _LONGEST_BELOW_ROOT = "/lib/qemu/domain-2147483647-01234567890123456789/monitor.sock"
-_CLONE_NEWNS = 0x00020000
 _ACCOUNT = "libvirt-qemu"
 _QUOTED_MOUNT = ' "mount" '
 
@@ -52,14 +51,6 @@ def check_socket_path(path: Path, what: str) -> None:
             f"The path of {what} has {length} bytes, the system allows {SOCKET_PATH_MAX}: {path}. "
             f"Use a shorter state directory (CASEMATE_STATE, CASEMATE_RUN)"
         )
-
-
-def _can_have_mount_namespaces() -> bool:
-    """Whether this process may give QEMU a view of /dev of its own; tried in a child."""
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0 else 1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def configuration(root: bool, mount_namespaces: bool) -> str:
@@ -111,7 +102,7 @@ def prepare(settings: Settings) -> str:
     root = os.geteuid() == 0
     if root:
         _settle_kvm(_need_account())
-    text = configuration(root, root and _can_have_mount_namespaces())
+    text = configuration(root, root and can_unshare_mounts())
     path = directory / "etc" / "qemu.conf"
     if not path.exists() or path.read_text() != text:
         replace_file(path, text.encode())

@@ -295,11 +295,11 @@ class LibvirtMachines(Hypervisor):
 
 async def connect(settings: Settings) -> Hypervisor:
     """The hypervisor of an installation. Machines that an earlier process started are found again."""
-    _EventThread.start()
     if settings.hypervisor == "embed":
         uri = libvirt_embed.prepare(settings)
     else:
         uri = f"qemu:///{settings.hypervisor}"
+    _EventThread.start()
     machines = LibvirtMachines(uri, settings.prefix)
     await machines.open()
     if is_subreaper() and threading.current_thread() is threading.main_thread():
