@@ -23,7 +23,7 @@ def drain(end: Mux) -> bytes:
 def carry(source: Mux, target: Mux, step: int = 1 << 30) -> list[mux.Event]:
     data, events = drain(source), []
     for at in range(0, len(data), step):
-        events += list(target.feed(data[at : at + step]))
+        events += [(kind, number, bytes(payload)) for kind, number, payload in target.feed(data[at : at + step])]
     return events
 
 

@@ -160,7 +160,7 @@ class Asking(StreamHandler):
         for fd in self._fds:
             os.close(fd)
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes | memoryview) -> None:
         # Nothing belongs here before the answer.
         if not self._over:
             self._stream.abort()

@@ -20,16 +20,17 @@ HIGH_WATER = 256 * 1024
 """Bytes waiting for the channel above which no stream may add more."""
 
 
-_SOCKET_READ = 256 * 1024
 _PORT_READ = 4096
 _PORT_BATCH = 64 * 1024
+IN_PLACE_BEFORE, IN_PLACE_AFTER = mux.HEADER.size, mux.TRAILER
+"""Room around the bytes of ``write_in_place``."""
 
 
 class StreamHandler:
     """What the owner of one end of a stream implements."""
 
-    def on_data(self, data: bytes) -> None:
-        """Bytes of the peer; call ``stream.consumed`` when they have gone on."""
+    def on_data(self, data: bytes | memoryview) -> None:
+        """Bytes of the peer, good only during the call; call ``stream.consumed`` when they have gone on."""
 
     def on_eof(self) -> None:
         """The peer sends no more."""
@@ -51,6 +52,9 @@ class ByteStream(Protocol):
 
     def write(self, data: bytes | memoryview) -> None:
         """Send ``data``, at most ``room`` bytes."""
+
+    def write_in_place(self, buffer: memoryview) -> None:
+        """Send what lies in a buffer with room around it (IN_PLACE_BEFORE, IN_PLACE_AFTER); it is free again after."""
 
     def consumed(self, count: int) -> None:
         """``count`` bytes handed to ``on_data`` have gone on."""
@@ -87,6 +91,11 @@ class Stream:
         if self._channel.streams.get(self.number) is self:
             self._channel.mux.send(self.number, data)
             self._channel.flush_soon()
+
+    def write_in_place(self, buffer: memoryview) -> None:
+        """Send what lies in a buffer with room around it (IN_PLACE_BEFORE, IN_PLACE_AFTER); it is free again after."""
+        if self._channel.streams.get(self.number) is self:
+            self._channel.send_in_place(self.number, buffer)
 
     def consumed(self, count: int) -> None:
         """``count`` bytes handed to ``on_data`` have gone on."""
@@ -137,7 +146,6 @@ class Channel:
         self._on_lost = on_lost
         self._session = 0
         self._port = port
-        self._read_view = memoryview(bytearray(_PORT_BATCH if port else _SOCKET_READ))
         self._closed = False
         self._in_events = False
         self._mask = READ
@@ -175,6 +183,25 @@ class Channel:
         for stream in old.values():
             stream.handler.on_abort()
 
+    def send_in_place(self, number: int, buffer: memoryview) -> None:
+        """See Stream.write_in_place; copies only what the descriptor does not take."""
+        if self.mux.output or self._closed or self._in_events:
+            self.mux.send(number, bytes(buffer[IN_PLACE_BEFORE:-IN_PLACE_AFTER]))
+            self.flush_soon()
+            return
+        self.mux.send_in_place(number, buffer)
+        while buffer:
+            try:
+                buffer = buffer[os.write(self._fd, buffer) :]
+            except BlockingIOError:
+                self.mux.output.append(bytes(buffer))
+                self.mux.pending += len(buffer)
+                self._write()
+                return
+            except OSError as error:
+                self._on_lost(f"write failed: {error.strerror}")
+                return
+
     def flush_soon(self) -> None:
         """Write what is waiting, now if possible."""
         if self._closed or self._in_events:
@@ -190,7 +217,9 @@ class Channel:
             self._on_lost("closed by the peer")
 
     def _read(self) -> None:
-        view, count = self._read_view, 0
+        view, count = self.mux.space(), 0
+        if self._port:
+            view = view[:_PORT_BATCH]
         try:
             while True:
                 got = os.readv(self._fd, (view[count:],))
@@ -208,7 +237,7 @@ class Channel:
             return
         self._in_events = True
         try:
-            for kind, number, payload in self.mux.feed(view[:count]):
+            for kind, number, payload in self.mux.received(count):
                 if self.mux.sessions != self._session:
                     self._begin()
                 self._dispatch(kind, number, payload)
@@ -230,11 +259,11 @@ class Channel:
         self._abandon()
         self._on_session()
 
-    def _dispatch(self, kind: int, number: int, payload: bytes) -> None:
+    def _dispatch(self, kind: int, number: int, payload: bytes | memoryview) -> None:
         if kind == mux.OPEN:
             stream = Stream(self, number, StreamHandler())
             self.streams[number] = stream
-            self._on_open(stream, payload)
+            self._on_open(stream, bytes(payload))
             return
         found = self.streams.get(number)
         if found is None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 from collections import deque
 
-from casemate.pump.channel import ByteStream, StreamHandler
+from casemate.pump.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, ByteStream, StreamHandler
 from casemate.pump.loop import HANGUP, READ, WRITE, Loop
 from casemate.wire.errors import ProtocolError
-from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER, MAX_CHUNK, ServiceSide
+from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER, ServiceSide
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PIPE_READ = 65536
 MESSAGE = HEADER.size
+_BEFORE = IN_PLACE_BEFORE + MESSAGE
+_BUFFER = bytearray(65536)
+"""Where output of programs passes through, framed in place. A frame fits into two transfers of a port (32 KiB each)."""
+_OUTPUT = memoryview(_BUFFER)
+_PIPE_READ = len(_BUFFER) - _BEFORE - IN_PLACE_AFTER
 BROKEN = 125
 """Exit status of a call whose peer broke the protocol."""
 
@@ -58,13 +62,13 @@ class ServiceCall(StreamHandler):
 
     # -- towards the program
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes | memoryview) -> None:
         try:
             events = self._side.feed(data)
         except ProtocolError:
             self._fail()
             return
-        payload = 0
+        payload = added = 0
         for kind, view in events:
             if kind != DATA_STDIN:
                 continue
@@ -74,10 +78,14 @@ class ServiceCall(StreamHandler):
                     self._stream.consumed(len(view))
                 else:
                     self._waiting.append(view)
+                    added += 1
             else:
                 self._stdin_eof = True
         self._stream.consumed(len(data) - payload)
         self._drain()
+        # What is left came as views of the channel's buffer, good no longer than this call.
+        for at in range(max(0, len(self._waiting) - added), len(self._waiting)):
+            self._waiting[at] = memoryview(bytes(self._waiting[at]))
 
     def on_eof(self) -> None:
         self._stdin_eof = True
@@ -122,18 +130,19 @@ class ServiceCall(StreamHandler):
         self._finish()
 
     def _read(self, fd: int) -> None:
-        room = min(self._stream.room() - MESSAGE, _PIPE_READ - MESSAGE, MAX_CHUNK)
+        room = min(self._stream.room() - MESSAGE, _PIPE_READ)
         if room <= 0:
             return
         kind = self._outputs[fd]
         try:
-            data = os.read(fd, room)
+            count = os.readv(fd, (_OUTPUT[_BEFORE : _BEFORE + room],))
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if data:
-            self._send(self._side.output(kind, data))
+            count = 0
+        if count:
+            HEADER.pack_into(_OUTPUT, IN_PLACE_BEFORE, kind, count)
+            self._stream.write_in_place(_OUTPUT[: _BEFORE + count + IN_PLACE_AFTER])
         elif self._stream.room() >= MESSAGE:
             del self._outputs[fd]
             self._unwatch(fd)

@@ -6,7 +6,7 @@ import os
 import socket
 from collections import deque
 
-from casemate.pump.channel import StreamHandler
+from casemate.pump.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, StreamHandler
 from casemate.pump.loop import HANGUP, READ, WRITE, Loop
 
 WINDOW = 256 * 1024
@@ -45,6 +45,10 @@ class SocketStream:
             self._output.append(data)
             self._pending += len(data)
             self._flush()
+
+    def write_in_place(self, buffer: memoryview) -> None:
+        """Send what lies in a buffer with the room that a channel's frame needs around it."""
+        self.write(bytes(buffer[IN_PLACE_BEFORE:-IN_PLACE_AFTER]))
 
     def consumed(self, count: int) -> None:
         """``count`` bytes handed to ``on_data`` have gone on."""

@@ -121,12 +121,16 @@ class Splice(StreamHandler):
             if self._on_done is not None:
                 self._on_done(self)
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes | memoryview) -> None:
         if self._done:
             return
-        self._waiting.append(data)
-        if len(self._waiting) == 1:
-            self._drain()
+        if self._waiting:
+            self._waiting.append(bytes(data))
+            return
+        self._waiting.append(memoryview(data))
+        self._drain()
+        if self._waiting:
+            self._waiting[0] = bytes(self._waiting[0])  # the view is good no longer than this call
         self._rewatch()
 
     def on_eof(self) -> None:

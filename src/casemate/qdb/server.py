@@ -131,7 +131,7 @@ class DatabaseStream(StreamHandler):
             self._session.close()
             self._on_broken(self._session.reason)
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes | memoryview) -> None:
         self._session.feed(data)
         self._stream.consumed(len(data))
         self._flush()

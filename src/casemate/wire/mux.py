@@ -30,6 +30,7 @@ HEADER = struct.Struct("<IIB3x")
 TRAILER = 4
 MAX_PAYLOAD = 65536
 MAX_FRAME = HEADER.size + MAX_PAYLOAD + TRAILER
+BUFFER = 4 * MAX_FRAME
 WINDOW = 256 * 1024
 MAX_STREAMS = 128
 """Streams that the peer may have open at once."""
@@ -42,8 +43,10 @@ _PREAMBLE = bytes(MAX_FRAME + HEADER.size)
 OPEN, DATA, GRANT, EOF, ABORT = 1, 2, 3, 4, 5
 _U32 = struct.Struct("<I")
 
-Event = tuple[int, int, bytes]
-"""(type, stream, payload): OPEN with its payload, DATA, EOF or ABORT; GRANT when a blocked stream may send again."""
+Event = tuple[int, int, bytes | memoryview]
+"""(type, stream, payload): OPEN with its payload, DATA, EOF or ABORT; GRANT when a blocked stream may send again.
+
+The payload of DATA is a view that is good only until the next event is asked for."""
 
 
 class _Stream:
@@ -67,7 +70,10 @@ class Mux:
 
     def __init__(self, host: bool) -> None:
         self._host = host
-        self._buffer = bytearray()
+        self._buffer = bytearray(BUFFER)
+        self._view = memoryview(self._buffer)
+        self._start = 0  # of what was received and not used yet
+        self._end = 0
         self._streams: dict[int, _Stream] = {}
         self._peer_opened = 0
         self._synced = False
@@ -103,7 +109,7 @@ class Mux:
         self._streams.clear()
         self._peer_opened = 0
         self._synced = False
-        self._buffer.clear()
+        self._start = self._end = 0
         self.output.clear()
         self.pending = 0
         # Own ids: host even from 2, guest odd from 1; 0 is never a stream.
@@ -112,22 +118,20 @@ class Mux:
 
     def _resync(self) -> bool:
         """Look for the marker; everything before it is thrown away."""
-        buffer = self._buffer
         need = len(self._marker) + (0 if self._host else NONCE)
-        at = buffer.find(self._marker)
+        at = self._buffer.find(self._marker, self._start, self._end)
         if at < 0:
-            del buffer[: max(0, len(buffer) - len(self._marker) + 1)]
+            self._start = max(self._start, self._end - len(self._marker) + 1)
             return False
-        if len(buffer) - at < need:
-            del buffer[:at]
+        self._start = at
+        if self._end - at < need:
             return False
-        if self._host:
-            del buffer[: at + need]
-        else:
-            nonce = bytes(buffer[at + len(self._marker) : at + need])
-            rest = bytes(buffer[at + need :])
+        self._start = at + need
+        if not self._host:
+            nonce = bytes(self._view[at + len(self._marker) : at + need])
+            start, end = self._start, self._end
             self._forget()
-            self._buffer += rest
+            self._start, self._end = start, end
             self._tag = nonce[:TRAILER]
             self._put(ACK + nonce)
         self._synced = True
@@ -136,9 +140,19 @@ class Mux:
 
     # -- input
 
-    def feed(self, data: bytes | memoryview) -> Iterator[Event]:
-        """Take bytes from the channel and yield what they mean. Exhaust the iterator before the next call."""
-        self._buffer += data
+    def space(self) -> memoryview:
+        """Where to put bytes that come from the channel; never empty. Then call ``received``."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif len(self._buffer) - self._end < MAX_FRAME:
+            kept = self._end - self._start
+            self._view[:kept] = self._view[self._start : self._end]
+            self._start, self._end = 0, kept
+        return self._view[self._end :]
+
+    def received(self, count: int) -> Iterator[Event]:
+        """``count`` bytes were put into ``space``: yield what they mean. Exhaust the iterator before the next call."""
+        self._end += count
         while True:
             if not self._synced and not self._resync():
                 return
@@ -146,33 +160,35 @@ class Mux:
             if self._synced:
                 return
 
+    def feed(self, data: bytes | memoryview) -> Iterator[Event]:
+        """The same for bytes that lie elsewhere."""
+        while data:
+            space = self.space()
+            count = min(len(space), len(data))
+            space[:count] = data[:count]
+            data = data[count:]
+            yield from self.received(count)
+
     def _frames(self) -> Iterator[Event]:
-        buffer, at, session = self._buffer, 0, self.sessions
-        try:
-            while len(buffer) - at >= HEADER.size:
-                stream, length, kind = HEADER.unpack_from(buffer, at)
-                if not OPEN <= kind <= ABORT or length > MAX_PAYLOAD:
-                    self._violation(f"bad frame header: type {kind}, length {length}")
-                    return
-                end = at + HEADER.size + length
-                if len(buffer) < end + TRAILER:
-                    return
-                if buffer[end : end + TRAILER] != self._tag:
-                    at = end + TRAILER
-                    self._violation("bad frame trailer")
-                    return
-                with memoryview(buffer) as view:
-                    payload = bytes(view[at + HEADER.size : end])
-                at = end + TRAILER
-                event = self._frame(stream, kind, payload)
-                if event is not None:
-                    yield event
-                    if self.sessions != session or not self._synced:
-                        at = 0  # the owner began a new session meanwhile: the buffer is not ours any more
-                        return
-        finally:
-            if at:
-                del buffer[:at]
+        view, session = self._view, self.sessions
+        while self._end - self._start >= HEADER.size:
+            at = self._start
+            stream, length, kind = HEADER.unpack_from(view, at)
+            if not OPEN <= kind <= ABORT or length > MAX_PAYLOAD:
+                self._violation(f"bad frame header: type {kind}, length {length}")
+                return
+            end = at + HEADER.size + length
+            if self._end < end + TRAILER:
+                return
+            self._start = end + TRAILER
+            if view[end : end + TRAILER] != self._tag:
+                self._violation("bad frame trailer")
+                return
+            event = self._frame(stream, kind, view[at + HEADER.size : end])
+            if event is not None:
+                yield event
+            if self.sessions != session or not self._synced:
+                return  # lost, or the owner began a new session meanwhile
 
     def _violation(self, why: str) -> None:
         if self._host:
@@ -180,7 +196,7 @@ class Mux:
         self._synced = False
         self._streams.clear()
 
-    def _frame(self, number: int, kind: int, payload: bytes) -> Event | None:
+    def _frame(self, number: int, kind: int, payload: memoryview) -> Event | None:
         if kind == OPEN:
             if number & 1 == (0 if self._host else 1) or number <= self._last_peer:
                 self._violation(f"stream {number} cannot be opened by the peer")
@@ -191,7 +207,7 @@ class Mux:
             self._last_peer = number
             self._peer_opened += 1
             self._streams[number] = _Stream()
-            return (OPEN, number, payload)
+            return (OPEN, number, bytes(payload))
         stream = self._streams.get(number)
         if stream is None:
             known = number <= self._last_peer if self._is_peers(number) else 0 < number < self._next_own
@@ -283,6 +299,19 @@ class Mux:
         stream.credit -= len(data)
         for at in range(0, len(data), MAX_PAYLOAD):
             self._send(number, DATA, data if len(data) <= MAX_PAYLOAD else data[at : at + MAX_PAYLOAD])
+
+    def send_in_place(self, number: int, frame: memoryview) -> None:
+        """Like ``send``, for bytes that lie in a buffer with room around them: HEADER.size before, TRAILER after.
+
+        The caller writes ``frame`` to the channel itself, at once and whole; ``output`` must be empty.
+        """
+        length = len(frame) - HEADER.size - TRAILER
+        stream = self._streams.get(number)
+        if stream is None or stream.eof_out or not 0 < length <= min(stream.credit, MAX_PAYLOAD):
+            raise ValueError("more than the stream takes")
+        stream.credit -= length
+        HEADER.pack_into(frame, 0, number, length, DATA)
+        frame[-TRAILER:] = self._tag
 
     def consumed(self, number: int, count: int) -> None:
         """The consumer took ``count`` bytes of the stream: let the peer send as many again (in batches)."""
