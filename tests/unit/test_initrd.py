@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from casemate.host.guest_kernel import compile_init, initramfs
+from casemate.host.guest_kernel import compile_static, initramfs
 from casemate.host.initrd import cpio
 from casemate.host.initrd.modules import load_order, module_info
 from casemate.host.process import Runner
@@ -93,9 +95,37 @@ def test_damaged_module_is_an_error_of_ours(data: bytes) -> None:
 
 
 def test_first_program_is_static_small_and_in_the_archive(tmp_path: Path) -> None:
-    init = asyncio.run(compile_init(Runner(), tmp_path))
+    init = asyncio.run(compile_static(Runner(), "init.c", tmp_path))
     assert init[:4] == b"\x7fELF" and len(init) < 20_000
     assert b"ld-linux" not in init
     module(tmp_path / "virtio.ko", "")
     names = [name for name, _mode, _size in listed(initramfs(init, [tmp_path / "virtio.ko"]))]
     assert {"init", "dev/console", "modules/virtio.ko", "modules/order"} <= set(names)
+
+
+def test_run_as_becomes_the_user_and_the_program(tmp_path: Path) -> None:
+    program = tmp_path / "run-as"
+    program.write_bytes(asyncio.run(compile_static(Runner(), "run_as.c", tmp_path)))
+    program.chmod(0o755)
+    user = str(os.geteuid())
+    if user != "0":
+        done = subprocess.run([program, user, user, user, "/", "/bin/true"], capture_output=True)
+        assert (done.returncode, done.stderr) == (126, b"cannot start: cannot become the user\n")
+        return
+    argv = [
+        "1234",
+        "1235",
+        "1235,1240",
+        "/tmp",
+        "/bin/sh",
+        "-c",
+        'id -u; id -g; id -G; pwd; echo "$1"',
+        "sh",
+        "an argument",
+    ]
+    done = subprocess.run([program, *argv], capture_output=True, env={"PATH": "/usr/bin:/bin"})
+    assert done.stdout.split(b"\n") == [b"1234", b"1235", b"1235 1240", b"/tmp", b"an argument", b""]
+    done = subprocess.run([program, "1", "1", "1", "/", "/no/such"], capture_output=True)
+    assert (done.returncode, done.stderr) == (126, b"cannot start: /no/such\n")
+    for bad in (["x", "1", "1", "/", "/bin/true"], ["1", "1", "", "/"]):
+        assert subprocess.run([program, *bad], capture_output=True).returncode == 126

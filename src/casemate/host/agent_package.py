@@ -116,9 +116,9 @@ def _bytecode(source: bytes, name: str) -> bytes:
     return header + marshal.dumps(code)
 
 
-def guest_files(kind: str, python: tuple[int, int] | None) -> list[GuestFile]:
-    """All files of ours in a template of a kind, in a fixed order."""
-    files = [GuestFile(_ARCHIVE, zipapp(python), 0o644)]
+def guest_files(kind: str, python: tuple[int, int] | None, run_as: bytes) -> list[GuestFile]:
+    """All files of ours in a template of a kind, in a fixed order; ``run_as`` is that program, compiled."""
+    files = [GuestFile(_ARCHIVE, zipapp(python), 0o644), GuestFile("/usr/lib/casemate/run-as", run_as, 0o755)]
     files += [
         GuestFile(f"/usr/bin/{name}", _TOOL.format(archive=_ARCHIVE, name=name).encode(), 0o755) for name in TOOLS
     ]

@@ -70,7 +70,7 @@ async def build_kernel(settings: Settings, runner: Runner, progress: Progress) -
             out = work / "out"
             out.mkdir()
             vmlinuz.rename(out / "vmlinuz")
-            init = await compile_init(runner, work)
+            init = await compile_static(runner, _INIT_SOURCE.name, work)
             modules = load_order(work / "tree/lib/modules" / release)
             (out / "initrd").write_bytes(initramfs(init, modules))
             for path in out.iterdir():
@@ -80,10 +80,10 @@ async def build_kernel(settings: Settings, runner: Runner, progress: Progress) -
     return built
 
 
-async def compile_init(runner: Runner, work: Path) -> bytes:
-    """The guest's first program."""
-    target = work / "init"
-    await runner.run(["tcc", "-nostdlib", "-static", "-Wall", "-o", target, _INIT_SOURCE], timeout=60)
+async def compile_static(runner: Runner, source: str, work: Path) -> bytes:
+    """A program of the guest, from ``host/initrd``: static, without a C library."""
+    target = work / source.removesuffix(".c")
+    await runner.run(["tcc", "-nostdlib", "-static", "-Wall", "-o", target, _INIT_SOURCE.with_name(source)], timeout=60)
     return target.read_bytes()
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import pwd
 import shlex
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from casemate.host.agent_package import GuestFile, guest_files
 from casemate.host.apt import Apt, archive_keyring, codename, debian_sources, room_for_builds
 from casemate.host.build_lock import build_directory, build_lock
 from casemate.host.files import copy_file, fsync_file
-from casemate.host.guest_kernel import META_PACKAGE, Progress
+from casemate.host.guest_kernel import META_PACKAGE, Progress, compile_static
 from casemate.host.process import Runner
 from casemate.settings import Settings
 from casemate.wire.errors import TemplateBuildError, ToolError
@@ -118,7 +119,9 @@ async def build_template(
         raise TemplateBuildError(f"There is no kind of template {kind!r}; there are {', '.join(KINDS)}")
     release = codename()
     base = await _base_image(settings, runner, kind, release, progress, fresh)
-    files = guest_files(kind, base.python)
+    with tempfile.TemporaryDirectory(prefix="casemate.") as work:
+        run_as = await compile_static(runner, "run_as.c", Path(work))
+    files = guest_files(kind, base.python, run_as)
     final = base.image.with_name(f"{base.image.stem}-{_digest_of(files)}.ext4")
     async with build_lock(final, progress):
         if not final.exists():

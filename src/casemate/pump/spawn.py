@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PIPE_BYTES = 256 * 1024
+RUN_AS = "/usr/lib/casemate/run-as"
+"""In a guest: becomes the user, then the program (host/initrd/run_as.c)."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Account:
     """A user of the guest, looked up once."""
 
-    __slots__ = ("gid", "groups", "home", "name", "shell", "uid")
+    __slots__ = ("gid", "group_list", "home", "name", "shell", "uid")
 
     def __init__(self, name: str) -> None:
         import pwd
@@ -28,7 +30,7 @@ class Account:
         self.gid = entry.pw_gid
         self.home = entry.pw_dir
         self.shell = entry.pw_shell or "/bin/sh"
-        self.groups = os.getgrouplist(name, entry.pw_gid)
+        self.group_list = ",".join(str(group) for group in os.getgrouplist(name, entry.pw_gid))
 
     def environment(self) -> dict[str, str]:
         """What a login of the user sets."""
@@ -40,8 +42,8 @@ def spawn(
 ) -> tuple[int, int, int, int | None]:
     """Run ``argv[0]`` (a path) in a session of its own; returns (pid, stdin, stdout, stderr), our ends of its pipes.
 
-    ``account`` None: stay who we are. Without ``with_stderr`` the program keeps our stderr. A program
-    that cannot be executed ends with status 126.
+    ``account`` None: stay who we are. Without ``with_stderr`` the program keeps our stderr. OSError when there is no
+    such program; in a guest its status is 126 then.
     """
     pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3 if with_stderr else 2)]
     for reading, _writing in pipes:
@@ -49,30 +51,24 @@ def spawn(
             fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         except OSError:
             pass  # the user's limit of pipe memory; the default size does, slower
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setsid()
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            os.dup2(pipes[0][0], 0)
-            os.dup2(pipes[1][1], 1)
-            if with_stderr:
-                os.dup2(pipes[2][1], 2)
-            if account is not None:
-                os.setgroups(account.groups)
-                os.setgid(account.gid)
-                os.setuid(account.uid)
-                try:
-                    os.chdir(account.home)
-                except OSError:
-                    os.chdir("/")
-            os.execve(argv[0], list(argv), dict(environment))
-        except BaseException as error:
-            os.write(2, f"{argv[0]}: {error}\n".encode("ascii", "replace"))
-        finally:
-            os._exit(126)
+    actions: list[tuple[int, int, int]] = [
+        (os.POSIX_SPAWN_DUP2, pipes[0][0], 0),
+        (os.POSIX_SPAWN_DUP2, pipes[1][1], 1),
+    ]
+    if with_stderr:
+        actions.append((os.POSIX_SPAWN_DUP2, pipes[2][1], 2))
+    words = list(argv)
+    if account is not None:
+        words = [RUN_AS, str(account.uid), str(account.gid), account.group_list, account.home, *words]
+    try:
+        pid = os.posix_spawn(
+            words[0], words, dict(environment), file_actions=actions, setsid=True, setsigdef=(signal.SIGPIPE,)
+        )
+    except OSError:
+        for pipe in pipes:
+            os.close(pipe[0])
+            os.close(pipe[1])
+        raise
     os.close(pipes[0][0])
     os.close(pipes[1][1])
     if not with_stderr:
