@@ -71,6 +71,13 @@ def clean_state(settings: Settings) -> None:
         for path in (settings.run / "qubes").glob("*.link"):
             links |= {pid for pid in _recorded(path) if _is_ours(pid)}
     _end(links, signal.SIGKILL)
+    short = Path(f"/tmp/casemate-{os.geteuid()}")  # noqa: S108  (host/libvirt_embed.py makes links there)
+    if short.is_dir():
+        for link in short.iterdir():
+            if link.is_symlink() and link.readlink() == settings.state / "libvirt":
+                link.unlink()
+        if not any(short.iterdir()):
+            short.rmdir()
     for directory in (settings.run, settings.state):
         shutil.rmtree(directory, ignore_errors=True)
 

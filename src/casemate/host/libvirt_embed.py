@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import grp
+import hashlib
 import logging
 import os
 import pwd
+import stat
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SOCKET_PATH_MAX = 107  # sizeof sun_path - 1, unix(7)
 _LONGEST_BELOW_ROOT = "/lib/qemu/domain-2147483647-01234567890123456789/monitor.sock"
+_SHORT = "/tmp/casemate-{uid}"  # noqa: S108
 _ACCOUNT = "libvirt-qemu"
 _QUOTED_MOUNT = ' "mount" '
 
@@ -95,7 +98,6 @@ def _share_probes(settings: Settings, directory: Path) -> None:
 def prepare(settings: Settings) -> str:
     """Make the driver's directory and configuration; the URI to open."""
     directory = settings.state / "libvirt"
-    check_socket_path(Path(f"{directory}{_LONGEST_BELOW_ROOT}"), "libvirt's monitor sockets")
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
     _share_probes(settings, directory)
     (directory / "etc").mkdir(mode=0o700, exist_ok=True)
@@ -106,4 +108,28 @@ def prepare(settings: Settings) -> str:
     path = directory / "etc" / "qemu.conf"
     if not path.exists() or path.read_text() != text:
         replace_file(path, text.encode())
-    return f"qemu:///embed?root={quote(str(directory))}"
+    short = directory if _fits(directory) else _alias(directory)
+    check_socket_path(Path(f"{short}{_LONGEST_BELOW_ROOT}"), "libvirt's monitor sockets")
+    return f"qemu:///embed?root={quote(str(short))}"
+
+
+def _fits(directory: Path) -> bool:
+    return len(os.fsencode(f"{directory}{_LONGEST_BELOW_ROOT}")) <= SOCKET_PATH_MAX
+
+
+def _alias(directory: Path) -> Path:
+    """A short name for the driver's directory: a link in a directory of /tmp that is ours alone, always the same."""
+    home = Path(_SHORT.format(uid=os.geteuid()))
+    try:
+        home.mkdir(mode=0o700)
+    except FileExistsError:
+        status = home.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise HypervisorError(f"{home} is there and is not a directory that only we can change") from None
+    if os.geteuid() == 0:
+        home.chmod(0o711)  # each qube's user passes through to its monitor
+    link = home / hashlib.sha256(os.fsencode(directory)).hexdigest()[:12]
+    if not link.is_symlink() or link.readlink() != directory:
+        link.unlink(missing_ok=True)
+        link.symlink_to(directory)
+    return link
