@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from casemate.host.domain_xml_qemu import qemu_xml
 from casemate.host.hypervisor import EventKind, Hypervisor, MachineEvent, MachineInfo, MachineSpec, PowerState
 from casemate.host.libvirt_errors import code_of, translated
 from casemate.host.process import is_subreaper, watch_orphans
+from casemate.host.tsc import tsc_khz
 from casemate.settings import Settings
 from casemate.wire.errors import HypervisorError
 
@@ -170,10 +172,9 @@ class LibvirtMachines(Hypervisor):
 
     async def start_paused(self, spec: MachineSpec) -> None:
         """Define anew and create, paused; then its sockets belong to the machine's user."""
-        xml = self._xml(spec)
 
         def work(connection: Any) -> None:
-            domain = self._define(connection, spec, xml)
+            domain = self._define(connection, spec, self._xml(_with_clock(spec)))
             qemu_access.grant(spec)
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
             try:
@@ -291,6 +292,12 @@ class LibvirtMachines(Hypervisor):
     def _tell(self, event: MachineEvent) -> None:
         for callback in self._callbacks:
             callback(event)
+
+
+def _with_clock(spec: MachineSpec) -> MachineSpec:
+    """An emulated machine is told how fast its counter runs, as it may measure wrongly."""
+    khz = tsc_khz() if spec.acceleration == "tcg" else None
+    return spec if khz is None else replace(spec, cmdline=f"{spec.cmdline} tsc_early_khz={khz}".strip())
 
 
 async def connect(settings: Settings) -> Hypervisor:
