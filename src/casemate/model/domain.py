@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from uuid import UUID
 
 from casemate.model import addresses
-from casemate.model.changes import Change, VolumeChanged
+from casemate.model.changes import Change, PropertySet, VolumeChanged
 from casemate.model.defaults import Computed, FromSystem, FromTemplate
 from casemate.model.features import Features
 from casemate.model.kinds import (
@@ -26,6 +26,7 @@ from casemate.model.kinds import (
     Text,
 )
 from casemate.model.properties import Holder, Property, Role, Setting
+from casemate.model.state import State
 from casemate.model.tags import Tags
 from casemate.model.volumes import VOLUME_NAMES, Volume, VolumeRule
 from casemate.wire.errors import VolumeNotFoundError, printable
@@ -367,35 +368,27 @@ class Domain(Holder):
         OptionalText(limit=63, what="name"), role=Role.REMOTE, default=None, absent=None, doc="The qube's name there."
     )
 
-    def __init__(self, system: System, values: Mapping[str, Stored]) -> None:
+    def __init__(self, system: System, values: Mapping[str, Stored], state: State | None = None) -> None:
         """A qube of ``system`` with these stored values; use ``System.add`` to make one."""
         self._system = system
-        self._values = dict(values)
-        self._features: dict[str, str] = {}
-        self._tags: set[str] = set()
-        self._volumes: dict[str, Volume] = {}
-        self.unknown: tuple[tuple[str, bytes], ...] = ()
-        """What the store holds and we do not know: (parent's tag, or "" for the qube; the element verbatim)."""
-        self.unknown_attributes: tuple[tuple[str, str, str], ...] = ()
-        """Attributes that are not known here: (place, such as ``property:NAME``; key; value)."""
-        self.stored_text: bytes | None = None
-        """The qube as the store writes it; None since it was changed."""
+        self._state = State(type(self), dict(values)) if state is None else state
 
-    def copy_to(self, system: System) -> Self:
-        """The same qube for another copy of the system."""
-        new = object.__new__(type(self))
-        new._system = system
-        new._values = self._values.copy()
-        new._features = self._features.copy()
-        new._tags = self._tags.copy()
-        new._volumes = self._volumes.copy()
-        new.unknown = self.unknown
-        new.unknown_attributes = self.unknown_attributes
-        new.stored_text = self.stored_text
-        return new
+    @classmethod
+    def of_state(cls, system: System, state: State) -> Self:
+        """The qube that a state describes, in a system; the state may be shared with other systems."""
+        return cls(system, {}, state)
+
+    @property
+    def state(self) -> State:
+        """What the qube is made of; only read."""
+        return self._state
+
+    @property
+    def _values(self) -> dict[str, Stored]:  # type: ignore[override]
+        return self._state.values
 
     def __repr__(self) -> str:
-        return f"<{self.class_name} {self._values.get('name')}>"
+        return f"<{self.class_name} {self._state.values.get('name')}>"
 
     @property
     def system(self) -> System:
@@ -413,7 +406,22 @@ class Domain(Holder):
 
     def record(self, change: Change) -> None:
         self._system.record(change)
-        self.stored_text = None
+        self.own()
+        if isinstance(change, PropertySet) and change.name == "template":
+            self._reset_texts()
+
+    def own(self) -> None:
+        """Make sure that this qube's state is in no other system, because it is about to change."""
+        if self._system.domains.is_shared(self):
+            self._state = self._state.copy()
+            self._system.domains.took(self)
+        self._state.text = None
+
+    def _reset_texts(self) -> None:
+        """Size and source of some volumes of others follow from this qube: their texts do not hold any more."""
+        for domain in self._system.domains.values():
+            if any(one.snap_on_start for one in domain.configured_volumes()):
+                domain.own()
 
     def _icon(self) -> str:
         stem = "servicevm" if self.features.get("servicevm") else self.icon_stem
@@ -422,12 +430,12 @@ class Domain(Holder):
     @property
     def features(self) -> Features:
         """The qube's features."""
-        return Features(self, self._features)
+        return Features(self)
 
     @property
     def tags(self) -> Tags:
         """The qube's tags."""
-        return Tags(self, self._tags)
+        return Tags(self)
 
     @property
     def templates(self) -> Iterator[Domain]:
@@ -456,7 +464,7 @@ class Domain(Holder):
         return found
 
     def _volume(self, name: str) -> Volume | None:
-        volume = self._volumes.get(name)
+        volume = self._state.volumes.get(name)
         if volume is None or not volume.snap_on_start:
             return volume
         base = self.template
@@ -472,22 +480,20 @@ class Domain(Holder):
         if volume.name not in VOLUME_NAMES:
             raise VolumeNotFoundError(f"{self.name}: no volume {printable(volume.name, 80)!r}")
         self.record(VolumeChanged(self.name, volume.name))
-        self._volumes[volume.name] = volume
-        for domain in self._system.domains.values():
-            if any(one.snap_on_start for one in domain.configured_volumes()):
-                domain.stored_text = None  # size and source follow from the template
+        self._state.volumes[volume.name] = volume
+        self._reset_texts()
 
     def configured_volumes(self) -> Collection[Volume]:
         """The volumes as they were configured, without what follows from the template."""
-        return self._volumes.values()
+        return self._state.volumes.values()
 
     def load_state(
         self, features: Mapping[str, str], tags: Iterator[str] | set[str], volumes: Mapping[str, Volume]
     ) -> None:
         """Take over what a store read; announces nothing."""
-        self._features = dict(features)
-        self._tags = set(tags)
-        self._volumes = dict(volumes)
+        self._state.features = dict(features)
+        self._state.tags = set(tags)
+        self._state.volumes = dict(volumes)
 
     @property
     def uuid_text(self) -> str:

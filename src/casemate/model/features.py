@@ -26,11 +26,14 @@ def feature_value(text: str) -> str:
 class Features(MutableMapping[str, str]):
     """The features of one qube; a view that also changes them."""
 
-    __slots__ = ("_domain", "_values")
+    __slots__ = ("_domain",)
 
-    def __init__(self, domain: Domain, values: dict[str, str]) -> None:
+    def __init__(self, domain: Domain) -> None:
         self._domain = domain
-        self._values = values
+
+    @property
+    def _values(self) -> dict[str, str]:
+        return self._domain.state.features
 
     def __getitem__(self, name: str) -> str:
         return self._values[name]

@@ -5,13 +5,26 @@ Every relation is checked as a whole, so it does not matter which of its ends a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from casemate.model.changes import (
+    Change,
+    DomainAdded,
+    DomainRemoved,
+    LabelRemoved,
+    PoolRemoved,
+    PropertyReset,
+    PropertySet,
+    VolumeChanged,
+)
+from casemate.model.classes import CLASSES
 from casemate.model.domain import Domain
 from casemate.model.kinds import DomainRef
 from casemate.model.properties import Holder, Property
 from casemate.model.system import System
+from casemate.model.volumes import VOLUME_NAMES
 from casemate.wire.errors import CasemateError, InUseError, LabelInUseError, PoolInUseError, ValueInvalidError
 
 _REFERENCES: dict[type[Holder], list[Property[Any]]] = {}
@@ -57,7 +70,7 @@ def pools_exist(system: System) -> None:
         for volume in domain.configured_volumes():
             if volume.pool not in system.pools:
                 raise PoolInUseError(f"Pool {volume.pool!r} holds {domain.name}'s volume {volume.name}")
-    for name in ("default_pool", *(f"default_pool_{v}" for v in ("kernel", "private", "root", "volatile"))):
+    for name in _POOL_DEFAULTS:
         if system.stored(name) not in system.pools:
             raise PoolInUseError(f"Pool {system.stored(name)!r} is {name}")
 
@@ -114,22 +127,46 @@ def no_netvm_loop(system: System) -> None:
         done.update(path)
 
 
-INVARIANTS: tuple[Callable[[System], None], ...] = (
-    references_exist,
-    labels_exist,
-    pools_exist,
-    templates_fit,
-    disposable_templates_fit,
-    no_netvm_loop,
-    net_qubes_fit,
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """Something that must hold, and what has to change for it not to hold any more."""
+
+    require: Callable[[System], None]
+    """Raises where it does not hold."""
+    properties: frozenset[str] = frozenset()
+    changes: tuple[type[Change], ...] = (DomainAdded,)
+
+    def concerns(self, change: Change) -> bool:
+        """Whether a change can have broken it."""
+        if isinstance(change, PropertySet | PropertyReset):
+            return change.name in self.properties
+        return isinstance(change, self.changes)
+
+
+def _reference_names() -> frozenset[str]:
+    holders: tuple[type[Holder], ...] = (System, *CLASSES.values())
+    return frozenset(p.name for holder in holders for p in references(holder))
+
+
+_POOL_DEFAULTS = ("default_pool", *(f"default_pool_{volume}" for volume in VOLUME_NAMES))
+
+INVARIANTS: tuple[Invariant, ...] = (
+    Invariant(references_exist, _reference_names(), (DomainAdded, DomainRemoved)),
+    Invariant(labels_exist, frozenset({"label"}), (DomainAdded, LabelRemoved)),
+    Invariant(pools_exist, frozenset(_POOL_DEFAULTS), (DomainAdded, VolumeChanged, PoolRemoved)),
+    Invariant(templates_fit, frozenset({"template", "template_for_dispvms", "default_template"})),
+    Invariant(disposable_templates_fit, frozenset({"default_dispvm", "management_dispvm", "template_for_dispvms"})),
+    Invariant(no_netvm_loop, frozenset({"netvm", "default_netvm"})),
+    Invariant(net_qubes_fit, frozenset({"netvm", "default_netvm", "provides_network"})),
 )
 """All invariants, those first that others rely on."""
 
 
-def check(system: System) -> None:
-    """Raise the error of the first invariant that does not hold."""
+def check(system: System, changes: Sequence[Change] | None = None) -> None:
+    """Raise the error of the first invariant that does not hold; with ``changes`` only those they can have broken."""
     for invariant in INVARIANTS:
-        invariant(system)
+        if changes is None or any(invariant.concerns(change) for change in changes):
+            invariant.require(system)
 
 
 def problems(system: System) -> list[str]:
@@ -137,9 +174,9 @@ def problems(system: System) -> list[str]:
     found = []
     for invariant in INVARIANTS:
         try:
-            invariant(system)
+            invariant.require(system)
         except CasemateError as error:
             found.append(str(error))
-            if invariant is references_exist:
+            if invariant.require is references_exist:
                 break
     return found

@@ -203,7 +203,7 @@ class Holder:
         if prop.setting is Setting.READ_ONLY or (prop.setting is Setting.ONCE and name in self._values):
             raise PropertyValueError(f"{self.title()}: property {name!r} cannot be changed")
         prop.kind.require(stored, self.system)
-        had_old, old = self._old(name)
+        had_old, old = self.announced(name)
         self.record(PropertySet(self.subject(), name, _announced(prop, stored), old, had_old))
         self._values[name] = stored
 
@@ -214,11 +214,12 @@ class Holder:
             raise PropertyValueError(f"{self.title()}: property {name!r} cannot be changed")
         if self.default_rule(name) is None:
             raise PropertyValueError(f"{self.title()}: property {name!r} has no default")
-        had_old, old = self._old(name)
+        had_old, old = self.announced(name)
         self.record(PropertyReset(self.subject(), name, old, had_old))
         self._values.pop(name, None)
 
-    def _old(self, name: str) -> tuple[bool, str | None]:
+    def announced(self, name: str) -> tuple[bool, str | None]:
+        """Whether the property has a value, its default included, and the value as a change announces it."""
         if name not in self._values and self.default_rule(name) is None:
             return False, None
         return True, _announced(self.declaration(name), self.stored(name))

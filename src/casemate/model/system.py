@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import cast
 from uuid import UUID
 
 from casemate.model.changes import (
@@ -23,6 +24,7 @@ from casemate.model.domain import NIL, Domain
 from casemate.model.kinds import Bool, DomainRef, Int, OptionalText, Stored, Text
 from casemate.model.labels import BUILTIN, LAST_BUILTIN, Label
 from casemate.model.properties import Holder, Property, Setting
+from casemate.model.state import State
 from casemate.wire import names
 from casemate.wire.errors import (
     AlreadyExistsError,
@@ -49,43 +51,76 @@ class PoolConfig:
 
 
 class Domains(Mapping[str, Domain]):
-    """All qubes: by name, by UUID, by qid; each lookup is one step however many there are."""
+    """All qubes: by name, by UUID, by qid; each lookup is one step however many there are.
 
-    def __init__(self) -> None:
-        self._by_name: dict[str, Domain] = {}
-        self._by_uuid: dict[UUID, Domain] = {}
-        self._by_qid: dict[int, Domain] = {}
+    What is kept is states; a qube is made of its state when somebody asks for it, and is the same from then on. So
+    copying a system costs little, and old systems are not kept alive by new ones.
+    """
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._states: dict[str, State] = {}
+        self._by_uuid: dict[UUID, str] = {}
+        self._by_qid: dict[int, str] = {}
+        self._made: dict[str, Domain] = {}
+        self._own: set[str] = set()
+
+    def copy_to(self, other: Domains) -> None:
+        """Give ``other`` the same qubes; from now on both copy a state before they change it."""
+        other._states = self._states.copy()
+        other._by_uuid = self._by_uuid.copy()
+        other._by_qid = self._by_qid.copy()
+        self._own.clear()
+
+    def is_shared(self, domain: Domain) -> bool:
+        """Whether another system may have this qube's state too. One not inserted yet is nobody else's."""
+        name = str(domain.state.values["name"])
+        return name not in self._own and self._states.get(name) is domain.state
+
+    def took(self, domain: Domain) -> None:
+        """The qube has a state of its own now."""
+        name = str(domain.state.values["name"])
+        self._states[name] = domain.state
+        self._own.add(name)
+
+    def states(self) -> Collection[State]:
+        """The states of all qubes; only read. The quick way to look at every qube."""
+        return self._states.values()
 
     def __getitem__(self, name: str) -> Domain:
-        try:
-            return self._by_name[name]
-        except KeyError:
-            raise NotFoundError(name) from None
+        found = self._made.get(name)
+        if found is not None:
+            return found
+        state = self._states.get(name)
+        if state is None:
+            raise NotFoundError(name)
+        # setdefault is one step, so that threads which ask at the same time get the same object.
+        return self._made.setdefault(name, state.klass.of_state(self._system, state))
 
     def get(self, name: object, default: object = None) -> Domain | None:  # type: ignore[override]
         """The qube of that name, or None."""
-        return self._by_name.get(name)  # type: ignore[call-overload, no-any-return]
+        return self[str(name)] if name in self._states else None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._by_name
+        return name in self._states
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._by_name)
+        return iter(self._states)
 
     def __len__(self) -> int:
-        return len(self._by_name)
+        return len(self._states)
 
     def by_uuid(self, uuid: UUID) -> Domain:
         """The qube with that UUID; raises NotFoundError."""
         try:
-            return self._by_uuid[uuid]
+            return self[self._by_uuid[uuid]]
         except KeyError:
             raise NotFoundError(f"uuid:{uuid}") from None
 
     def by_qid(self, qid: int) -> Domain:
         """The qube with that number; raises NotFoundError."""
         try:
-            return self._by_qid[qid]
+            return self[self._by_qid[qid]]
         except KeyError:
             raise NotFoundError(f"qid {qid}") from None
 
@@ -97,26 +132,39 @@ class Domains(Mapping[str, Domain]):
 
     def ordered(self) -> list[Domain]:
         """The admin qube first, then the others by name."""
-        return sorted(self._by_name.values(), key=lambda d: (d.klass != Admin.class_name, d.name))
+        return [self[name] for name in sorted(self._states, key=lambda n: (self._states[n].klass is not Admin, n))]
 
     def require_free(self, name: str, uuid: UUID, qid: int) -> None:
         """Raise AlreadyExistsError where a qube has that name, UUID or number."""
-        if name in self._by_name:
+        if name in self._states:
             raise AlreadyExistsError(f"A qube named {name!r} exists already")
         if uuid in self._by_uuid:
-            raise AlreadyExistsError(f"UUID {uuid} is that of {self._by_uuid[uuid].name!r}")
+            raise AlreadyExistsError(f"UUID {uuid} is that of {self._by_uuid[uuid]!r}")
         if qid in self._by_qid:
-            raise AlreadyExistsError(f"qid {qid} is that of {self._by_qid[qid].name!r}")
+            raise AlreadyExistsError(f"qid {qid} is that of {self._by_qid[qid]!r}")
 
     def insert(self, domain: Domain) -> None:
         """Add a qube to the indexes; raises AlreadyExistsError. Use ``System.add`` to make qubes."""
-        name, uuid, qid = domain.name, domain.uuid, domain.qid
+        name = self.insert_state(domain.state)
+        self._made[name] = domain
+        self._own.add(name)
+
+    def insert_state(self, state: State) -> str:
+        """Add the qube that a state describes (which may be that of another system too); its name."""
+        name = cast(str, state.values["name"])
+        uuid, qid = cast(UUID, state.values["uuid"]), cast(int, state.values["qid"])
         self.require_free(name, uuid, qid)
-        self._by_name[name] = self._by_uuid[uuid] = self._by_qid[qid] = domain
+        self._states[name] = state
+        self._by_uuid[uuid] = name
+        self._by_qid[qid] = name
+        return name
 
     def discard(self, domain: Domain) -> None:
         """Take a qube out of the indexes."""
-        del self._by_name[domain.name], self._by_uuid[domain.uuid], self._by_qid[domain.qid]
+        name = domain.name
+        del self._states[name], self._by_uuid[domain.uuid], self._by_qid[domain.qid]
+        self._made.pop(name, None)
+        self._own.discard(name)
 
 
 class System(Holder):
@@ -165,7 +213,7 @@ class System(Holder):
 
     def __init__(self) -> None:
         self._values = {}
-        self.domains = Domains()
+        self.domains = Domains(self)
         self._labels: dict[str, Label] = {label.name: label for label in BUILTIN}
         self._pools: dict[str, PoolConfig] = {}
         self.next_qid = 1
@@ -194,11 +242,7 @@ class System(Holder):
         new.generation = self.generation
         new.unknown = self.unknown
         new.unknown_attributes = self.unknown_attributes
-        for name, domain in self.domains._by_name.items():
-            copied = domain.copy_to(new)
-            new.domains._by_name[name] = copied
-            new.domains._by_uuid[copied._values["uuid"]] = copied  # type: ignore[index]
-            new.domains._by_qid[copied._values["qid"]] = copied  # type: ignore[index]
+        self.domains.copy_to(new.domains)
         return new
 
     @property

@@ -18,11 +18,14 @@ MAX_TAGS = 64
 class Tags(Collection[str]):
     """The tags of one qube; a view that also changes them."""
 
-    __slots__ = ("_domain", "_values")
+    __slots__ = ("_domain",)
 
-    def __init__(self, domain: Domain, values: set[str]) -> None:
+    def __init__(self, domain: Domain) -> None:
         self._domain = domain
-        self._values = values
+
+    @property
+    def _values(self) -> set[str]:
+        return self._domain.state.tags
 
     def __contains__(self, tag: object) -> bool:
         return tag in self._values

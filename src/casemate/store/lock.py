@@ -1,34 +1,70 @@
-"""Reader/writer lock between processes: flock on two sidecar files that are never replaced.
+"""Reader/writer lock between processes and threads, on two sidecar files that are never replaced.
 
-``FILE.lock`` is the lock. ``FILE.lock.gate`` keeps writers from starving: a reader passes it shared, a writer holds
-it exclusively while it waits for the lock, so no reader overtakes a waiting writer. The data file itself is never
-locked: a rename replaces it, and a lock of an unlinked file protects nothing.
+``FILE.lock`` is the lock. ``FILE.lock.gate`` keeps anybody from starving: who finds the lock taken waits for it at
+the gate (a reader holds the gate shared meanwhile, a writer alone) and says so in the gate's first byte; while that
+byte is set everybody has to pass the gate, so nobody overtakes. The byte is advice, the locks are the law: one left
+set by a killed process costs the next one a few microseconds. The data file itself is never locked: a rename replaces
+it, and a lock of an unlinked file protects nothing.
 
-Threads of one process exclude each other, also two readers. Nothing may be spawned under the lock that needs it.
+Not re-entrant. Nothing may be spawned under the lock that needs it. What the system must give is in lock_posix.py
+(flock) and lock_windows.py (LockFileEx).
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
+import mmap
 import os
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
+from casemate.store import order
 from casemate.wire.errors import LockTimeoutError, StoreError, printable
+
+if sys.platform == "win32":
+    from casemate.store import lock_windows as system
+else:
+    from casemate.store import lock_posix as system
 
 DEFAULT_TIMEOUT = 60.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.0002, 0.005
 
 _all: weakref.WeakSet[FileLock] = weakref.WeakSet()
+_ident, _try_lock, _unlock, _is_gone = threading.get_ident, system.try_lock, system.unlock, system.is_gone
+
+
+class _Files:
+    """The open files of one holder. Each holder has its own, so that threads are to each other like processes."""
+
+    __slots__ = ("exclusive", "gate", "lock", "waiting")
+
+    def __init__(self, lock: Path, gate: Path) -> None:
+        self.exclusive = False
+        self.lock = system.open_file(lock)
+        try:
+            self.gate = system.open_file(gate)
+            try:
+                if os.fstat(self.gate).st_size < 1:
+                    os.ftruncate(self.gate, 1)
+                self.waiting = mmap.mmap(self.gate, 1)
+            except BaseException:
+                os.close(self.gate)
+                raise
+        except BaseException:
+            os.close(self.lock)
+            raise
+
+    def close(self) -> None:
+        self.waiting.close()
+        os.close(self.gate)
+        os.close(self.lock)
 
 
 class FileLock:
-    """The lock of one file; open it once per process and file, use it from any thread. Not re-entrant."""
+    """The lock of one file; make one per process and file, use it from any thread."""
 
     def __init__(self, file: Path) -> None:
         self.lock_file = file.with_name(file.name + ".lock")
@@ -37,124 +73,148 @@ class FileLock:
         _all.add(self)
 
     def _reset(self) -> None:
-        self._fds: tuple[int, int] | None = None
-        self._threads = threading.Lock()
-        self._owner: int | None = None
+        self._spare: list[_Files] = []
+        self._used: dict[int, _Files] = {}
+        """What is locked, by the thread that holds it."""
+        self._writers = threading.Lock()
+        """Writers of this process come one after the other, without polling."""
 
-    @contextmanager
-    def shared(self, timeout: float = DEFAULT_TIMEOUT) -> Iterator[None]:
-        """Hold the lock together with other readers."""
-        with self._hold(fcntl.LOCK_SH, timeout):
-            yield
+    def shared(self, timeout: float = DEFAULT_TIMEOUT) -> Hold:
+        """A context in which the lock is held together with other readers."""
+        return Hold(self, False, timeout)
 
-    @contextmanager
-    def exclusive(self, timeout: float = DEFAULT_TIMEOUT) -> Iterator[None]:
-        """Hold the lock alone."""
-        with self._hold(fcntl.LOCK_EX, timeout):
-            yield
+    def exclusive(self, timeout: float = DEFAULT_TIMEOUT) -> Hold:
+        """A context in which the lock is held alone."""
+        return Hold(self, True, timeout)
 
     @property
     def held(self) -> bool:
         """Whether the calling thread holds the lock."""
-        return self._owner == threading.get_ident()
+        return _ident() in self._used
 
-    @contextmanager
-    def _hold(self, mode: int, timeout: float) -> Iterator[None]:
-        if self.held:
-            raise StoreError(f"{self.lock_file}: this thread holds the lock already")
-        deadline = time.monotonic() + timeout
-        if not self._threads.acquire(timeout=max(0.0, timeout)):
-            raise LockTimeoutError(self._message(f"process {os.getpid()} (another thread of this one)", timeout))
+    def _open(self) -> _Files:
         try:
-            lock, gate = self._open()
-            self._owner = threading.get_ident()
-            try:
-                self._take(gate, mode, deadline, timeout)
-                try:
-                    self._take(lock, mode, deadline, timeout)
-                finally:
-                    fcntl.flock(gate, fcntl.LOCK_UN)
-                try:
-                    yield
-                finally:
-                    if self._fds is not None:  # a child forked under the lock has closed its copies
-                        fcntl.flock(lock, fcntl.LOCK_UN)
-            finally:
-                self._owner = None
-        finally:
-            if self._threads.locked():
-                self._threads.release()
+            return _Files(self.lock_file, self.gate_file)
+        except OSError as error:
+            raise StoreError(f"{self.lock_file}: {error.strerror}") from error
 
-    def _open(self) -> tuple[int, int]:
-        if self._fds is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            try:
-                lock = os.open(self.lock_file, flags, 0o660)
-                try:
-                    gate = os.open(self.gate_file, flags, 0o660)
-                except OSError:
-                    os.close(lock)
-                    raise
-            except OSError as error:
-                raise StoreError(f"{self.lock_file}: {error.strerror}") from error
-            self._fds = (lock, gate)
-        return self._fds
+    def _wait(self, files: _Files, exclusive: bool, timeout: float, deadline: float) -> None:
+        """Take the lock by way of the gate."""
+        try:
+            self._poll(files, files.gate, exclusive, timeout, deadline)
+            self._poll(files, files.lock, exclusive, timeout, deadline)
+            files.waiting[0] = 0  # who still waits sets it again
+            _unlock(files.gate)
+        except OSError as error:
+            raise StoreError(f"{self.lock_file}: {error.strerror}") from error
 
-    def _take(self, fd: int, mode: int, deadline: float, timeout: float) -> None:
-        # flock has no timeout of its own, and no event tells that a lock became free: hence short, growing waits.
+    def _poll(self, files: _Files, fd: int, exclusive: bool, timeout: float, deadline: float) -> None:
+        # No event tells that a lock became free: hence short, growing waits.
         wait = _FIRST_WAIT
-        while True:
-            try:
-                fcntl.flock(fd, mode | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
-                    raise StoreError(f"{self.lock_file}: {error.strerror}") from error
+        while not _try_lock(fd, exclusive):
+            files.waiting[0] = 1
             left = deadline - time.monotonic()
             if left <= 0:
-                raise LockTimeoutError(self._message(self._holders(), timeout))
+                raise LockTimeoutError(self._message(self._holders(files), timeout))
             time.sleep(min(wait, left))
             wait = min(wait * 2, _LONGEST_WAIT)
 
     def _message(self, holders: str, timeout: float) -> str:
         return f"{self.lock_file} is not free after {timeout:g} s; held by {holders}"
 
-    def _holders(self) -> str:
-        if self._fds is None:
-            return "nobody any more"
-        inodes = {os.fstat(fd).st_ino for fd in self._fds}
-        found = [f"process {pid} ({command_of(pid)})" for pid in flock_owners(inodes)]
+    def _holders(self, files: _Files) -> str:
+        found = [f"process {pid} ({command_of(pid)})" for pid in system.owners((files.lock, files.gate))]
+        if self._used:
+            found.append(self._ourselves())
         return ", ".join(found) or "a process that cannot be seen from here"
+
+    def _ourselves(self) -> str:
+        return f"process {os.getpid()} (another thread of this one)"
 
     def close(self) -> None:
         """Close the lock's files; the next use opens them again."""
-        if self._fds is not None:
-            for fd in self._fds:
-                os.close(fd)
-            self._fds = None
+        while self._spare:
+            self._spare.pop().close()
 
     def after_fork(self) -> None:
         """In a forked child: let go of the parent's lock, which lives as long as any copy of its descriptor."""
-        fds = self._fds
+        files = [*self._spare, *self._used.values()]
         self._reset()
-        for fd in fds or ():
-            os.close(fd)
+        for one in files:
+            one.close()
 
 
-def flock_owners(inodes: set[int]) -> list[int]:
-    """Processes that hold a flock on one of these inodes, as the kernel lists them."""
-    owners = []
-    try:
-        lines = Path("/proc/locks").read_text("ascii", "replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        words = line.split()
-        if len(words) >= 6 and words[1] == "FLOCK" and words[5].rpartition(":")[2] in map(str, inodes):
-            pid = int(words[4]) if words[4].isascii() and words[4].isdecimal() else 0
-            if pid and pid != os.getpid() and pid not in owners:
-                owners.append(pid)
-    return owners
+class Hold:
+    """One turn at a lock."""
+
+    __slots__ = ("_exclusive", "_lock", "_timeout", "_token")
+
+    def __init__(self, lock: FileLock, exclusive: bool, timeout: float) -> None:
+        self._lock = lock
+        self._exclusive = exclusive
+        self._timeout = timeout
+
+    def __enter__(self) -> None:
+        lock, exclusive = self._lock, self._exclusive
+        thread = _ident()
+        if thread in lock._used:
+            raise StoreError(f"{lock.lock_file}: this thread holds the lock already")
+        if order.ENABLED:
+            self._token = order.entering(order.STORE, str(lock.lock_file))
+        try:
+            if exclusive:
+                self._queue()
+            try:
+                lock._used[thread] = self._take()
+            except BaseException:
+                if exclusive:
+                    lock._writers.release()
+                raise
+        except BaseException:
+            if order.ENABLED:
+                order.left(self._token)
+            raise
+
+    def _queue(self) -> None:
+        lock, timeout = self._lock, self._timeout
+        if not lock._writers.acquire(False):
+            deadline = time.monotonic() + timeout
+            if not lock._writers.acquire(timeout=max(0.0, timeout)):
+                raise LockTimeoutError(lock._message(lock._ourselves(), timeout))
+            self._timeout = max(0.0, deadline - time.monotonic())
+
+    def _take(self) -> _Files:
+        lock, exclusive = self._lock, self._exclusive
+        deadline = 0.0
+        while True:
+            try:
+                files = lock._spare.pop()
+            except IndexError:
+                files = lock._open()
+            try:
+                if files.waiting[0] or not _try_lock(files.lock, exclusive):
+                    deadline = deadline or time.monotonic() + self._timeout
+                    lock._wait(files, exclusive, self._timeout, deadline)
+                if not _is_gone(files.lock):
+                    files.exclusive = exclusive
+                    return files
+            except BaseException:
+                files.close()  # gives back whatever was taken
+                raise
+            files.close()  # somebody has removed the lock file: the one to lock is the one that comes now
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lock = self._lock
+        files = lock._used.pop(_ident(), None)
+        if files is not None:  # a child forked under the lock has closed its copies
+            _unlock(files.lock)
+            lock._spare.append(files)
+            if files.exclusive:
+                lock._writers.release()
+        if order.ENABLED:
+            order.left(self._token)
 
 
 def command_of(pid: int) -> str:
@@ -171,4 +231,5 @@ def _after_fork_in_child() -> None:
         lock.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -9,18 +9,26 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from casemate.model import invariants
 from casemate.model.changes import Change
+from casemate.model.diff import changes_between
 from casemate.model.system import System
 from casemate.store import xml
+from casemate.store.files import Files
+from casemate.store.history import Copy, History
 from casemate.store.lock import DEFAULT_TIMEOUT, FileLock
 from casemate.wire.errors import StoreError
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Signature = tuple[int, int, int]
 """What tells two states of the file apart: inode, time of change in nanoseconds, size."""
@@ -38,6 +46,7 @@ class Transaction:
     def __init__(self, store: Store, base: System, signature: Signature | None) -> None:
         self._store = store
         self._signature = signature
+        self._checked = 0
         self.system = base.copy()
         self.saved: list[Change] = []
         """What has reached the disk."""
@@ -47,36 +56,70 @@ class Transaction:
         """What has changed since the last save."""
         return self.system.changes
 
+    def attempt(self, work: Callable[[System], T]) -> T:
+        """Do something to the system, all of it or, where it raises or breaks an invariant, nothing of it."""
+        trial = self.system.copy()
+        result = work(trial)
+        invariants.check(trial, trial.changes)
+        trial.changes[:0] = self.system.changes
+        self.system = trial
+        self._checked = len(trial.changes)
+        return result
+
     def save(self) -> None:
         """Check and save now and keep the lock; nothing to do where nothing changed."""
         if not self.system.changes:
             return
-        invariants.check(self.system)
+        invariants.check(self.system, self.system.changes[self._checked :])
         self.system.generation += 1
         announced, self.system.changes = self.system.changes, []
         snapshot = self.system
-        self.system.frozen = True
+        snapshot.frozen = True
         self._signature = self._store._replace(snapshot, self._signature)
         self.saved.extend(announced)
-        self.system = snapshot.copy()
+        self.system, self._checked = snapshot.copy(), 0
+        self._store._make_durable()
+
+
+class _Job(Generic[T]):
+    """One change that waits for its turn."""
+
+    def __init__(self, work: Callable[[System], T]) -> None:
+        self.work = work
+        self.done = False
+        self.result: T
+        self.error: BaseException | None = None
+
+    def attempt(self, transaction: Transaction) -> None:
+        try:
+            self.result = transaction.attempt(self.work)
+        except Exception as error:
+            self.error = error
 
 
 class Store:
     """The store in ``path``; one object per process and file, usable from any thread.
 
     ``snapshot()`` must not be changed. Subscribers are called after a commit, in the order of commits, in the
-    thread of the writer; they must not write to the store and should only hand the changes on.
+    thread of the writer; after somebody else's change, in the thread that finds it. They must not write to the store
+    and should only hand the changes on.
     """
 
-    def __init__(self, path: Path, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(self, path: Path, *, timeout: float = DEFAULT_TIMEOUT, files: Files | None = None) -> None:
         self.path = path
         self.timeout = timeout
+        self._files = files or Files()
+        self.history = History(path, self._files)
         self._lock = FileLock(path)
         self._cache: tuple[Signature, System] | None = None
+        self._turning = threading.RLock()
+        """Held while the cache follows the file, so that each change is announced once."""
         self._subscribers: list[Subscriber] = []
+        self._waiting: deque[_Job[object]] = deque()
+        self._leading = threading.Lock()
 
     def subscribe(self, callback: Subscriber) -> None:
-        """Have ``callback`` told the changes of each commit of this process."""
+        """Have ``callback`` told the changes of each commit of this process, and of others once they are seen here."""
         self._subscribers.append(callback)
 
     def snapshot(self) -> System:
@@ -118,6 +161,82 @@ class Store:
                 if transaction.saved:
                     self._announce(transaction.saved)
 
+    def change(self, work: Callable[[System], T]) -> T:
+        """Do ``work`` to the system and return its result once that is on the disk.
+
+        Changes of many threads that wait at the same time share one lock, one file and one fsync; each stands or
+        falls alone. ``work`` runs in any of these threads.
+        """
+        job = _Job(work)
+        self._waiting.append(job)  # type: ignore[arg-type]
+        with self._leading:
+            if not job.done:
+                jobs = [self._waiting.popleft() for _ in range(len(self._waiting))]
+                try:
+                    self._commit(jobs)
+                finally:
+                    for one in jobs:
+                        one.done = True
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def _commit(self, jobs: Sequence[_Job[object]]) -> None:
+        try:
+            with self.write() as transaction:
+                for job in jobs:
+                    job.attempt(transaction)
+        except BaseException as error:
+            for job in jobs:
+                job.error = job.error or error
+            if not isinstance(error, Exception):
+                raise
+
+    def restore(self, name: str, timeout: float | None = None) -> Path | None:
+        """Put a copy of ``history`` in place of the file; where a damaged file is kept now (None: it was sound)."""
+        with self._lock.exclusive(self.timeout if timeout is None else timeout):
+            self._clean()
+            copy = self.history.find(name)
+            if copy.problem:
+                raise StoreError(f"{name} cannot be restored: {copy.problem}")
+            system = xml.read(copy.path.read_bytes(), str(copy.path))
+            aside = None
+            try:
+                signature: Signature | None = _signature(self.path.stat())
+            except FileNotFoundError:
+                signature = None
+            try:
+                present = self._current()[1] if signature is not None else system
+            except StoreError:
+                present, aside = system, self.history.set_aside()
+            system.generation = 1 + max(system.generation, present.generation)
+            system.frozen = True
+            before = self._cache
+            self._replace(system, signature, keep=aside is None)
+            self._make_durable()
+            if before is not None:
+                self._announce(changes_between(before[1], system))
+            return aside
+
+    def begin_with(self, system: System, timeout: float | None = None) -> None:
+        """Make an imported system the store's content; refused where the store has qubes already."""
+        self._prepare()
+        with self._lock.exclusive(self.timeout if timeout is None else timeout):
+            self._clean()
+            signature, present = self._current()
+            if len(present.domains) > 1:
+                raise StoreError(f"{self.path} has qubes already; import into an empty store")
+            invariants.check(system)
+            system.generation = present.generation + 1
+            system.frozen = True
+            self._replace(system, signature)
+            self._make_durable()
+            self._announce(changes_between(present, system))
+
+    def copies(self) -> list[Copy]:
+        """What can be restored, newest first."""
+        return self.history.copies()
+
     def _announce(self, changes: Sequence[Change]) -> None:
         for callback in self._subscribers:
             try:
@@ -135,16 +254,16 @@ class Store:
         with self._lock.exclusive(self.timeout):
             if self.path.exists():
                 return
-            if self._previous.exists():
-                raise StoreError(f"{self.path} is missing although {self._previous.name} exists; put one in place")
+            if self.history.previous.exists():
+                raise StoreError(
+                    f"{self.path} is missing although {self.history.previous.name} exists; put one in place"
+                    " (casemate store history, casemate store restore)"
+                )
             self._clean()
             system = System.initial()
             system.frozen = True
             self._replace(system, None)
-
-    @property
-    def _previous(self) -> Path:
-        return self.path.with_name(self.path.name + ".1")
+            self._make_durable()
 
     def _current(self) -> tuple[Signature, System]:
         cache = self._cache
@@ -156,73 +275,91 @@ class Store:
             raise StoreError(f"{self.path}: the file is gone") from error
 
     def _load(self) -> tuple[Signature, System]:
-        try:
-            with self.path.open("rb") as file:
-                signature = _signature(os.fstat(file.fileno()))
-                data = file.read(xml.MAX_SIZE + 1)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror}") from error
-        system = xml.read(data, str(self.path))
-        system.frozen = True
-        self._cache = (signature, system)
-        return self._cache
+        """Read the file; what it changed since it was read last is announced."""
+        with self._turning:
+            before = self._cache
+            try:
+                with self.path.open("rb") as file:
+                    signature = _signature(os.fstat(file.fileno()))
+                    if before is not None and before[0] == signature:
+                        return before
+                    data = file.read(xml.MAX_SIZE + 1)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise StoreError(f"{self.path}: {error.strerror}") from error
+            system = xml.read(data, str(self.path), None if before is None else before[1])
+            system.frozen = True
+            self._cache = found = (signature, system)
+            if before is not None and self._subscribers:
+                changes = changes_between(before[1], system)
+                if changes:
+                    self._announce(changes)
+            return found
 
     def _clean(self) -> None:
         """Remove temporary files of killed writers; only the holder of the exclusive lock has any."""
-        for stale in self.path.parent.glob(f".{self.path.name}.tmp-*"):
-            stale.unlink(missing_ok=True)
+        begin = f".{self.path.name}.tmp-"
+        for name in os.listdir(self.path.parent):
+            if name.startswith(begin):
+                self._files.remove(self.path.with_name(name))
 
-    def _replace(self, system: System, expected: Signature | None) -> Signature:
+    def _replace(self, system: System, expected: Signature | None, keep: bool = True) -> Signature:
         """Write a system under the exclusive lock; ``expected`` is the file it was made from (None: there is none)."""
         data = xml.write(system)
-        directory = self.path.parent
-        temporary = directory / f".{self.path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        files = self._files
+        temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+        previous = temporary.with_name(temporary.name + "-1")
         try:
             mode, group = 0o600, -1
             if expected is not None:
                 status = self.path.stat()
                 mode, group = status.st_mode & 0o7777, status.st_gid
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                with os.fdopen(fd, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    if group not in (-1, os.fstat(fd).st_gid):
-                        os.fchown(fd, -1, group)
-                    os.fchmod(fd, mode)
-                    os.fsync(fd)
-                    signature = _signature(os.fstat(fd))
-                self._keep_previous(expected, temporary)
-                temporary.rename(self.path)
+                signature = self._write_file(temporary, data, mode, group)
+                self._require(expected)
+                if expected is not None and keep:
+                    self.history.keep()
+                    files.link(self.path, previous)
+                    files.rename(previous, self.history.previous)
+                with self._turning:
+                    files.rename(temporary, self.path)
+                    self._cache = (signature, system)
             except BaseException:
-                temporary.unlink(missing_ok=True)
-                temporary.with_name(temporary.name + "-1").unlink(missing_ok=True)
+                files.remove(temporary)
+                files.remove(previous)
                 raise
-            self._sync_directory(directory)
         except OSError as error:
             raise StoreError(f"{self.path}: not saved: {error.strerror}") from error
-        self._cache = (signature, system)
         return signature
 
-    def _keep_previous(self, expected: Signature | None, temporary: Path) -> None:
-        """Refuse if the file is not the one we read; else keep it as ``qubes.xml.1``."""
+    def _write_file(self, path: Path, data: bytes, mode: int, group: int) -> Signature:
+        files = self._files
+        fd = files.create(path)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[files.write(fd, rest) :]
+            files.set_owner(fd, mode, group)
+            files.sync(fd)
+            return _signature(os.fstat(fd))
+        finally:
+            files.close(fd)
+
+    def _require(self, expected: Signature | None) -> None:
+        """Refuse if the file is not the one that was read."""
         try:
             found: Signature | None = _signature(self.path.stat())
         except FileNotFoundError:
             found = None
         if found != expected:
             raise StoreError(f"{self.path} was changed by something that ignores its lock; nothing was saved")
-        if expected is not None:
-            link = temporary.with_name(temporary.name + "-1")
-            link.hardlink_to(self.path)
-            link.rename(self._previous)
 
-    @staticmethod
-    def _sync_directory(directory: Path) -> None:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _make_durable(self) -> None:
+        """After the rename: a failure here does not undo it, so it is said in other words."""
         try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            self._files.sync_directory(self.path.parent)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: saved, but a power failure might still undo it: {error.strerror}"
+            ) from error

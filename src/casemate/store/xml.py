@@ -2,12 +2,18 @@
 
 What is not known here (elements, attributes, properties) is kept verbatim. Reading loads no DTD, no entity and
 nothing from elsewhere; size and depth are bounded; an error names line and reason.
+
+A qube that nobody changed is neither parsed nor written again: its text is kept with its state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+import gc
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from typing import TypeVar, cast
 from uuid import UUID, uuid5
 
 from lxml import etree
@@ -19,10 +25,14 @@ from casemate.model.invariants import references
 from casemate.model.kinds import Stored
 from casemate.model.labels import BUILTIN, Label
 from casemate.model.properties import Holder, Setting
+from casemate.model.state import State
 from casemate.model.system import ADMIN, ADMIN_VALUES, PoolConfig, System
 from casemate.model.volumes import VOLUME_NAMES, Volume
 from casemate.wire import names
 from casemate.wire.errors import CasemateError, StoreError, printable
+
+FORMAT = 1
+"""Which shape of the file this is, in an attribute of its root; a file that says more is of a newer Casemate."""
 
 MAX_SIZE = 64 << 20
 MAX_DEPTH = 16
@@ -31,6 +41,8 @@ _NAMESPACE = UUID("5ca4e9bc-6a3f-4b57-9d1e-6b1f0c2a7d11")
 
 _R = TypeVar("_R")
 _IDENTITY = ("name", "qid", "uuid")
+_ROOT = ("generation", "next-qid", "casemate-format")
+_BEGIN, _END = b"    <domain ", b"    </domain>\n"
 
 
 class _Malformed(Exception):
@@ -44,8 +56,22 @@ class _Malformed(Exception):
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read(data: bytes, source: str = "qubes.xml") -> System:
-    """The system that a file's bytes describe; raises StoreError."""
+def read(data: bytes, source: str = "qubes.xml", base: System | None = None) -> System:
+    """The system that a file's bytes describe; raises StoreError.
+
+    ``base`` is what the file was before: qubes whose text is still the same are taken from there.
+    """
+    with _no_collection():
+        texts = _texts(data) if len(data) <= MAX_SIZE else []
+        if base is not None and texts:
+            found = _read_changed(data, source, base, texts)
+            if found is not None:
+                return found
+        return _read(data, source, texts)
+
+
+def parse(data: bytes, source: str) -> etree._Element:
+    """The root of a document from anywhere; raises StoreError for what is not plain XML of bounded size."""
     if len(data) > MAX_SIZE:
         raise StoreError(f"{source}: larger than {MAX_SIZE} bytes")
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
@@ -60,26 +86,91 @@ def read(data: bytes, source: str = "qubes.xml") -> System:
         raise StoreError(f"{source}:{error.lineno or 0}: {printable(error.msg or 'not XML')}") from error
     if root.getroottree().docinfo.internalDTD is not None:
         raise StoreError(f"{source}: a document type is not allowed")
+    return root
+
+
+def _read(data: bytes, source: str, texts: Sequence[bytes], kept: Sequence[State] = ()) -> System:
+    root = parse(data, source)
     try:
-        return _Reader().system(root)
+        reader = _Reader()
+        system = reader.system(root, kept)
     except _Malformed as error:
         raise StoreError(f"{source}:{error.line}: {error}") from error
+    if len(texts) == len(reader.states):
+        for state, text in zip(reader.states, texts, strict=True):
+            if text.startswith(b'    <domain id="domain-%d" ' % _qid(state)):
+                state.text = text
+    return system
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection meanwhile: it would look at thousands of new objects again and again, and find nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _texts(data: bytes) -> list[bytes]:
+    """The qubes' texts of a file in our own layout; nothing for a file in which that would be a guess."""
+    if b"casemate-format=" not in data[:400] or b"<!" in data or data.count(b"<?") != 1:
+        return []
+    first, *others = data.split(_END)
+    if not others:
+        return []
+    others.pop()  # what follows the last qube
+    begin = first.find(b"\n" + _BEGIN) + 1
+    if not begin or not all(text.startswith(_BEGIN) for text in others):
+        return []
+    return [text + _END for text in (first[begin:], *others)]
+
+
+def _read_changed(data: bytes, source: str, base: System, texts: Sequence[bytes]) -> System | None:
+    """Read only what is new since ``base``; None where that is not possible or not sound: then all is read."""
+    known = {state.text: state for state in base.domains.states() if state.text is not None}
+    kept = [known[text] for text in texts if text in known]
+    if not kept:
+        return None
+    changed = [text for text in texts if text not in known]
+    start, end = data.find(texts[0]), data.rfind(texts[-1]) + len(texts[-1])
+    if sum(map(len, texts)) != end - start:
+        return None
+    small = data[:start] + b"".join(changed) + data[end:]
+    try:
+        system = _read(small, source, changed, kept)
+    except CasemateError:
+        return None  # read again as a whole, which names the right line
+    if not (set(base.domains) <= set(system.domains) and set(base.labels) <= set(system.labels)):
+        return None  # something that a kept qube refers to may be gone
+    return system
 
 
 class _Reader:
     """Reads one document."""
 
     def __init__(self) -> None:
-        self.references: list[tuple[etree._Element, Holder, str]] = []
+        self.states: list[State] = []
+        """The qubes that were read, in their order."""
+        self._values: dict[tuple[object, str], Stored] = {}
+        self._features: set[tuple[str, str]] = set()
+        self._tags: set[str] = set()
 
-    def system(self, root: etree._Element) -> System:
+    def system(self, root: etree._Element, kept: Sequence[State] = ()) -> System:
+        """The system of a document; ``kept`` are qubes of it that were read before."""
         if root.tag != "qubes":
             raise _Malformed(root, f"the root element is {printable(str(root.tag), 40)!r}, not 'qubes'")
+        version = _number(root, "casemate-format")
+        if version > FORMAT:
+            raise _Malformed(root, f"written by a newer Casemate (format {version}; this one knows {FORMAT})")
         system = System()
         labels: dict[str, Label] = {}
         pools: dict[str, PoolConfig] = {}
         unknown: list[tuple[str, bytes]] = []
-        attributes = [("", key, value) for key, value in _attributes(root, ("generation", "next-qid"))]
+        attributes = [("", key, value) for key, value in _attributes(root, _ROOT)]
         system.generation = _number(root, "generation")
         for section in root:
             if section.tag == "labels":
@@ -94,7 +185,7 @@ class _Reader:
                     else:
                         unknown.append(("pools", _verbatim(element)))
             elif section.tag == "properties":
-                system._values.update(self.values(section, system, {}, unknown, attributes))
+                system._values.update(self.values(section, system, (), unknown, attributes))
             elif section.tag == "domains":
                 for element in section:
                     if element.tag == "domain":
@@ -107,10 +198,12 @@ class _Reader:
             labels.setdefault(label.name, label)
         system.load_tables(labels, pools or {"default": PoolConfig("default", "qcow2")})
         system.unknown, system.unknown_attributes = tuple(unknown), tuple(attributes)
+        for state in kept:
+            system.domains.insert_state(state)
         if ADMIN not in system.domains:
             system.domains.insert(Admin(system, ADMIN_VALUES))
-        self.check_references(system)
-        used = max((domain.qid for domain in system.domains.values()), default=0)
+        _check_references(system, root)
+        used = max((_qid(state) for state in system.domains.states()), default=0)
         system.next_qid = max(used + 1, _number(root, "next-qid"))
         return system
 
@@ -144,30 +237,39 @@ class _Reader:
         self,
         section: etree._Element,
         holder: Holder,
-        fixed: Mapping[str, Stored],
+        fixed: Iterable[str],
         unknown: list[tuple[str, bytes]],
         attributes: list[tuple[str, str, str]],
     ) -> dict[str, Stored]:
         """The known properties of a section; ``fixed`` ones are left out, as they are known already."""
         values: dict[str, Stored] = {}
-        seen: set[str] = set()
-        referring = {prop.name for prop in references(type(holder))}
+        table = holder.properties()
+        fixed = set(fixed)
+        seen = set()
         for element in section:
             name = element.get("name", "")
-            known = element.tag == "property" and holder.has(name)
-            if not known or (holder.declaration(name).setting is Setting.READ_ONLY and name not in _IDENTITY):
+            prop = table.get(name)
+            if (
+                prop is None
+                or element.tag != "property"
+                or (prop.setting is Setting.READ_ONLY and name not in _IDENTITY)
+            ):
                 unknown.append(("properties", _verbatim(element)))
                 continue
             if name in seen:
                 raise _Malformed(element, f"property {name!r} is set twice")
             seen.add(name)
-            attributes.extend((f"property:{name}", *pair) for pair in _attributes(element, ("name",)))
+            if len(element.attrib) > 1:
+                attributes.extend((f"property:{name}", *pair) for pair in _attributes(element, ("name",)))
             if name in fixed:
                 continue
-            prop = holder.declaration(name)
-            values[name] = _checked(element, prop.kind.parse, _text(element), f"property {name}: ")
-            if name == "label" or name in referring:
-                self.references.append((element, holder, name))
+            text = _text(element)
+            key = (prop, text)
+            try:
+                values[name] = self._values[key]
+            except KeyError:
+                stored = _checked(element, prop.kind.parse, text, f"property {name}: ")
+                values[name] = self._values[key] = stored
         return values
 
     def domain(self, element: etree._Element, system: System) -> None:
@@ -176,44 +278,56 @@ class _Reader:
         if cls is None:
             raise _Malformed(element, f"no such class of qubes: {printable(klass, 40)!r}")
         domain = cls(system, ADMIN_VALUES if cls is Admin else {})
+        state = domain.state
         unknown: list[tuple[str, bytes]] = []
         attributes = [("", key, value) for key, value in _attributes(element, ("id", "class"))]
-        features: dict[str, str] = {}
-        tags: set[str] = set()
-        volumes: dict[str, Volume] = {}
         for section in element:
             if section.tag == "properties":
-                fixed = ADMIN_VALUES if cls is Admin else {}
-                domain._values.update(self.values(section, domain, fixed, unknown, attributes))
+                fixed = ADMIN_VALUES if cls is Admin else ()
+                state.values.update(self.values(section, domain, fixed, unknown, attributes))
             elif section.tag == "features":
-                for child in section:
-                    name = _checked(child, names.feature_name, child.get("name", ""))
-                    features[name] = _checked(child, feature_value, _text(child))
-                    attributes.extend((f"feature:{name}", *pair) for pair in _attributes(child, ("name",)))
+                self.features(section, state.features, attributes)
             elif section.tag == "tags":
-                for child in section:
-                    tag = _checked(child, names.tag_name, child.get("name", ""))
-                    tags.add(tag)
-                    attributes.extend((f"tag:{tag}", *pair) for pair in _attributes(child, ("name",)))
+                self.tags(section, state.tags, attributes)
             elif section.tag == "volume-config":
                 for child in section:
                     if child.tag == "volume" and child.get("name") in VOLUME_NAMES:
                         volume = _volume(child)
-                        volumes[volume.name] = volume
+                        state.volumes[volume.name] = volume
                     else:
                         unknown.append(("volume-config", _verbatim(child)))
             else:
                 unknown.append(("", _verbatim(section)))
         self.identity(element, domain)
-        domain.load_state(features, tags, volumes)
-        domain.unknown, domain.unknown_attributes = tuple(unknown), tuple(attributes)
+        state.unknown, state.unknown_attributes = tuple(unknown), tuple(attributes)
         try:
             system.domains.insert(domain)
         except CasemateError as error:
             raise _Malformed(element, str(error)) from error
+        self.states.append(state)
+
+    def features(self, section: etree._Element, found: dict[str, str], attributes: list[tuple[str, str, str]]) -> None:
+        for child in section:
+            pair = (child.get("name", ""), _text(child))
+            if pair not in self._features:
+                _checked(child, names.feature_name, pair[0])
+                _checked(child, feature_value, pair[1])
+                self._features.add(pair)
+            found[pair[0]] = pair[1]
+            if len(child.attrib) > 1:
+                attributes.extend((f"feature:{pair[0]}", *more) for more in _attributes(child, ("name",)))
+
+    def tags(self, section: etree._Element, found: set[str], attributes: list[tuple[str, str, str]]) -> None:
+        for child in section:
+            tag = child.get("name", "")
+            if tag not in self._tags:
+                self._tags.add(_checked(child, names.tag_name, tag))
+            found.add(tag)
+            if len(child.attrib) > 1:
+                attributes.extend((f"tag:{tag}", *more) for more in _attributes(child, ("name",)))
 
     def identity(self, element: etree._Element, domain: Domain) -> None:
-        values = domain._values
+        values = domain.state.values
         ident = element.get("id", "")
         if "name" not in values:
             raise _Malformed(element, "a qube without a name")
@@ -223,16 +337,60 @@ class _Reader:
             raise _Malformed(element, f"id {printable(ident, 40)!r} and qid {values['qid']} differ")
         if "uuid" not in values:
             values["uuid"] = uuid5(_NAMESPACE, f"{values['qid']} {values['name']}")
-        for name, prop in domain.properties().items():
-            if name not in values and domain.default_rule(name) is None:
-                raise _Malformed(element, f"{values['name']}: property {prop.name!r} is missing")
+        for name in _required(type(domain)):  # type: ignore[arg-type]  # a class is hashable
+            if name not in values:
+                raise _Malformed(element, f"{values['name']}: property {name!r} is missing")
 
-    def check_references(self, system: System) -> None:
-        for element, holder, name in self.references:
+
+@cache
+def _referring(cls: type[Holder]) -> tuple[str, ...]:
+    """The properties of a class that refer to something by its name."""
+    return tuple(p.name for p in references(cls))
+
+
+def _check_references(system: System, root: etree._Element) -> None:
+    """What a property refers to exists. Done at the end, because a qube may be named before it comes."""
+    qubes, labels = system.domains, system.labels
+    _check_holder(system, system.values(), system, root)
+    for state in qubes.states():
+        values = state.values
+        for name in _referring(state.klass):  # type: ignore[arg-type]  # a class is hashable
+            target = values.get(name)
+            if target is not None and target not in qubes:
+                break
+        else:
+            if values.get("label", "black") in labels:
+                continue
+        _check_holder(qubes[str(values["name"])], values, system, root)
+
+
+def _check_holder(holder: Holder, values: Mapping[str, Stored], system: System, root: etree._Element) -> None:
+    for name in (*_referring(type(holder)), "label"):  # type: ignore[arg-type]  # a class is hashable
+        if name in values:
             try:
-                holder.declaration(name).kind.require(holder.stored(name), system)
+                holder.declaration(name).kind.require(values[name], system)
             except CasemateError as error:
-                raise _Malformed(element, f"{holder.title()}: property {name}: {error}") from error
+                raise _Malformed(_place(root, holder, name), f"{holder.title()}: property {name}: {error}") from error
+
+
+def _place(root: etree._Element, holder: Holder, name: str) -> etree._Element:
+    """The element of a property, for the line of a message."""
+    for parent in (root, *root.iter("domain")):
+        found = {e.get("name"): e for e in parent.iterfind("properties/property")}
+        called = found["name"].text if "name" in found else None if parent is root else ADMIN
+        if called == holder.subject() and name in found:
+            return found[name]
+    return root
+
+
+def _qid(state: State) -> int:
+    return int(str(state.values["qid"]))
+
+
+@cache
+def _required(cls: type[Holder]) -> tuple[str, ...]:
+    """The properties of a class that have no default."""
+    return tuple(name for name, prop in cls.properties().items() if name not in cls.defaults and prop.default is None)
 
 
 def _text(element: etree._Element) -> str:
@@ -242,7 +400,7 @@ def _text(element: etree._Element) -> str:
 
 
 def _attributes(element: etree._Element, known: Iterable[str]) -> list[tuple[str, str]]:
-    return [(str(key), str(value)) for key, value in element.attrib.items() if str(key) not in known]
+    return [(str(key), str(value)) for key, value in element.items() if str(key) not in known]
 
 
 def _number(element: etree._Element, name: str) -> int:
@@ -256,13 +414,14 @@ def _checked(element: etree._Element, parse: Callable[[str], _R], text: str, wha
         raise _Malformed(element, f"{what}{error}") from error
 
 
-def _bool(element: etree._Element, name: str) -> bool | None:
-    value = element.get(name)
-    if value is None:
-        return None
-    if value.lower() not in ("true", "false"):
-        raise _Malformed(element, f"{name} is neither True nor False")
-    return value.lower() == "true"
+_WORDS = {None: None, "True": True, "False": False, "true": True, "false": False}
+
+
+def _bool(element: etree._Element, name: str, given: Mapping[str, str]) -> bool | None:
+    try:
+        return _WORDS[given.get(name)]
+    except KeyError:
+        raise _Malformed(element, f"{name} is neither True nor False") from None
 
 
 _VOLUME_ATTRIBUTES = (
@@ -270,24 +429,37 @@ _VOLUME_ATTRIBUTES = (
 )  # fmt: skip
 
 
+_VOLUME_NAMES = frozenset(_VOLUME_ATTRIBUTES)
+
+
 def _volume(element: etree._Element) -> Volume:
-    vid, source = element.get("vid", ""), element.get("source")
-    if not vid:
+    given = cast(dict[str, str], dict(element.items()))
+    if not given.get("vid"):
         raise _Malformed(element, "a volume without vid")
-    keep = element.get("revisions_to_keep", "0")
+    keep = given.get("revisions_to_keep", "0")
     return Volume(
-        name=element.get("name", ""),
-        pool=_checked(element, names.pool_name, element.get("pool", "")),
-        vid=vid,
-        size=_number(element, "size"),
-        rw=_bool(element, "rw") or False,
-        snap_on_start=_bool(element, "snap_on_start") or False,
-        save_on_stop=_bool(element, "save_on_stop") or False,
-        source=source or None,
-        revisions_to_keep=-1 if keep == "-1" else _number(element, "revisions_to_keep"),
-        ephemeral=_bool(element, "ephemeral"),
-        extra=tuple(_attributes(element, _VOLUME_ATTRIBUTES)),
+        name=given["name"],
+        pool=_checked(element, _pool_name, given.get("pool", "")),
+        vid=given["vid"],
+        size=_checked(element, _count, given.get("size", "0"), "size: "),
+        rw=_bool(element, "rw", given) or False,
+        snap_on_start=_bool(element, "snap_on_start", given) or False,
+        save_on_stop=_bool(element, "save_on_stop", given) or False,
+        source=given.get("source") or None,
+        revisions_to_keep=-1 if keep == "-1" else _checked(element, _count, keep, "revisions_to_keep: "),
+        ephemeral=_bool(element, "ephemeral", given),
+        extra=tuple(pair for pair in given.items() if pair[0] not in _VOLUME_NAMES),
     )
+
+
+@lru_cache(1024)
+def _count(text: str) -> int:
+    return names.number(text)
+
+
+@lru_cache(256)
+def _pool_name(text: str) -> str:
+    return str(names.pool_name(text))
 
 
 def _verbatim(element: etree._Element) -> bytes:
@@ -308,7 +480,12 @@ def _check_depth(element: etree._Element, depth: int) -> None:
 def write(system: System) -> bytes:
     """The file's bytes for a system: canonical order and indentation; unchanged qubes are taken from their cache."""
     extra = _by_place(system.unknown_attributes)
-    root = {"generation": str(system.generation), "next-qid": str(system.next_qid), **dict(extra.get("", ()))}
+    root = {
+        "casemate-format": str(FORMAT),
+        "generation": str(system.generation),
+        "next-qid": str(system.next_qid),
+        **dict(extra.get("", ())),
+    }
     out = [b"<?xml version='1.0' encoding='utf-8'?>\n", _open("qubes", root), b"\n"]
     labels = [
         _leaf("label", {"id": label.id, "color": label.color, **dict(extra.get(f"label:{label.name}", ()))}, label.name)
@@ -322,10 +499,10 @@ def write(system: System) -> bytes:
     out += _section("pools", 1, pools, system.unknown)
     out += _section("properties", 1, _properties(system, extra), system.unknown)
     out.append(b"  <domains>\n")
-    for domain in sorted(system.domains.values(), key=lambda d: d.qid):
-        if domain.stored_text is None:
-            domain.stored_text = _domain(domain)
-        out.append(domain.stored_text)
+    for state in sorted(system.domains.states(), key=_qid):
+        if state.text is None:
+            state.text = _domain(system.domains[str(state.values["name"])])
+        out.append(state.text)
     out += [b"    " + element + b"\n" for place, element in system.unknown if place == "domains"]
     out.append(b"  </domains>\n")
     out += [b"  " + element + b"\n" for place, element in system.unknown if place == ""]
@@ -334,20 +511,21 @@ def write(system: System) -> bytes:
 
 
 def _domain(domain: Domain) -> bytes:
-    extra = _by_place(domain.unknown_attributes)
+    unknown = domain.state.unknown
+    extra = _by_place(domain.state.unknown_attributes)
     out = [b"    ", _open("domain", {"id": f"domain-{domain.qid}", "class": domain.klass, **dict(extra.get("", ()))})]
     out.append(b"\n")
-    out += _section("properties", 3, _properties(domain, extra), domain.unknown)
+    out += _section("properties", 3, _properties(domain, extra), unknown)
     features = [
         _leaf("feature", {"name": name, **dict(extra.get(f"feature:{name}", ()))}, value)
         for name, value in domain.features.items()
     ]
-    out += _section("features", 3, features, domain.unknown)
+    out += _section("features", 3, features, unknown)
     tags = [_leaf("tag", {"name": name, **dict(extra.get(f"tag:{name}", ()))}) for name in domain.tags]
-    out += _section("tags", 3, tags, domain.unknown)
+    out += _section("tags", 3, tags, unknown)
     volumes = [_leaf("volume", _volume_attributes(v)) for v in domain.volumes.values() if v is not None]
-    out += _section("volume-config", 3, volumes, domain.unknown)
-    out += [b"      " + element + b"\n" for place, element in domain.unknown if place == ""]
+    out += _section("volume-config", 3, volumes, unknown)
+    out += [b"      " + element + b"\n" for place, element in unknown if place == ""]
     out.append(b"    </domain>\n")
     return b"".join(out)
 
@@ -385,7 +563,14 @@ def _by_place(attributes: Iterable[tuple[str, str, str]]) -> dict[str, list[tupl
     return found
 
 
+_PLAIN = re.compile(r"[ !#-%'-;=?-~]*").fullmatch
+"""Text that XML writes as it is."""
+
+
 def _leaf(tag: str, attributes: Mapping[str, str], text: str = "") -> bytes:
+    line = " ".join([tag, *(f'{key}="{value}"' for key, value in attributes.items())])
+    if _PLAIN(text) and all(map(_PLAIN, attributes.values())) and line.isascii() and "{" not in line:
+        return (f"<{line}>{text}</{tag}>" if text else f"<{line}/>").encode("ascii")
     element = etree.Element(tag)
     for key, value in attributes.items():
         element.set(key, value)

@@ -1,0 +1,208 @@
+"""The collection of Qubes OS 3 (flat elements, everything an attribute) to a system of today; for import only."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from types import MappingProxyType
+from uuid import UUID, uuid5
+
+from lxml import etree
+
+from casemate.model.classes import CLASSES
+from casemate.model.domain import Domain
+from casemate.model.kinds import Stored
+from casemate.model.system import ADMIN, System
+from casemate.store.xml import parse
+from casemate.wire import names
+from casemate.wire.errors import CasemateError, StoreError, printable
+
+_NAMESPACE = UUID("8e1c7b1e-2b06-4c36-9b60-3f6a52f0c0a3")
+"""Makes the UUID of a qube from a file that has none."""
+
+CLASS_OF: Mapping[str, str | None] = MappingProxyType(
+    {
+        "QubesAdminVm": None,
+        "QubesTemplateVm": "TemplateVM",
+        "QubesTemplateHVm": "TemplateVM",
+        "QubesNetVm": "AppVM",
+        "QubesProxyVm": "AppVM",
+        "QubesAppVm": "AppVM",
+        "QubesDisposableVm": "DispVM",
+        "QubesHVm": "StandaloneVM",
+    }
+)
+"""What each class of old is today; None for the admin qube, which every system has."""
+
+_NET = ("QubesNetVm", "QubesProxyVm")
+_HVM = ("QubesHVm", "QubesTemplateHVm")
+_LABELS = MappingProxyType({str(index): name for index, name in enumerate(
+    ("red", "orange", "yellow", "green", "gray", "blue", "purple", "black"), 1
+)})  # fmt: skip
+_SAME = ("memory", "maxmem", "vcpus", "kernelopts", "default_user", "debug", "autostart", "include_in_backups")
+_GLOBALS = MappingProxyType(
+    {
+        "default_template": "default_template",
+        "default_netvm": "default_netvm",
+        "updatevm": "updatevm",
+        "clockvm": "clockvm",
+    }
+)
+
+
+class _Old:
+    """One element of the old file."""
+
+    def __init__(self, element: etree._Element, source: str) -> None:
+        self.element = element
+        self.source = source
+        self.tag = str(element.tag)
+        self.values = {str(key): str(value) for key, value in element.items()}
+        self.qid = self.number("qid")
+        self.name = str(names.qube_name(self.values["name"])) if "name" in self.values else ADMIN
+
+    def fail(self, reason: str) -> StoreError:
+        return StoreError(f"{self.source}:{self.element.sourceline or 0}: {reason}")
+
+    def number(self, key: str) -> int:
+        try:
+            return names.number(self.values.get(key, ""))
+        except CasemateError as error:
+            raise self.fail(f"{key}: {error}") from error
+
+    def reference(self, key: str) -> int | None:
+        return None if self.values.get(key, "None") == "None" else self.number(key)
+
+    def literal(self, key: str, kind: type) -> object:
+        """A value written as a Python literal; nothing of it is ever executed."""
+        text = self.values.get(key)
+        if not text:
+            return kind()
+        try:
+            found = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise self.fail(f"{key} is not a plain value") from error
+        if not isinstance(found, kind):
+            raise self.fail(f"{key} is not a {kind.__name__}")
+        return found
+
+
+def read_r3(data: bytes, source: str = "qubes.xml") -> tuple[System, list[str]]:
+    """The system that an R3 file describes, and in words what of it has no place here; raises StoreError."""
+    root = parse(data, source)
+    if root.tag != "QubesVmCollection":
+        raise StoreError(f"{source}: the root element is {printable(str(root.tag), 40)!r}, not 'QubesVmCollection'")
+    notes: list[str] = []
+    old = []
+    for element in root:
+        if element.tag in CLASS_OF:
+            try:
+                old.append(_Old(element, source))
+            except CasemateError as error:
+                if isinstance(error, StoreError):
+                    raise
+                raise StoreError(f"{source}:{element.sourceline or 0}: {error}") from error
+        else:
+            notes.append(f"line {element.sourceline}: {printable(str(element.tag), 40)} is not known; left out")
+    by_qid = {one.qid: one for one in old}
+    if len(by_qid) != len(old):
+        raise StoreError(f"{source}: a qid is used twice")
+    system = System.initial()
+    try:
+        for one in old:
+            if CLASS_OF[one.tag] is not None:
+                _add(system, one, by_qid, notes)
+        _globals(system, _attributes(root), by_qid, notes)
+        for one in old:
+            if CLASS_OF[one.tag] is not None:
+                _connect(system, one, by_qid)
+    except CasemateError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{source}: {error}") from error
+    system.next_qid = max((*by_qid, 0)) + 1
+    system.changes.clear()
+    return system, notes
+
+
+def _attributes(element: etree._Element) -> dict[str, str]:
+    return {str(key): str(value) for key, value in element.items()}
+
+
+def _add(system: System, one: _Old, by_qid: Mapping[int, _Old], notes: list[str]) -> None:
+    """The qube itself; what refers to others comes later, when all are there."""
+    klass = CLASSES[str(CLASS_OF[one.tag])]
+    template = one.reference("template_qid")
+    if klass.class_name == "StandaloneVM" and template is not None:
+        klass = CLASSES["AppVM"]
+    elif klass.has("template") and template is None:
+        klass = CLASSES["StandaloneVM"]
+    label = one.values.get("label", "red")
+    values: dict[str, Stored] = {
+        "name": one.name,
+        "qid": one.qid,
+        "uuid": UUID(one.values["uuid"]) if one.values.get("uuid") else uuid5(_NAMESPACE, f"{one.qid} {one.name}"),
+        "label": _LABELS.get(label, label),
+    }
+    if values["label"] not in system.labels:
+        raise one.fail(f"{one.name}: no such label: {printable(label, 40)!r}")
+    domain = klass(system, values)
+    domain.load_state({}, {"created-by-dom0"}, {name: rule.new(one.name, name, "default")
+                                                for name, rule in klass.layout.items()})  # fmt: skip
+    system.domains.insert(domain)
+    if klass.has("template"):
+        base = by_qid.get(template or 0)
+        if base is None:
+            raise one.fail(f"{one.name}: no qube has the qid of its template, {template}")
+        domain.state.values["template"] = base.name
+    for name in _SAME:
+        text = one.values.get(name)
+        if text and text != "None" and domain.has(name):
+            domain.set_text(name, text)
+    if one.values.get("uses_default_kernelopts") == "True":
+        domain.state.values.pop("kernelopts", None)
+    if one.values.get("uses_default_kernel") != "True" and one.values.get("kernel") and domain.has("kernel"):
+        kernel = one.values["kernel"]
+        domain.set_text("kernel", "" if kernel == "None" else kernel)
+    if one.tag in _HVM:
+        domain.set_text("virt_mode", "hvm")
+    if one.tag in _NET:
+        domain.set_text("provides_network", "True")
+    for service, enabled in sorted(_mapping(one.literal("services", dict))):
+        domain.features.set(f"service.{service}", "1" if enabled else "")
+    devices = one.literal("pcidevs", list)
+    if devices:
+        notes.append(f"{one.name}: PCI devices {printable(str(devices), 200)} have to be assigned again")
+
+
+def _mapping(found: object) -> list[tuple[str, bool]]:
+    return [(str(key), bool(value)) for key, value in found.items()] if isinstance(found, dict) else []
+
+
+def _globals(system: System, given: Mapping[str, str], by_qid: Mapping[int, _Old], notes: list[str]) -> None:
+    for key, name in _GLOBALS.items():
+        text = given.get(key, "None")
+        if text == "None":
+            continue
+        target = by_qid.get(names.number(text))
+        if target is None:
+            notes.append(f"{key}: no qube has qid {printable(text, 20)}; left out")
+        elif target.qid:
+            system.set(name, target.name)
+    if given.get("default_kernel", "None") != "None":
+        system.set_text("default_kernel", given["default_kernel"])
+    firewall = given.get("default_fw_netvm", "None")
+    if firewall != "None":
+        notes.append("default_fw_netvm is no setting any more; the qubes' own netvm says the same")
+
+
+def _connect(system: System, one: _Old, by_qid: Mapping[int, _Old]) -> None:
+    """The qube's network, as it was in fact: defaults of old differed between classes."""
+    domain: Domain = system.domains[one.name]
+    if not domain.has("netvm"):
+        return
+    if one.values.get("uses_default_netvm") == "True" and one.tag not in _NET:
+        return
+    qid = one.reference("netvm_qid")
+    target = None if qid is None else by_qid.get(qid)
+    domain.set_text("netvm", "" if target is None or target.qid == 0 else target.name)
