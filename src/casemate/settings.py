@@ -3,33 +3,105 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
 
 from casemate.wire.errors import ValueInvalidError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import NoReturn
 
 HYPERVISORS = ("embed", "session", "system")
 
 
-@dataclass(frozen=True)
 class Settings:
-    """Where things live and which hypervisor runs the qubes.
+    """Where things live and which hypervisor runs the qubes. Immutable; equal when all of it is equal.
 
     ``state`` holds what must be kept (store, volumes, policy, kernels), ``run`` what dies with the host's uptime
     (sockets, pid files), ``cache`` what can be made again (built templates, probes), shared by all states.
     ``prefix`` starts the name of every libvirt domain of this state, so that two states never meet.
+
+    Paths are kept as text and become ``Path`` when asked for: importing dataclasses and pathlib would take a tool that
+    only wants a socket's address longer than all the rest of its work.
     """
 
-    state: Path
-    run: Path
-    cache: Path
-    hypervisor: str = "embed"
-    prefix: str = "casemate-"
+    __slots__ = ("_cache", "_run", "_state", "hypervisor", "prefix")
+
+    _state: str
+    _run: str
+    _cache: str
+    hypervisor: str
+    prefix: str
+
+    def __init__(
+        self,
+        state: Path | str,
+        run: Path | str,
+        cache: Path | str,
+        hypervisor: str = "embed",
+        prefix: str = "casemate-",
+    ) -> None:
+        for name, value in (
+            ("_state", _plain(os.fspath(state))),
+            ("_run", _plain(os.fspath(run))),
+            ("_cache", _plain(os.fspath(cache))),
+            ("hypervisor", hypervisor),
+            ("prefix", prefix),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"settings do not change: {name}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"settings do not change: {name}")
+
+    def __reduce__(self) -> tuple[type[Settings], tuple[str, ...]]:
+        return Settings, self._key()
+
+    def _key(self) -> tuple[str, ...]:
+        return (self._state, self._run, self._cache, self.hypervisor, self.prefix)
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Settings) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return "Settings(state={!r}, run={!r}, cache={!r}, hypervisor={!r}, prefix={!r})".format(*self._key())
+
+    @property
+    def state(self) -> Path:
+        """Directory of what must be kept."""
+        from pathlib import Path
+
+        return Path(self._state)
+
+    @property
+    def run(self) -> Path:
+        """Directory of what dies with the host's uptime."""
+        from pathlib import Path
+
+        return Path(self._run)
+
+    @property
+    def cache(self) -> Path:
+        """Directory of what can be made again."""
+        from pathlib import Path
+
+        return Path(self._cache)
 
     @property
     def store_file(self) -> Path:
         """The collection of qubes."""
         return self.state / "qubes.xml"
+
+    @property
+    def api_address(self) -> str:
+        """The path of the Admin API's socket, as text."""
+        return f"{self._run}/qubesd.sock"
 
     @property
     def api_socket(self) -> Path:
@@ -45,6 +117,10 @@ class Settings:
         """Run-time directory of one running qube: its channel, link, database and console sockets."""
         return self.run / "qubes" / name
 
+    def link_address(self, name: str) -> str:
+        """The path of a qube's link's socket, as text."""
+        return f"{self._run}/qubes/{name}/link.sock"
+
     def link_socket(self, name: str) -> Path:
         """Socket of a qube's link: one qrexec call per connection."""
         return self.qube_run(name) / "link.sock"
@@ -56,45 +132,51 @@ class Settings:
     def environment(self) -> dict[str, str]:
         """The environment variables that make another process use these settings."""
         return {
-            "CASEMATE_STATE": str(self.state),
-            "CASEMATE_RUN": str(self.run),
-            "CASEMATE_CACHE": str(self.cache),
+            "CASEMATE_STATE": self._state,
+            "CASEMATE_RUN": self._run,
+            "CASEMATE_CACHE": self._cache,
             "CASEMATE_HYPERVISOR": self.hypervisor,
             "CASEMATE_PREFIX": self.prefix,
         }
 
 
-def load(environ: dict[str, str] | None = None) -> Settings:
+def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from the environment: ``CASEMATE_STATE`` moves everything, the others move one thing each.
 
     As root the defaults are ``/var/lib/casemate``, ``/run/casemate`` and ``/var/cache/casemate``; as another user
     the XDG directories. Where only the state is named, run time lies in ``STATE/run``.
     """
-    env = dict(os.environ) if environ is None else environ
-    home = Path(env.get("HOME", "/"))
+    env = os.environ if environ is None else environ
+    home = env.get("HOME") or "/"
     root = os.geteuid() == 0
-    default_state = (
-        Path("/var/lib/casemate") if root else Path(env.get("XDG_DATA_HOME") or home / ".local/share") / "casemate"
+    state = env.get("CASEMATE_STATE") or (
+        "/var/lib/casemate" if root else f"{env.get('XDG_DATA_HOME') or f'{home}/.local/share'}/casemate"
     )
-    state = Path(env.get("CASEMATE_STATE") or default_state)
-    if env.get("CASEMATE_RUN"):
-        run = Path(env["CASEMATE_RUN"])
-    elif env.get("CASEMATE_STATE"):
-        run = state / "run"
-    elif root:
-        run = Path("/run/casemate")
-    else:
-        run = Path(env["XDG_RUNTIME_DIR"]) / "casemate" if env.get("XDG_RUNTIME_DIR") else state / "run"
-    default_cache = (
-        Path("/var/cache/casemate") if root else Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "casemate"
+    run = env.get("CASEMATE_RUN")
+    if not run and not env.get("CASEMATE_STATE"):
+        runtime = env.get("XDG_RUNTIME_DIR")
+        run = "/run/casemate" if root else f"{runtime}/casemate" if runtime else None
+    cache = env.get("CASEMATE_CACHE") or (
+        "/var/cache/casemate" if root else f"{env.get('XDG_CACHE_HOME') or f'{home}/.cache'}/casemate"
     )
     hypervisor = env.get("CASEMATE_HYPERVISOR") or "embed"
     if hypervisor not in HYPERVISORS:
         raise ValueInvalidError(f"CASEMATE_HYPERVISOR must be one of {', '.join(HYPERVISORS)}, not {hypervisor!r}")
     return Settings(
-        state=state.absolute(),
-        run=run.absolute(),
-        cache=Path(env.get("CASEMATE_CACHE") or default_cache).absolute(),
+        state=_absolute(state),
+        run=_absolute(run or f"{state}/run"),
+        cache=_absolute(cache),
         hypervisor=hypervisor,
         prefix=env.get("CASEMATE_PREFIX") or "casemate-",
     )
+
+
+def _plain(path: str) -> str:
+    """As ``Path`` writes it: no double slashes, no dots; nothing is resolved."""
+    start = "/" if path.startswith("/") else ""
+    return start + "/".join(part for part in path.split("/") if part not in ("", ".")) or "."
+
+
+def _absolute(path: str) -> str:
+    """As ``Path.absolute``: nothing is resolved, a symbolic link stays one."""
+    return path if path.startswith("/") else f"{os.getcwd()}/{path}"  # noqa: PTH109

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from types import TracebackType
 
 from casemate.client.qubes import Qubes
 from casemate.pump.call import connect
@@ -19,11 +18,15 @@ from casemate.wire.errors import (
 from casemate.wire.names import qube_name
 from casemate.wire.qrexec import Command, exec_message
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
 
 def open_call(qubes: Qubes, name: str, command: Command, autostart: bool) -> socket.socket:
     """The stream of a call that was sent to the qube. The daemon is only asked where the qube does not run."""
     message = exec_message(command.cmdline())
-    path = qubes.transport.settings.link_socket(qube_name(name))
+    path = qubes.transport.settings.link_address(qube_name(name))
     try:
         sock = connect(path)
     except DisconnectedError:

@@ -43,7 +43,7 @@ def _template(args: argparse.Namespace, qubes: Qubes) -> int:
         print(f"Template {name} is there already")
         return 0
     # The long part is a program of its own that shows its progress; what it makes stays in the cache.
-    build = [sys.executable, "-m", "casemate.host.prepare", args.kind]
+    build = [sys.executable, "-P", "-m", "casemate.host.prepare", args.kind]
     environment = {**os.environ, **load().environment()}
     done = subprocess.run(build, env=environment, check=False)
     if done.returncode != 0:

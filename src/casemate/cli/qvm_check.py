@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from casemate.cli import tool
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PROG = "qvm-check"
 SOME = 3

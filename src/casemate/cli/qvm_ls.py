@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from casemate.cli import tool
 from casemate.cli.table import raw, table
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
 
-PROG = "qvm-ls"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-Entry = dict[str, Any]
+    Entry = dict[str, Any]
+
+PROG = "qvm-ls"
 
 FORMATS = {
     "simple": ("name", "state", "class", "label", "template", "netvm"),

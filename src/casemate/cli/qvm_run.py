@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from casemate.cli import tool
 from casemate.cli.calling import Disposable, open_call
@@ -15,6 +14,10 @@ from casemate.pump.call import run_call, run_call_with
 from casemate.wire import qrexec
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, DisconnectedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PROG = "qvm-run"
 

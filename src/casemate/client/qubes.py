@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from typing import Any
-
 from casemate.client.transport import Transport
 from casemate.wire.admin import ADMIN, ListedQube, PropertyValue, parse_list, parse_properties, parse_property
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
 
 
 class Qubes:
@@ -33,6 +34,8 @@ class Qubes:
         qubes: Iterable[str] | None = None,
     ) -> list[dict[str, Any]]:
         """All qubes with what is asked for (None: all properties, all features), in one call."""
+        import json  # here: most tools do not need it
+
         wish: dict[str, Any] = {
             "properties": None if properties is None else sorted(set(properties)),
             "features": None if features is None else sorted(set(features)),
@@ -45,6 +48,8 @@ class Qubes:
 
     def status(self) -> dict[str, Any]:
         """What the daemon says about its host."""
+        import json
+
         found: dict[str, Any] = json.loads(self.call("admin.casemate.Status"))
         return found
 

@@ -14,7 +14,8 @@ from casemate.settings import Settings, load
 from casemate.wire.admin import ADMIN, Event, EventReader, build_request, parse_reply
 from casemate.wire.errors import DaemonAccessError, printable
 
-DAEMON = (sys.executable, "-m", "casemate.daemon.main")
+DAEMON = (sys.executable, "-P", "-m", "casemate.daemon.main")
+"""``-P``: nothing is imported from the directory that a tool happens to be called in."""
 START_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 _CHUNK = 65536
@@ -57,20 +58,20 @@ class Transport:
         if connection is not None:
             return connection
         if not self._daemon:
-            raise DaemonAccessError(f"No daemon listens on {self.settings.api_socket}")
+            raise DaemonAccessError(f"No daemon listens on {self.settings.api_address}")
         return self._start_daemon()
 
     def _try_connect(self) -> socket.socket | None:
         """A connection, or None where there is no daemon."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.connect(os.fspath(self.settings.api_socket))
+            connection.connect(self.settings.api_address)
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             return None
         except OSError as error:
             connection.close()
-            raise DaemonAccessError(f"{self.settings.api_socket}: {error.strerror or error}") from error
+            raise DaemonAccessError(f"{self.settings.api_address}: {error.strerror or error}") from error
         return connection
 
     def _start_daemon(self) -> socket.socket:

@@ -5,9 +5,6 @@ One connection carries one request, ended by the client's half-close, and one re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
-
 from casemate.wire import names
 from casemate.wire.errors import (
     CasemateError,
@@ -18,6 +15,13 @@ from casemate.wire.errors import (
     all_errors,
     printable,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import NamedTuple as Record
+else:
+    from casemate.wire.records import Record
 
 MAX_REQUEST = 65536
 """Most bytes of header, NUL and payload together."""
@@ -35,7 +39,7 @@ _UNFORMATTED = frozenset({ProtocolError.wire_name, PermissionDeniedError.wire_na
 """Error types whose text upstream's clients show as it is; the text of all others goes through ``%``."""
 
 
-class Request(NamedTuple):
+class Request(Record):
     """One call: ``METHOD+ARG`` by ``source`` on ``dest``."""
 
     method: str
@@ -166,7 +170,7 @@ def _by_wire_name() -> Mapping[str, type[CasemateError]]:
 # ---------------------------------------------------------------------------------------------------------- events
 
 
-class Event(NamedTuple):
+class Event(Record):
     """One frame of a subscription; ``subject`` is a qube's name, or empty for the system."""
 
     subject: str
@@ -239,7 +243,7 @@ class EventReader:
 # ------------------------------------------------------------------------------------------------ properties, lists
 
 
-class PropertyValue(NamedTuple):
+class PropertyValue(Record):
     """A property on the wire; ``default`` is None in an answer that does not say whether it is the default."""
 
     default: bool | None
@@ -298,7 +302,7 @@ def parse_properties(content: str) -> dict[str, PropertyValue]:
     return found
 
 
-class ListedQube(NamedTuple):
+class ListedQube(Record):
     """One line of ``admin.vm.List``."""
 
     name: str
