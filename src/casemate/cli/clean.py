@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -66,6 +68,10 @@ def clean_state(settings: Settings) -> None:
     """End what runs, then remove the state and run-time directories. The cache of built templates stays."""
     _end({pid for pid in _recorded(settings.run / "casemated.pid") if _is_ours(pid)}, signal.SIGTERM)
     _end(set(machines_of(settings)), signal.SIGTERM)
+    if settings.hypervisor != "embed" and settings.store_file.exists():
+        # The embedded driver's definitions go with the state; another libvirt has to be told.
+        environment = {**os.environ, **settings.environment()}
+        subprocess.run([sys.executable, "-m", "casemate.host.forget"], env=environment, check=False)
     links: set[int] = set()
     if (settings.run / "qubes").is_dir():
         for path in (settings.run / "qubes").glob("*.link"):
