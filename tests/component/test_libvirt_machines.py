@@ -150,6 +150,7 @@ def test_machine_is_confined_and_ends_when_told(
     owner = Owner(settings)
     owners.append(owner)
     assert owner.do("start_paused", **machine) is None
+    assert owner.do("start_paused", **machine)["error"] == "NotHaltedError"
     pid = qemu_of(settings, "work")
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert (status["CapEff"].strip("0"), status["NoNewPrivs"], status["Seccomp"]) == ("", "1", "2")

@@ -20,7 +20,7 @@ from casemate.host.libvirt_errors import code_of, translated
 from casemate.host.process import is_subreaper, watch_orphans
 from casemate.host.tsc import tsc_khz
 from casemate.settings import Settings
-from casemate.wire.errors import HypervisorError
+from casemate.wire.errors import HypervisorError, NotHaltedError
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +175,8 @@ class LibvirtMachines(Hypervisor):
 
         def work(connection: Any) -> None:
             domain = self._define(connection, spec, self._xml(_with_clock(spec)))
+            if domain.isActive():
+                raise NotHaltedError(f"{spec.name} is running")
             qemu_access.grant(spec)
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
             try:
