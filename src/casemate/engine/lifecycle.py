@@ -272,7 +272,9 @@ class Lifecycle:
                 if netvm is not None and self.states.of(netvm.name) is PowerState.HALTED:
                     await self.start(netvm.name)
                 self._bus.say(name, "domain-pre-spawn")
-                await take_up(self._steps, Start(domain))
+                start = Start(domain)
+                await take_up(self._steps, start)
+                log.info("%s: started: %s", name, ", ".join(f"{k} {v:.2f} s" for k, v in start.seconds.items()))
             except BaseException as error:
                 self.states.put(name, domain.uuid, PowerState.HALTED)
                 self._halted[name].set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ class Start:
 
     domain: Domain
     disks: dict[str, Disk] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each step took, for the log."""
 
 
 class Step(Protocol):
@@ -38,7 +41,9 @@ async def take_up(steps: Sequence[Step], start: Start) -> None:
     async with AsyncExitStack() as undo:
         for step in steps:
             undo.push_async_callback(step.down, start.domain)
+            begin = time.monotonic()
             await step.up(start)
+            start.seconds[type(step).__name__.removesuffix("Step").lower()] = time.monotonic() - begin
         undo.pop_all()
 
 
