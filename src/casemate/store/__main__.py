@@ -106,7 +106,7 @@ def _hold(store: Store, args: argparse.Namespace) -> int:
 
 
 def _save_many(store: Store, args: argparse.Namespace) -> int:
-    """Count up, save, wait, change again, save, as often as asked; the twin follows at the very end."""
+    """Count up and save, as often as asked but once; the twin follows in the last save."""
     with store.write(args.timeout) as transaction:
         for _ in range(args.saves - 1):
             features = transaction.system.admin.features
@@ -117,8 +117,7 @@ def _save_many(store: Store, args: argparse.Namespace) -> int:
                 sys.stdin.readline()
             time.sleep(args.pause)
         features = transaction.system.admin.features
-        value = str(int(features.get(args.feature, "0")) + 1)
-        features.set(args.feature, value)
+        value = features.get(args.feature, "0")
         features.set(f"{args.feature}.twin", value)
     _say(value)
     return 0
