@@ -31,6 +31,7 @@ bench: setup ## measure, as ratios within one run; the table goes to docs/refere
 
 docs: setup ## write the generated reference pages anew
 	@$(PYTHON) -m casemate.api.reference docs/reference
+	@$(PYTHON) -m casemate.cli.reference docs/reference
 
 clean: ## end and remove everything that the tour and the tests of this checkout made; built templates stay
 	@bin/casemate clean

@@ -97,8 +97,8 @@ def _tour(_args: argparse.Namespace, _qubes: Qubes) -> int:
     return tour()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0; 1 for what went wrong; 2 for a wrong command line or a key that is not there."""
+def make_parser() -> tool.Parser:
+    """What the command line may be; ``body`` is set by each command."""
     parser = tool.Parser(PROG, "Look after Casemate itself.")
     commands = parser.add_subparsers(
         dest="what", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
@@ -123,4 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     clean = commands.add_parser("clean", help="end and remove what the tour has made")
     clean.add_argument("--all", action="store_true", help="remove also all qubes of this user, with their data")
     clean.set_defaults(body=_clean)
-    return tool.run(parser, lambda args, qubes: int(args.body(args, qubes)), argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0; 1 for what went wrong; 2 for a wrong command line or a key that is not there."""
+    return tool.run(make_parser(), lambda args, qubes: int(args.body(args, qubes)), argv)

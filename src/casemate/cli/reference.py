@@ -1,0 +1,111 @@
+"""``python -m casemate.cli.reference DIR``: the reference page of all tools, from what they say about themselves."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import pkgutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import casemate.cli
+from casemate.agent.entry import TOOLS as GUEST_TOOLS
+from casemate.agent.entry import main as guest_main
+from casemate.cli import casemate as own_tool
+from casemate.cli.entry import TOOLS, find
+
+NOTE = "<!-- Written by `make docs` from the code: do not edit. -->"
+_WIDTH = "100"
+
+
+def names() -> list[str]:
+    """Every tool of the host by name."""
+    modules = {found.name for found in pkgutil.iter_modules(casemate.cli.__path__)}
+    return sorted({*TOOLS, *(name.replace("_", "-") for name in modules if name.startswith("qvm_"))})
+
+
+def _help_of(name: str) -> str:
+    tool = find(name)
+    if tool is None:
+        raise LookupError(name)
+    output = io.StringIO()
+    with _narrow(), contextlib.redirect_stdout(output):
+        tool(["--help"])
+    return output.getvalue()
+
+
+@contextlib.contextmanager
+def _narrow() -> Iterator[None]:
+    """argparse looks there for the width of its lines."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = _WIDTH
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _own_help() -> Iterator[str]:
+    """``casemate`` and each of its commands."""
+    with _narrow():
+        waiting: list[argparse.ArgumentParser] = [own_tool.make_parser()]
+        while waiting:
+            parser = waiting.pop(0)
+            yield parser.format_help()
+            for action in parser._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    waiting[:0] = action.choices.values()
+
+
+def _guest_help(name: str) -> str:
+    """What a guest's tool says to an option that it does not have."""
+    output = io.StringIO()
+    with contextlib.redirect_stderr(output):
+        guest_main([name, "--help"])
+    text = output.getvalue()
+    return text[text.index("usage:") :]
+
+
+def _block(text: str) -> str:
+    return "```\n" + text.strip("\n") + "\n```"
+
+
+def page() -> str:
+    """The text of the page."""
+    parts = [
+        NOTE,
+        "# Tools",
+        "Each tool also takes `-v`, `-q`, `--version` and `--help`. Exit statuses: [errors](errors.md).",
+        "## On the host",
+        "### casemate",
+    ]
+    parts += [_block(text) for text in _own_help()]
+    for name in names():
+        parts += [f"### {name}", _block(_help_of(name))]
+    parts.append("## In a qube")
+    # The other names are for the agent's own use.
+    shown = (name for name in GUEST_TOOLS if name.startswith(("qvm-", "qrexec-", "qubesdb-")))
+    texts = dict.fromkeys(_block(_guest_help(name)) for name in shown)
+    return "\n\n".join([*parts, *texts]) + "\n"
+
+
+def main(argv: list[str]) -> int:
+    """Write the page to the directory that the first argument names."""
+    if len(argv) != 1:
+        sys.stderr.write("usage: python -m casemate.cli.reference DIR\n")
+        return 2
+    path, text = Path(argv[0]) / "tools.md", page()
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+        print(f"{path} is written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

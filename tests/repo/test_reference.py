@@ -1,0 +1,77 @@
+"""The committed pages of docs/reference are what `make docs` writes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from casemate.api import reference
+from casemate.api.limits import LIMITS
+from casemate.api.method import METHODS
+from casemate.cli import reference as tools
+from casemate.model.classes import CLASSES
+from casemate.wire.errors import CasemateError
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ROOT / "docs" / "reference"
+
+
+@pytest.mark.parametrize("name", sorted(reference.PAGES))
+def test_page_is_fresh(name: str) -> None:
+    assert (PAGES / name).read_text() == reference.PAGES[name](), f"{name} is stale: run `make docs`"
+
+
+def test_page_of_tools_is_fresh() -> None:
+    assert (PAGES / "tools.md").read_text() == tools.page(), "tools.md is stale: run `make docs`"
+
+
+def test_every_tool_has_a_program_and_a_section() -> None:
+    programs = {path.name for path in (ROOT / "bin").iterdir()} - {"casemate", "casemated"}
+    assert programs <= set(tools.names())
+    sections = set(re.findall(r"^### (\S+)$", tools.page(), re.M))
+    assert sections == {"casemate", *tools.names()}
+
+
+def test_every_method_is_on_the_page() -> None:
+    shown = re.findall(r"^\| `(\S+)` \|", reference.methods(), re.M)
+    assert {name for pattern in shown for name in expand(pattern)} == set(METHODS)
+
+
+def expand(pattern: str) -> list[str]:
+    """The names that ``a.{b,c}`` stands for."""
+    before, found, rest = pattern.partition("{")
+    if not found:
+        return [pattern]
+    choices, _, after = rest.partition("}")
+    return [before + choice + tail for choice in choices.split(",") for tail in expand(after)]
+
+
+def test_every_property_of_every_class_is_on_the_page() -> None:
+    page = reference.properties()
+    for cls in CLASSES.values():
+        for name, prop in cls.properties().items():
+            assert f"| `{name}` |" in page
+            assert prop.doc.strip(), name
+
+
+def test_every_error_has_a_meaning() -> None:
+    for line in reference.errors().splitlines():
+        if line.startswith("| `"):
+            meaning = line.strip("| ").rpartition("|")[2].strip()
+            assert len(meaning) > 5, line
+    assert "CasemateError" in reference.errors() and CasemateError.wire_name in reference.errors()
+
+
+def test_every_limit_is_positive() -> None:
+    for section in LIMITS.values():
+        for limit in section:
+            assert limit.value() > 0, limit.what
+
+
+def test_relative_links_lead_somewhere() -> None:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+            if not re.match(r"[a-z]+:", target):
+                assert (path.parent / target).exists(), f"{path.name} links to {target}"
