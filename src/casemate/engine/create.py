@@ -135,7 +135,6 @@ class Creator:
                 await pool.remove(volume)
             await self._hypervisor.undefine(domain.uuid)
             self._intents.forget(intent)
-        self._lifecycle.locks.pop(name, None)
 
     def _forget(self, name: str) -> None:
         with self._store.write() as transaction:

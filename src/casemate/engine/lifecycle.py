@@ -14,6 +14,7 @@ from casemate.engine.bus import Bus
 from casemate.engine.content import database_content
 from casemate.engine.links import Links, LinkSpec
 from casemate.engine.machine import TARGETS, group_of, machine_spec, owner_of
+from casemate.engine.operations import OperationLocks
 from casemate.engine.states import States
 from casemate.engine.steps import Start, Step, take_down, take_up
 from casemate.host.hypervisor import Disk, EventKind, Hypervisor, MachineEvent, MachineInfo, PowerState
@@ -226,7 +227,7 @@ class Lifecycle:
         self._links = links
         self._bus = bus
         self.states = states
-        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.locks = OperationLocks()
         """The operation lock of each qube. Lock order: this, then the store; never back."""
         self._halted: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -258,19 +259,21 @@ class Lifecycle:
         domain = self.domain(name)
         if domain.klass in ("AdminVM", "RemoteVM"):
             raise NotHaltedError(f"{name} always runs")
+        # The net qube first and on its own: whoever waits for its lock must not hold another.
+        netvm = domain.netvm
+        halted = [one for one in (domain, netvm) if one is not None and self.states.of(one.name) is PowerState.HALTED]
+        if netvm is not None and len(halted) == 2 and not self._must_not_start(domain):
+            await self.start(netvm.name)
         async with self.locks[name]:
             domain = self.domain(name)
             if self.states.of(name) is not PowerState.HALTED:
                 return
-            if domain.features.get("prohibit-start"):
+            if self._must_not_start(domain):
                 raise StartError(f"{name} must not be started: {domain.features['prohibit-start']}")
-            netvm = domain.netvm
             self._halted[name].clear()
             self.states.put(name, domain.uuid, PowerState.TRANSIENT)
             self._bus.say(name, "domain-pre-start", mem_required=str(domain.memory << 20))
             try:
-                if netvm is not None and self.states.of(netvm.name) is PowerState.HALTED:
-                    await self.start(netvm.name)
                 self._bus.say(name, "domain-pre-spawn")
                 start = Start(domain)
                 await take_up(self._steps, start)
@@ -298,6 +301,10 @@ class Lifecycle:
             await self._settle(name)
         else:
             self.states.set_all([info])
+
+    @staticmethod
+    def _must_not_start(domain: Domain) -> bool:
+        return bool(domain.features.get("prohibit-start"))
 
     # -- stop
 

@@ -92,6 +92,9 @@ class _EventThread:
 class LibvirtMachines(Hypervisor):
     """Machines of one installation, by the prefix of their names. Make one with connect()."""
 
+    undefine_flags: int = _UNDEFINE
+    """What to forget with a definition."""
+
     def __init__(self, uri: str, prefix: str) -> None:
         self._uri = uri
         self._prefix = prefix
@@ -163,7 +166,7 @@ class LibvirtMachines(Hypervisor):
 
         def work(connection: Any) -> None:
             try:
-                connection.lookupByUUID(uuid.bytes).undefineFlags(_UNDEFINE)
+                connection.lookupByUUID(uuid.bytes).undefineFlags(self.undefine_flags)
             except libvirt.libvirtError as error:
                 if code_of(error) not in _ABSENT:
                     raise
@@ -178,7 +181,7 @@ class LibvirtMachines(Hypervisor):
             if domain.isActive():
                 raise NotHaltedError(f"{spec.name} is running")
             qemu_access.grant(spec)
-            domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+            self._create(domain)
             try:
                 qemu_access.hand_over(spec)
             except OSError as error:
@@ -186,6 +189,10 @@ class LibvirtMachines(Hypervisor):
                 raise HypervisorError(f"Cannot start {spec.name}: {error}") from error
 
         await self._call(f"start {spec.name}", work)
+
+    def _create(self, domain: Any) -> None:
+        """Create a defined machine, paused: libvirt's drivers differ in how."""
+        domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
 
     def _xml(self, spec: MachineSpec) -> str:
         libvirt_embed.check_socket_path(spec.channel, f"the channel of {spec.name}")
@@ -209,7 +216,7 @@ class LibvirtMachines(Hypervisor):
         if namesake.UUID() == spec.uuid.bytes or namesake.isActive():
             return False
         log.warning("forgetting the machine %s of an earlier qube of that name", namesake.name())
-        namesake.undefineFlags(_UNDEFINE)
+        namesake.undefineFlags(self.undefine_flags)
         return True
 
     async def resume(self, uuid: UUID) -> None:

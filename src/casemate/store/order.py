@@ -7,6 +7,7 @@ for it; with the variable set that is a LockOrderError at once, every time, not 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextvars import ContextVar, Token
 
@@ -17,25 +18,37 @@ Place = tuple[int, str]
 
 ENABLED = os.environ.get("CASEMATE_DEBUG", "") not in ("", "0")
 
-_held: ContextVar[tuple[Place, ...]] = ContextVar("held locks", default=())
-"""What this task or thread holds; work given to a thread (asyncio.to_thread) takes it along."""
+_Held = tuple[object, tuple[Place, ...]]
+
+_held: ContextVar[_Held] = ContextVar("held locks", default=(None, ()))
+"""Who holds what. A thread that does a task's work (asyncio.to_thread) holds what the task does; a task or callback
+that was made meanwhile inherits the variable, but holds nothing."""
 
 
 class LockOrderError(AssertionError):
     """A lock was asked for while one of a later place is held: a fault of the program."""
 
 
-def entering(rank: int, name: str) -> Token[tuple[Place, ...]] | None:
+def _now() -> tuple[object, tuple[Place, ...]]:
+    owner, held = _held.get()
+    try:
+        task: object = asyncio.current_task()
+    except RuntimeError:  # a thread without a loop
+        return owner, held
+    return task, held if task is not None and task is owner else ()
+
+
+def entering(rank: int, name: str) -> Token[_Held] | None:
     """Note that a lock is about to be taken; LockOrderError when it must not be now."""
     if not ENABLED:
         return None
-    held = _held.get()
+    owner, held = _now()
     if held and (rank, name) <= held[-1]:
         raise LockOrderError(f"{name} (rank {rank}) is taken while {held} is held; lock order: {__doc__}")
-    return _held.set((*held, (rank, name)))
+    return _held.set((owner, (*held, (rank, name))))
 
 
-def left(token: Token[tuple[Place, ...]] | None) -> None:
+def left(token: Token[_Held] | None) -> None:
     """The lock of that token was given back."""
     if token is not None:
         _held.reset(token)
