@@ -64,6 +64,23 @@ rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/* "$1/etc/reso
 rm -f "$1/etc/machine-id" && : >"$1/etc/machine-id"
 """
 
+_CUSTOMIZE_KIND = {
+    "systemd": r"""
+set -eu
+mkdir -p "$1/etc/systemd/system-generators"
+for generator in "$1"/usr/lib/systemd/system-generators/*; do
+    ln -s /dev/null "$1/etc/systemd/system-generators/${generator##*/}"
+done
+rm -rf "$1/etc/systemd/system/getty.target.wants"
+ln -s /dev/null "$1/etc/systemd/system/getty-static.service"
+rm -f "$1/var/lib/dbus/machine-id"
+ln -s /etc/machine-id "$1/var/lib/dbus/machine-id"
+"""
+}
+"""For some kinds more. No generators: nothing is mounted, unlocked or resumed by systemd here, and each costs an
+emulated guest time before the agent can start. No logins: the console belongs to the host. No machine id: else all
+qubes of a template had the same."""
+
 # The image is made beside the directory, by the same (perhaps mapped) root, of the tree without what is mounted in it
 # (a bind mount shows only one file system); then its data goes to the descriptor that we were handed: the file behind
 # that belongs to a user whom this namespace may not know.
@@ -138,7 +155,8 @@ async def _base_image(
     settings: Settings, runner: Runner, kind: str, release: str, progress: Callable[[str], None], fresh: bool
 ) -> _Base:
     sources = debian_sources(release)
-    inputs = [_FORMAT, kind, release, sources, _CUSTOMIZE, _IMAGE, *KINDS[kind], *_EXCLUDED, *EXT4_OPTIONS]
+    hooks = _hooks(kind)
+    inputs = [_FORMAT, kind, release, sources, *hooks, _IMAGE, *KINDS[kind], *_EXCLUDED, *EXT4_OPTIONS]
     digest = hashlib.sha256("\0".join([*inputs, str(ROOT_SIZE)]).encode()).hexdigest()[:10]
     image = settings.cache / "templates" / f"{release}-{kind}-{digest}.ext4"
     facts = image.with_suffix(".json")
@@ -156,6 +174,11 @@ async def _base_image(
             progress(f"template {kind}: base image built before")
     python = json.loads(facts.read_text())["python"]
     return _Base(image, (python[0], python[1]) if python else None)
+
+
+def _hooks(kind: str) -> list[str]:
+    """What is changed in the new system before its image is made."""
+    return [_CUSTOMIZE, _CUSTOMIZE_KIND[kind]] if kind in _CUSTOMIZE_KIND else [_CUSTOMIZE]
 
 
 async def _bootstrap(
@@ -182,8 +205,7 @@ async def _bootstrap(
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
             *(f"--aptopt={line}" for line in await _proxies(runner)),
-            f"--customize-hook={_CUSTOMIZE}",
-            f"--customize-hook={make}",
+            *(f"--customize-hook={hook}" for hook in (*_hooks(kind), make)),
         ]
         keyring = archive_keyring()
         if keyring is not None:
