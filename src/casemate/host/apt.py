@@ -115,7 +115,7 @@ def _from_lines(text: str, suites: set[str]) -> list[str]:
     found: list[str] = []
     for line in text.splitlines():
         match = _ONE_LINE.match(line.split("#", 1)[0].strip())
-        if match is None or not _debian_key(match[1] or ""):
+        if match is None or not _debian_key(match[1] if "signed-by" in (match[1] or "") else ""):
             continue
         found.extend(_line(match[2], match[3], (match[4] or "").split(), suites))
     return found
@@ -145,9 +145,9 @@ def _from_deb822(text: str, suites: set[str]) -> list[str]:
     return found
 
 
-def _debian_key(options: str) -> bool:
-    """True unless a key other than those of Debian's archive is named."""
-    return "signed-by" not in options and "/" not in options or "debian-archive" in options
+def _debian_key(signed_by: str) -> bool:
+    """True unless a key other than those of Debian's archive is named, or one is embedded."""
+    return not signed_by or "debian-archive" in signed_by
 
 
 def archive_keyring() -> Path | None:

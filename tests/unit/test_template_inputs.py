@@ -1,0 +1,145 @@
+"""What goes into templates: Debian's sources only, the agent packed alike each time, one builder at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from casemate.host import apt
+from casemate.host.agent_package import TOOLS, guest_files, zipapp
+from casemate.host.build_lock import build_directory, build_lock
+from casemate.wire.errors import TemplateBuildError
+
+DEB822 = """\
+# a comment
+Types: deb deb-src
+URIs: http://mirror.example/debian
+Suites: bookworm bookworm-updates
+Components: main contrib
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://mirror.example/other
+Suites: bookworm
+Components: main
+Signed-By: /usr/share/keyrings/vendor.gpg
+
+Types: deb
+URIs: http://mirror.example/embedded
+Suites: bookworm
+Components: main
+Signed-By:
+ -----BEGIN PGP PUBLIC KEY BLOCK-----
+ .
+ mQENBF
+ -----END PGP PUBLIC KEY BLOCK-----
+
+Types: deb
+URIs: http://mirror.example/off
+Suites: bookworm
+Components: main
+Enabled: no
+"""
+
+ONE_LINE = """\
+deb http://mirror.example/debian-security bookworm-security main # security
+deb [arch=amd64] http://mirror.example/arch bookworm main
+deb [signed-by=/usr/share/keyrings/vendor.gpg] http://mirror.example/vendor bookworm main
+deb http://mirror.example/sid sid main
+deb http://mirror.example/vendor bookworm stable
+deb-src http://mirror.example/debian bookworm main
+# deb http://mirror.example/commented bookworm main
+"""
+
+
+@pytest.fixture
+def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "sources.list.d"
+    directory.mkdir()
+    monkeypatch.setattr(apt, "_SOURCES", tmp_path / "sources.list")
+    monkeypatch.setattr(apt, "_SOURCES_DIR", directory)
+    return tmp_path
+
+
+def test_only_debians_sources_of_this_release_are_handed_on(etc: Path) -> None:
+    (etc / "sources.list.d" / "debian.sources").write_text(DEB822)
+    (etc / "sources.list").write_text(ONE_LINE)
+    assert apt.debian_sources("bookworm").splitlines() == [
+        "deb http://mirror.example/debian-security bookworm-security main",
+        "deb http://mirror.example/arch bookworm main",
+        "deb http://mirror.example/debian bookworm main",
+        "deb http://mirror.example/debian bookworm-updates main",
+    ]
+
+
+def test_no_source_is_an_error_that_names_the_release(etc: Path) -> None:
+    (etc / "sources.list").write_text(ONE_LINE)
+    with pytest.raises(TemplateBuildError, match="trixie"):
+        apt.debian_sources("trixie")
+
+
+def test_agent_is_packed_the_same_each_time_and_runs(tmp_path: Path) -> None:
+    version = sys.version_info[:2]
+    packed = zipapp(version)
+    assert packed == zipapp(version)
+    names = zipfile.ZipFile(io.BytesIO(packed)).namelist()
+    assert "casemate/agent/main.pyc" in names and "casemate/wire/mux.py" in names
+    assert not any(name.startswith(("casemate/engine", "casemate/host", "casemate/model")) for name in names)
+    path = tmp_path / "agent.pyz"
+    path.write_bytes(packed)
+    tried = "import sys; sys.path.insert(0, sys.argv[1]); import casemate.agent.main as m; print(m.__file__)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", tried, str(path)], capture_output=True, text=True)
+    assert done.stdout.strip() == f"{path}/casemate/agent/main.pyc", done.stderr
+    unknown = subprocess.run([sys.executable, "-I", "-S", str(path), "no-such-tool"], capture_output=True)
+    assert unknown.returncode == 127
+
+
+def test_another_python_gets_no_bytecode() -> None:
+    assert not [n for n in zipfile.ZipFile(io.BytesIO(zipapp((3, 99)))).namelist() if n.endswith(".pyc")]
+
+
+@pytest.mark.parametrize("kind", ["lean", "systemd"])
+def test_every_tool_and_service_is_in_the_template(kind: str) -> None:
+    files = {file.path: file for file in guest_files(kind, None, b"program")}
+    assert {f"/usr/bin/{name}" for name in TOOLS} <= set(files)
+    assert files["/usr/bin/qvm-copy"].mode == 0o755
+    assert "/etc/qubes-rpc/qubes.VMShell" in files
+    assert ("/usr/lib/systemd/system/casemate-agent.service" in files) == (kind == "systemd")
+
+
+def test_one_builder_at_a_time_and_leftovers_go(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    left = tmp_path / ".result.0badc0de.building"
+    left.mkdir()
+    said: list[str] = []
+    order: list[str] = []
+
+    async def build(name: str, inside: asyncio.Event, leave: asyncio.Event) -> None:
+        async with build_lock(target, said.append):
+            order.append(name)
+            with build_directory(target) as work:
+                (work / "half").touch()
+                inside.set()
+                await leave.wait()
+
+    async def scenario() -> None:
+        first, second, leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        one = asyncio.create_task(build("one", first, leave))
+        await first.wait()
+        other = asyncio.create_task(build("other", second, leave))
+        while not said:
+            await asyncio.sleep(0)
+        assert order == ["one"] and not left.exists()
+        leave.set()
+        await asyncio.gather(one, other)
+
+    asyncio.run(scenario())
+    assert order == ["one", "other"]
+    assert said == ["waiting: another process builds result"]
+    assert [path.name for path in tmp_path.iterdir()] == [".result.lock"]
