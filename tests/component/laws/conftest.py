@@ -1,11 +1,15 @@
-"""A store for a test."""
+"""A store, or a whole daemon, for a test."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.component.laws.daemon import Lab
 from tests.component.laws.processes import run
 
 
@@ -15,3 +19,14 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "qubes.xml"
     assert run(path, "read").returncode == 0
     return path
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    directory = Path(tempfile.mkdtemp(prefix="lab", dir="/tmp"))  # noqa: S108  (unix sockets want short paths)
+    made = Lab(directory)
+    try:
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(directory)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,15 @@ from casemate.storage.pool import Owner
 from casemate.store.store import Store
 from casemate.wire.errors import DisconnectedError, StorageError
 
+MARKER = "<domain type='test'><name>marker</name><memory>1</memory><vcpu>1</vcpu><os><type>hvm</type></os></domain>"
+
 
 class TestDriver(LibvirtMachines):
     """The adapter on ``test:///default``: what the driver cannot do is said in its own words, nothing else."""
 
     undefine_flags = 0
     defined = undefined = started = 0
+    marked = threading.Event()
 
     def _xml(self, spec: MachineSpec) -> str:
         machine = head(spec, self._prefix, "test")
@@ -57,10 +61,15 @@ class TestDriver(LibvirtMachines):
             TestDriver.defined += event == libvirt.VIR_DOMAIN_EVENT_DEFINED
             TestDriver.started += event == libvirt.VIR_DOMAIN_EVENT_STARTED
             TestDriver.undefined += event == libvirt.VIR_DOMAIN_EVENT_UNDEFINED
+        elif domain.name() == "marker" and event == libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
+            self.marked.set()
         super()._hear(connection, domain, event, detail, opaque)
 
     async def names(self) -> list[str]:
-        """What libvirt lists of ours, asked without our adapter."""
+        """What libvirt lists of ours, asked without our adapter, once all its events so far have come."""
+        self.marked.clear()
+        self._connection.defineXML(MARKER).undefine()
+        await asyncio.to_thread(self.marked.wait, 10)
         return sorted(
             d.name().removeprefix(self._prefix)
             for d in self._connection.listAllDomains()
