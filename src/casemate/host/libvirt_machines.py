@@ -27,9 +27,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _THREADS = 8
+_RECONNECTS = 2
+"""How often a call is tried anew when libvirt's daemon goes away; the first may meet the old one's last breath."""
 _ABSENT = (libvirt.VIR_ERR_NO_DOMAIN,)
 _OFF = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 _LOST = (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_NO_CONNECT)
+"""Codes of a connection whose other end has gone; a reset socket has a system error of the RPC layer instead."""
 
 _STATES = {
     libvirt.VIR_DOMAIN_NOSTATE: PowerState.RUNNING,
@@ -126,17 +129,26 @@ class LibvirtMachines(Hypervisor):
                 self._connection = connection
             return self._connection
 
+    def _drop(self, connection: Any) -> None:
+        """Use this connection no more."""
+        with self._opening:
+            if self._connection is connection:
+                self._connection = None
+
     async def _call(self, action: str, work: Callable[[Any], T]) -> T:
-        """Run blocking calls of libvirt in a thread; once more when its daemon was restarted meanwhile."""
+        """Run blocking calls of libvirt in a thread; again when its daemon was restarted meanwhile."""
 
         def attempt() -> T:
             with translated(action):
-                try:
-                    return work(self._connected())
-                except libvirt.libvirtError as error:
-                    if code_of(error) not in _LOST or self._connection is None or self._connection.isAlive() == 1:
-                        raise
-                    return work(self._connected())
+                for _again in range(_RECONNECTS):
+                    connection = self._connected()
+                    try:
+                        return work(connection)
+                    except libvirt.libvirtError as error:
+                        if not _lost(error) and connection.isAlive() == 1:
+                            raise
+                        self._drop(connection)
+                return work(self._connected())
 
         return await self._loop.run_in_executor(self._pool, attempt)
 
@@ -301,6 +313,13 @@ class LibvirtMachines(Hypervisor):
     def _tell(self, event: MachineEvent) -> None:
         for callback in self._callbacks:
             callback(event)
+
+
+def _lost(error: libvirt.libvirtError) -> bool:
+    """Whether libvirt's daemon, not the machine, is what failed."""
+    return code_of(error) in _LOST or (
+        code_of(error) == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_error_domain() == libvirt.VIR_FROM_RPC
+    )
 
 
 def _with_clock(spec: MachineSpec) -> MachineSpec:
