@@ -19,11 +19,21 @@ class QubesDB:
     """A connection to the database whose socket is ``path``."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._path = str(path)
+        self._socket: socket.socket | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Connect anew: to the database as it is now, after DisconnectedError or a restart of its qube.
+
+        Nothing of the connection before is left: neither answers on their way nor watches.
+        """
+        self.close()
         self._reader = qdb.RecordReader(strict=True)
         self._events: deque[str] = deque()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._socket.connect(str(path))
+            self._socket.connect(self._path)
         except OSError as error:
             self.close()
             raise DisconnectedError(f"The database cannot be reached: {error.strerror}") from error
