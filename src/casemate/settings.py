@@ -109,6 +109,11 @@ class Settings:
         return self.run / "qubesd.sock"
 
     @property
+    def lease_socket(self) -> Path:
+        """Where a tool holds the disposables that it asked for."""
+        return self.run / "leases.sock"
+
+    @property
     def policy_dir(self) -> Path:
         """Directory of the policy's ``*.policy`` files."""
         return self.state / "policy.d"

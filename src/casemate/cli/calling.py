@@ -56,9 +56,17 @@ class Disposable:
         self._qubes = qubes
         self._template = template
         self._name = ""
+        self._lease: socket.socket | None = None
 
     def __enter__(self) -> str:
         self._name = self._qubes.call("admin.vm.CreateDisposable", "", self._template or ADMIN)
+        # The daemon ends it when this connection ends, so also when this tool is killed.
+        try:
+            self._lease = connect(str(self._qubes.transport.settings.lease_socket))
+            self._lease.sendall(self._name.encode() + b"\n")
+        except (DisconnectedError, OSError):
+            self.__exit__(None, None, None)
+            raise
         return self._name
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -74,3 +82,6 @@ class Disposable:
         except CasemateError:
             if error is None:
                 raise
+        finally:
+            if self._lease is not None:
+                self._lease.close()

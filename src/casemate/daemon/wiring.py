@@ -36,6 +36,7 @@ class Daemon:
         events = Subscriptions(store)
         self.engine.bus.subscribe(events.publish)
         self._server = Server(Context(store, self.engine, events, self.engine.status))
+        await self.engine.leases.start(settings.lease_socket)
         await self._server.start(settings.api_socket)
         return self
 

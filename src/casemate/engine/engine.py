@@ -15,6 +15,7 @@ from typing import Any
 from casemate.engine.bus import Bus
 from casemate.engine.create import Creator
 from casemate.engine.intents import Intents
+from casemate.engine.leases import Leases
 from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
 from casemate.engine.machine import TARGETS, group_of, machine_spec
@@ -71,6 +72,7 @@ class Engine:
                 run_on_host=self._run_on_host,
             ),
         )
+        self.leases = Leases(self._end_disposable)
         self.lifecycle.after_halt.append(self._remove_if_disposable)
         self.start = self.lifecycle.start
         self.shutdown = self.lifecycle.shutdown
@@ -168,6 +170,9 @@ class Engine:
         await self.broker.close_door(name)
 
     async def _end_disposable(self, name: str) -> None:
+        domain = self.store.snapshot().domains.get(name)
+        if domain is None or domain.klass != "DispVM":
+            return
         try:
             if self._states.of(name) is not PowerState.HALTED:
                 await self.lifecycle.kill(name)
@@ -219,6 +224,7 @@ class Engine:
 
     async def close(self) -> None:
         """Stop serving; qubes and links go on."""
+        await self.leases.close()
         await self.broker.close()
         await self.lifecycle.close()
         self._links.release()
