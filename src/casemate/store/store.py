@@ -10,11 +10,10 @@ import logging
 import os
 import secrets
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from casemate.model import invariants
 from casemate.model.changes import Change
@@ -86,6 +85,8 @@ class _Job(Generic[T]):
 
     def __init__(self, work: Callable[[System], T]) -> None:
         self.work = work
+        self.turn = threading.Event()
+        """Set when the change was made or refused, or when its thread is to make those that wait now."""
         self.done = False
         self.result: T
         self.error: BaseException | None = None
@@ -115,8 +116,10 @@ class Store:
         self._turning = threading.RLock()
         """Held while the cache follows the file, so that each change is announced once."""
         self._subscribers: list[Subscriber] = []
-        self._waiting: deque[_Job[object]] = deque()
-        self._leading = threading.Lock()
+        self._waiting: list[_Job[Any]] = []
+        self._leading = False
+        self._line = threading.Lock()
+        """Guards these two: who waits for a save, and whether some thread is at it."""
 
     def subscribe(self, callback: Subscriber) -> None:
         """Have ``callback`` told the changes of each commit of this process, and of others once they are seen here."""
@@ -168,20 +171,21 @@ class Store:
         falls alone. ``work`` runs in any of these threads.
         """
         job = _Job(work)
-        self._waiting.append(job)  # type: ignore[arg-type]
-        with self._leading:
-            if not job.done:
-                jobs = [self._waiting.popleft() for _ in range(len(self._waiting))]
-                try:
-                    self._commit(jobs)
-                finally:
-                    for one in jobs:
-                        one.done = True
+        with self._line:
+            self._waiting.append(job)
+            follow, self._leading = self._leading, True
+        if follow:
+            job.turn.wait()
+        if not job.done:
+            self._lead()
         if job.error is not None:
             raise job.error
         return job.result
 
-    def _commit(self, jobs: Sequence[_Job[object]]) -> None:
+    def _lead(self) -> None:
+        """Make all changes that wait; then it is the turn of one of those that have come meanwhile."""
+        with self._line:
+            jobs, self._waiting = self._waiting, []
         try:
             with self.write() as transaction:
                 for job in jobs:
@@ -191,6 +195,14 @@ class Store:
                 job.error = job.error or error
             if not isinstance(error, Exception):
                 raise
+        finally:
+            for job in jobs:
+                job.done = True
+            with self._line:
+                self._leading = bool(self._waiting)
+                following = self._waiting[:1]
+            for job in (*jobs, *following):
+                job.turn.set()
 
     def restore(self, name: str, timeout: float | None = None) -> Path | None:
         """Put a copy of ``history`` in place of the file; where a damaged file is kept now (None: it was sound)."""
@@ -236,6 +248,10 @@ class Store:
     def copies(self) -> list[Copy]:
         """What can be restored, newest first."""
         return self.history.copies()
+
+    def close(self) -> None:
+        """Close the lock's files; the next use opens them again."""
+        self._lock.close()
 
     def _announce(self, changes: Sequence[Change]) -> None:
         for callback in self._subscribers:
@@ -322,6 +338,8 @@ class Store:
                     self.history.keep()
                     files.link(self.path, previous)
                     files.rename(previous, self.history.previous)
+                    # After a crash just here both may be names of one file, and then rename(2) does nothing.
+                    files.remove(previous)
                 with self._turning:
                     files.rename(temporary, self.path)
                     self._cache = (signature, system)
