@@ -75,8 +75,7 @@ def test_modules_start_by_saying_what_they_are() -> None:
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), f"{name} has no docstring"
         assert tree.body[0].lineno == 1, f"{name} does not start with its docstring"
-        first = (ast.get_docstring(tree) or "").split("\n")[0]
-        assert first.endswith((".", ":", ",")) or first[-1].isalnum(), f"{name}: {first}"
+        assert len((ast.get_docstring(tree) or "").split("\n")[0]) > 15, f"{name} says nothing"
 
 
 def test_public_things_have_docstrings() -> None:

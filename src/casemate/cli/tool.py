@@ -23,11 +23,30 @@ class UsageError(CasemateError):
     exit_status = USAGE
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Knows the terminal's width: argparse would import shutil for it, at every argument of every tool."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_width())
+
+
+def _width() -> int:
+    """As shutil finds it: ``COLUMNS``, else the terminal's, else 80; two less, as argparse has it."""
+    text = os.environ.get("COLUMNS", "")
+    columns = int(text) if text.isascii() and text.isdecimal() else 0
+    if not columns:
+        try:
+            columns = os.get_terminal_size(sys.__stdout__.fileno()).columns if sys.__stdout__ else 0
+        except (OSError, ValueError):
+            pass
+    return (columns or 80) - 2
+
+
 class Parser(argparse.ArgumentParser):
     """A parser with the options that every tool has."""
 
     def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
-        super().__init__(prog=prog, description=description, epilog=epilog)
+        super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=_Formatter)
         self.add_argument("-v", "--verbose", action="count", default=0, help="say more")
         self.add_argument("-q", "--quiet", action="store_true", help="say less")
         self.add_argument("--version", action=_Version, help="show the version and exit")
