@@ -1,0 +1,1 @@
+"""Measurements on real machines, as ratios within one run."""
