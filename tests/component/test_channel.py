@@ -71,6 +71,34 @@ def test_a_thousand_calls_sixteen_at_once_none_lost(made: Rig) -> None:
     assert asyncio.run(many()) == [0] * 1000
 
 
+def test_three_hundred_calls_at_once_into_one_qube_are_all_served(made: Rig) -> None:
+    made.service("test.Slow", "sleep 0.2; exec cat")
+
+    async def many() -> list[tuple[int, bytes]]:
+        calls = (made.call_async("test.Slow", b"%d" % number) for number in range(300))
+        return [(status, out) for status, out, _err in await asyncio.gather(*calls)]
+
+    assert asyncio.run(many()) == [(0, b"%d" % number) for number in range(300)]
+
+
+def test_two_hundred_programs_of_a_guest_call_at_once_and_its_channel_survives(made: Rig) -> None:
+    from casemate.wire.qrexec import HEADER, SERVICE_REFUSED, trigger4
+
+    assert made.call("test.True+")[0] == 0
+    socks = []
+    for _ in range(200):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(20)
+        sock.connect(str(made.guest_run / "qrexec-agent.sock"))
+        sock.sendall(trigger4("other", "test.Nothing"))
+        socks.append(sock)
+    for sock in socks:
+        assert HEADER.unpack(sock.recv(8))[0] == SERVICE_REFUSED  # there is no broker here
+        sock.close()
+    assert made.call("test.True+")[0] == 0
+    assert "strike" not in (made.directory / "link.log").read_text()
+
+
 def test_a_reader_that_stalls_harms_no_other_call(made: Rig) -> None:
     stalled = made.caller()
     stalled.sendall(exec_message("DEFAULT:QUBESRPC test.Fill dom0"))

@@ -9,12 +9,12 @@ import sys
 
 from casemate.agent.port import find_port, open_port
 from casemate.agent.service import find_service
+from casemate.pump.callers import Callers
 from casemate.pump.channel import Channel, Stream, StreamHandler
 from casemate.pump.loop import READ, Loop
 from casemate.pump.request import FirstMessage, Listener, listen
 from casemate.pump.service import ServiceCall, refuse
 from casemate.pump.spawn import Account, spawn
-from casemate.pump.splice import Splice
 from casemate.qdb.server import DatabaseServer, DatabaseStream
 from casemate.qdb.session import Database, GuestMirror
 from casemate.wire.errors import CasemateError, ProtocolError
@@ -33,6 +33,7 @@ class Agent:
         self._fd = fd
         self._channel: Channel | None = None
         self._calls: dict[int, ServiceCall] = {}
+        self._callers = Callers(loop)
         self._accounts: dict[str, Account | None] = {}
         self._database = Database(guest=True)
         self._seeded = False
@@ -60,6 +61,7 @@ class Agent:
         self._channel = Channel(self._loop, self._fd, False, self._opened, self._session, self._lost, port=True)
 
     def _lost(self, _why: str) -> None:
+        self._callers.use(None)
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -176,11 +178,8 @@ class Agent:
         FirstMessage(self._loop, sock, GUEST_REQUESTS, self._requested)
 
     def _requested(self, sock: socket.socket, kind: int, body: bytes) -> None:
-        if self._channel is None or not self._channel.mux.connected:
-            sock.close()
-            return
-        stream = self._channel.open(CALL + message(kind, body), StreamHandler())
-        Splice(self._loop, sock, stream)
+        self._callers.use(self._channel if self._channel is not None and self._channel.mux.connected else None)
+        self._callers.add(CALL + message(kind, body), sock)
 
 
 def main(argv: list[str]) -> int:

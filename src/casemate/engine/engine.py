@@ -38,6 +38,8 @@ from casemate.wire.names import pool_name
 
 log = logging.getLogger(__name__)
 
+REFRESH_SECONDS = 2.0
+
 
 class Engine:
     """Everything that is done to qubes. One per state directory."""
@@ -72,6 +74,7 @@ class Engine:
                 run_on_host=self._run_on_host,
             ),
         )
+        self._refreshing: asyncio.Task[None] | None = None
         self.leases = Leases(self._end_disposable)
         self.lifecycle.after_halt.append(self._remove_if_disposable)
         self.start = self.lifecycle.start
@@ -212,7 +215,8 @@ class Engine:
             try:
                 if info_or_none is not None and await self.lifecycle.adopt(domain, info_or_none):
                     continue
-                await self.lifecycle.clear(domain)
+                if self._has_left_overs(domain):
+                    await self.lifecycle.clear(domain)
                 await self._remove_if_disposable(domain.name)
             except CasemateError as error:
                 log.error("%s: %s", domain.name, error)
@@ -222,8 +226,30 @@ class Engine:
             if re.split(r"[.]", path.name)[0] not in known:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
+        self._refreshing = asyncio.create_task(self._keep_fresh())
+
+    def _has_left_overs(self, domain: Domain) -> bool:
+        """True when something of a start is still there, though the qube does not run."""
+        run = self.settings.qube_run(domain.name)
+        if any(path.exists() for path in (run, run.with_suffix(".up"), run.with_suffix(".link"))):
+            return True
+        volumes = (volume for volume in domain.volumes.values() if volume is not None and volume.name in TARGETS)
+        return any(self.pools.of(volume).has_left_overs(volume) for volume in volumes)
+
+    async def _keep_fresh(self) -> None:
+        """Memory and processor time of running qubes, every few seconds, in one call."""
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            if self._states.all():
+                try:
+                    await self.refresh()
+                except CasemateError as error:
+                    log.warning("%s", error)
+
     async def close(self) -> None:
         """Stop serving; qubes and links go on."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         await self.leases.close()
         await self.broker.close()
         await self.lifecycle.close()

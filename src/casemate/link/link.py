@@ -8,13 +8,13 @@ import socket
 import sys
 import time
 
+from casemate.pump.callers import Callers
 from casemate.pump.channel import Channel, Stream, StreamHandler
 from casemate.pump.loop import READ, Loop
 from casemate.pump.request import FirstMessage, Listener, listen
 from casemate.pump.splice import Splice
 from casemate.qdb.server import DatabaseServer, DatabaseStream
 from casemate.qdb.session import Database, HostMirror
-from casemate.wire import mux
 from casemate.wire.errors import CasemateError, ProtocolError, printable
 from casemate.wire.link import CALL, CONTROL, DATABASE, MAX_CONTROL, POWER, READY, control_message, parse_object
 from casemate.wire.qrexec import (
@@ -185,6 +185,7 @@ class Link:
         self._ready: dict[str, Any] | None = None
         self._closed_why = ""
         self._waiting: list[Callable[[], None]] = []
+        self._callers = Callers(self.loop)
         self._tokens = CALL_BURST
         self._tokens_at = time.monotonic()
         self.database = Database()
@@ -223,6 +224,7 @@ class Link:
         channel, sock = self._channel, self._channel_sock
         self._channel = self._channel_sock = None
         self._ready = None
+        self._callers.use(None)
         self._database_stream = None
         if channel is not None:
             channel.close()
@@ -321,11 +323,8 @@ class Link:
             self._waiting.append(lambda: self._requested(sock, kind, body))
             return
         channel = self._channel
-        if channel is None or self._ready is None or channel.mux.own_streams() >= mux.MAX_STREAMS:
-            sock.close()
-            return
-        stream = channel.open(CALL + message(kind, body), StreamHandler())
-        Splice(self.loop, sock, stream)
+        self._callers.use(channel if self._ready is not None else None)
+        self._callers.add(CALL + message(kind, body), sock)
 
     def _control(self, sock: socket.socket, request: dict[str, Any]) -> None:
         operation = request.get("op")

@@ -67,6 +67,9 @@ class Pool(Protocol):
     def path(self, volume: Volume) -> Path:
         """Where the volume itself lies."""
 
+    def has_left_overs(self, volume: Volume) -> bool:
+        """True while something stands for the volume that ``stop`` would take away."""
+
     async def create(self, volume: Volume) -> None:
         """A new volume; a private one with an empty file system."""
 

@@ -131,6 +131,10 @@ class Qcow2Pool:
 
     # -- making and removing
 
+    def has_left_overs(self, volume: Volume) -> bool:
+        """True while something stands for the volume that ``stop`` would take away."""
+        return any(self._place(volume.vid, suffix).exists() for suffix in _SUFFIXES if suffix)
+
     async def create(self, volume: Volume) -> None:
         """A new volume, with an empty file system where the guest expects one."""
         target = self._place(volume.vid)

@@ -1,0 +1,47 @@
+"""Callers that wait for a stream of the channel: no more at once than the other end takes, none of them lost."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+
+from casemate.pump.channel import Channel, StreamHandler
+from casemate.pump.loop import Loop
+from casemate.pump.splice import Splice
+from casemate.wire import mux
+
+AT_ONCE = mux.MAX_STREAMS - 8
+"""Streams for calls; the rest is for the database and for control."""
+WAITING = 1024
+"""Callers in the queue; the next one is sent away."""
+
+
+class Callers:
+    """Joins sockets to streams. Owns the sockets that it is given."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._channel: Channel | None = None
+        self._queue: deque[tuple[bytes, socket.socket]] = deque()
+
+    def use(self, channel: Channel | None) -> None:
+        """From now on open streams on this channel; with None those who wait are sent away."""
+        self._channel = channel
+        if channel is None:
+            while self._queue:
+                self._queue.popleft()[1].close()
+        self._next()
+
+    def add(self, opening: bytes, sock: socket.socket) -> None:
+        """Open a stream for the socket, or let it wait for one."""
+        if self._channel is None or len(self._queue) >= WAITING:
+            sock.close()
+            return
+        self._queue.append((opening, sock))
+        self._next()
+
+    def _next(self, _ended: Splice | None = None) -> None:
+        channel = self._channel
+        while self._queue and channel is not None and channel.mux.connected and channel.mux.own_streams() < AT_ONCE:
+            opening, sock = self._queue.popleft()
+            Splice(self._loop, sock, channel.open(opening, StreamHandler()), self._next)
