@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from casemate.cli import tool
+from casemate.cli import store_tool, tool
 from casemate.client.qubes import Qubes
 from casemate.settings import load
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
@@ -77,6 +77,10 @@ def _qubesdb(args: argparse.Namespace, _qubes: Qubes) -> int:
     return 0
 
 
+def _store(args: argparse.Namespace, _qubes: Qubes) -> int:
+    return store_tool.run(args.command, args.name)
+
+
 def _clean(args: argparse.Namespace, _qubes: Qubes) -> int:
     from casemate.cli.clean import clean_state
     from casemate.cli.tour import tour_settings
@@ -120,6 +124,13 @@ def make_parser() -> tool.Parser:
     database.add_argument("path", nargs="?", default="/")
     database.add_argument("value", nargs="?")
     database.set_defaults(body=_qubesdb)
+    store = commands.add_parser("store", help="check the collection's file, list its earlier saves, restore one")
+    verbs = store.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser)
+    for verb, text in store_tool.COMMANDS.items():
+        one = verbs.add_parser(verb, help=text)
+        if verb == "restore":
+            one.add_argument("name", nargs="?", help="as history names it (default: the newest that is sound)")
+    store.set_defaults(body=_store, name=None)
     clean = commands.add_parser("clean", help="end and remove what the tour has made")
     clean.add_argument("--all", action="store_true", help="remove also all qubes of this user, with their data")
     clean.set_defaults(body=_clean)

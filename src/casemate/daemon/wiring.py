@@ -7,6 +7,7 @@ from types import TracebackType
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
 from casemate.api.server import Server
+from casemate.daemon.follow import Follower
 from casemate.engine.engine import Engine
 from casemate.host.files import replace_file
 from casemate.host.libvirt_machines import connect
@@ -38,10 +39,12 @@ class Daemon:
         self._server = Server(Context(store, self.engine, events, self.engine.status))
         await self.engine.leases.start(settings.lease_socket)
         await self._server.start(settings.api_socket)
+        self._follower = Follower(store)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._follower.close()
         await self._server.close()
         await self.engine.close()

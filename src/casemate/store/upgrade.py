@@ -158,21 +158,26 @@ def _add(system: System, one: _Old, by_qid: Mapping[int, _Old], notes: list[str]
     for name in _SAME:
         text = one.values.get(name)
         if text and text != "None" and domain.has(name):
-            domain.set_text(name, text)
+            _put(domain, name, text)
     if one.values.get("uses_default_kernelopts") == "True":
         domain.state.values.pop("kernelopts", None)
     if one.values.get("uses_default_kernel") != "True" and one.values.get("kernel") and domain.has("kernel"):
         kernel = one.values["kernel"]
-        domain.set_text("kernel", "" if kernel == "None" else kernel)
+        _put(domain, "kernel", "" if kernel == "None" else kernel)
     if one.tag in _HVM:
-        domain.set_text("virt_mode", "hvm")
+        _put(domain, "virt_mode", "hvm")
     if one.tag in _NET:
-        domain.set_text("provides_network", "True")
+        _put(domain, "provides_network", "True")
     for service, enabled in sorted(_mapping(one.literal("services", dict))):
         domain.features.set(f"service.{service}", "1" if enabled else "")
     devices = one.literal("pcidevs", list)
     if devices:
         notes.append(f"{one.name}: PCI devices {printable(str(devices), 200)} have to be assigned again")
+
+
+def _put(domain: Domain, name: str, text: str) -> None:
+    """Set a property without a look at others: those it refers to may not be there yet."""
+    domain.state.values[name] = domain.declaration(name).kind.parse(text)
 
 
 def _mapping(found: object) -> list[tuple[str, bool]]:
@@ -199,10 +204,12 @@ def _globals(system: System, given: Mapping[str, str], by_qid: Mapping[int, _Old
 def _connect(system: System, one: _Old, by_qid: Mapping[int, _Old]) -> None:
     """The qube's network, as it was in fact: defaults of old differed between classes."""
     domain: Domain = system.domains[one.name]
+    if domain.klass == "DispVM" and domain.template is not None:
+        _put(domain.template, "template_for_dispvms", "True")
     if not domain.has("netvm"):
         return
     if one.values.get("uses_default_netvm") == "True" and one.tag not in _NET:
         return
     qid = one.reference("netvm_qid")
     target = None if qid is None else by_qid.get(qid)
-    domain.set_text("netvm", "" if target is None or target.qid == 0 else target.name)
+    _put(domain, "netvm", "" if target is None or target.qid == 0 else target.name)

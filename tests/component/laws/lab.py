@@ -19,6 +19,7 @@ import libvirt
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
 from casemate.api.server import Server
+from casemate.daemon.follow import Follower
 from casemate.engine import engine as engine_module
 from casemate.engine.engine import Engine
 from casemate.engine.links import LinkSpec
@@ -196,6 +197,7 @@ async def serve(settings: Settings) -> None:
     engine.bus.subscribe(events.publish)
     server = Server(Context(store, engine, events, engine.status))
     await server.start(settings.api_socket)
+    follower = Follower(store)
     looking = asyncio.create_task(_look(store, machines))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -207,6 +209,7 @@ async def serve(settings: Settings) -> None:
         task.cancel()
     if looking.done() and not looking.cancelled():
         looking.result()
+    follower.close()
     await server.close()
     await engine.close()
 

@@ -72,6 +72,28 @@ def test_a_disposable_starts_while_its_caller_holds_the_exclusive_lock(lab: Lab)
     lab.qubes.set("base", "memory", "512")
 
 
+def test_a_file_edited_by_hand_reaches_those_who_listen(lab: Lab) -> None:
+    """Nobody asks the daemon for anything: it sees the new file itself, and reads it without any lock."""
+    lab.create("one")
+    notifier = subprocess.Popen(
+        [sys.executable, "-c", NOTIFIER, "property-set:memory"], env=lab.environment, stdout=subprocess.PIPE
+    )
+    lab.processes.append(notifier)
+    assert line(notifier) == "listening"
+    holder = spawn(lab.settings.store_file, "hold", "exclusive")
+    assert line(holder) == "held"
+    path = lab.settings.store_file
+    text = path.read_text().replace(
+        '<property name="name">one</property>',
+        '<property name="memory">999</property><property name="name">one</property>',
+    )
+    path.with_name("edited").write_text(text)
+    path.with_name("edited").rename(path)
+    assert b"property-set:memory one 2" in notifier.communicate(timeout=20)[0]
+    assert lab.qubes.get("one", "memory").text == "999"
+    finish(holder)
+
+
 def test_t09_a_child_started_under_the_lock_is_told_that_it_is_busy(path: Path) -> None:
     child = [*PROGRAM, "--timeout", "1", str(path), "increment", "n"]
     begin = time.monotonic()
