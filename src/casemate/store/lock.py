@@ -58,9 +58,15 @@ class _Files:
             raise
 
     def close(self) -> None:
-        self.waiting.close()
-        os.close(self.gate)
-        os.close(self.lock)
+        """Close them; what was locked is free then."""
+        if not self.waiting.closed:
+            self.waiting.close()
+            os.close(self.gate)
+            os.close(self.lock)
+
+    def __del__(self) -> None:
+        if hasattr(self, "waiting"):
+            self.close()
 
 
 class FileLock:
