@@ -170,3 +170,11 @@ def test_late_frames_of_an_aborted_stream_are_ignored_and_ids_are_never_reused()
     assert carry(guest, host) == []
     assert carry(host, guest) == [(mux.ABORT, stream, b"")]
     assert guest.open(b"") == stream + 2
+
+
+def test_a_guest_that_never_answers_the_reset_but_sends_is_hung_up_on() -> None:
+    host = Mux(host=True)
+    host.reset(b"n" * 16)
+    with pytest.raises(ProtocolError):
+        for _ in range(mux.MAX_STALE // 65536 + 2):
+            assert list(host.feed(bytes(65536))) == []

@@ -41,6 +41,8 @@ CALL_BURST = 200.0
 """How fast a qube may ask for calls; what is beyond is refused."""
 BROKER_SECONDS = 180.0
 """How long a decision may take, with the start of the target in it."""
+PATIENCE_SECONDS = 10.0
+"""How long a call of the host waits for the channel's next session."""
 LINGER_SECONDS = 30.0
 """How long a link outlives its machine; casemated ends it sooner."""
 LOG_LINES_PER_SECOND = 20
@@ -320,11 +322,30 @@ class Link:
             return
         if self._ready is None and not self._closed_why:
             # Between two sessions: a link that was killed comes back within a moment, so its calls wait for that.
-            self._waiting.append(lambda: self._requested(sock, kind, body))
+            self._patient(sock, kind, body)
             return
         channel = self._channel
         self._callers.use(channel if self._ready is not None else None)
         self._callers.add(CALL + message(kind, body), sock)
+
+    def _patient(self, sock: socket.socket, kind: int, body: bytes) -> None:
+        """Serve the call when there is a session; send it away when there is none soon."""
+        served = False
+
+        def again() -> None:
+            nonlocal served
+            if not served:
+                served = True
+                self._requested(sock, kind, body)
+
+        def enough() -> None:
+            nonlocal served
+            if not served:
+                served = True
+                sock.close()
+
+        self._waiting.append(again)
+        self.loop.later(PATIENCE_SECONDS, enough)
 
     def _control(self, sock: socket.socket, request: dict[str, Any]) -> None:
         operation = request.get("op")

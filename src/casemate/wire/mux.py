@@ -35,6 +35,9 @@ WINDOW = 256 * 1024
 MAX_STREAMS = 128
 """Streams that the peer may have open at once."""
 
+MAX_STALE = 4 << 20
+"""What an honest guest can have under way when the host resets is far less; after this the host hangs up."""
+
 RESET = b"\xffCASEMATE-RESET\x01"
 ACK = b"\xffCASEMATE-ACKN\x01\x01"
 NONCE = 16
@@ -74,6 +77,7 @@ class Mux:
         self._view = memoryview(self._buffer)
         self._start = 0  # of what was received and not used yet
         self._end = 0
+        self._stale = 0  # bytes thrown away since the reset
         self._streams: dict[int, _Stream] = {}
         self._peer_opened = 0
         self._synced = False
@@ -110,6 +114,7 @@ class Mux:
         self._peer_opened = 0
         self._synced = False
         self._start = self._end = 0
+        self._stale = 0
         self.output.clear()
         self.pending = 0
         # Own ids: host even from 2, guest odd from 1; 0 is never a stream.
@@ -121,7 +126,11 @@ class Mux:
         need = len(self._marker) + (0 if self._host else NONCE)
         at = self._buffer.find(self._marker, self._start, self._end)
         if at < 0:
-            self._start = max(self._start, self._end - len(self._marker) + 1)
+            kept = max(self._start, self._end - len(self._marker) + 1)
+            self._stale += kept - self._start
+            self._start = kept
+            if self._host and self._stale > MAX_STALE:
+                raise ProtocolError("channel: no answer to the reset, but much else")
             return False
         self._start = at
         if self._end - at < need:

@@ -1,0 +1,27 @@
+"""The tour itself, as ``make run`` shows it, in a state of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.live.world import BIN
+
+pytestmark = pytest.mark.live
+
+
+@pytest.mark.timeout(1200)
+def test_the_tour_observes_every_step_and_leaves_nothing() -> None:
+    with tempfile.TemporaryDirectory(prefix="cmt", dir="/tmp") as directory:  # noqa: S108
+        state = Path(directory) / "s"
+        environment = {**os.environ, "CASEMATE_TOUR_STATE": str(state)}
+        done = subprocess.run([BIN / "casemate", "tour"], env=environment, capture_output=True, timeout=1100)
+        text = done.stdout.decode()
+        assert done.returncode == 0, (text[-3000:], done.stderr[-3000:])
+        assert "[9/9]" in text
+        assert "facts observed" in text
+        assert not state.exists()
