@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from casemate.store import xml
+from casemate.store.scan import scan
 from casemate.wire.errors import StoreError
 from tests.builders import small_system
 
@@ -179,3 +180,44 @@ def test_other_documents_are_refused() -> None:
     with pytest.raises(StoreError, match="larger"):
         xml.read(b" " * (xml.MAX_SIZE + 1))
     assert list(xml.read(b"<qubes/>").domains) == ["dom0"]
+
+
+def test_the_quick_way_agrees_with_the_parser() -> None:
+    """What is read without the parser is what the parser reads, or it is left to the parser."""
+    system = xml.read(UPSTREAM)
+    text = xml.write(system)
+    assert scan(text) is None and text.count(b"<domain ") == 4
+    quick = parsed = 0
+    for data in (text, xml.write(small_system())):
+        one, other = xml.read(data), xml._read(data, "x", ())
+        for name in other.domains:
+            mine, theirs = one.domains[name].state, other.domains[name].state
+            for field in ("klass", "values", "features", "tags", "volumes", "unknown", "unknown_attributes"):
+                assert getattr(mine, field) == getattr(theirs, field), (name, field)
+        texts = xml._texts(data)
+        quick += sum(scan(one) is not None for one in texts)
+        parsed += sum(scan(one) is None for one in texts)
+        assert xml.write(one) == xml.write(other) == data
+    assert quick >= 5 and parsed >= 2, "both ways were taken"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'name="qid">3<', b'name="qid">03<'),
+        (b'id="domain-3"', b'id="domain-4"'),
+        (b'name="label">blue<', b'name="label">blue&#32;<'),
+        (b'name="template">deb<', b'name="template" ref="x">deb<'),
+        (b'        <property name="template">deb</property>\n', b""),
+        (b"      <features/>\n", b"      <features/>\n      <new/>\n"),
+        (b"      <features/>\n", b'      <features>\n        <tag name="a"/>\n      </features>\n'),
+        (b'rw="True"', b'rw="perhaps"'),
+        (b'size="', b'other="1" size="'),
+        (b'class="AppVM"', b'class="NoVM"'),
+        (b'pool="default"', b"pool='default'"),
+    ],
+)
+def test_what_is_not_exactly_ours_is_left_to_the_parser(old: bytes, new: bytes) -> None:
+    text = next(one for one in xml._texts(xml.write(small_system())) if b">work<" in one)
+    assert scan(text) is not None and old in text
+    assert scan(text.replace(old, new, 1)) is None

@@ -28,6 +28,7 @@ from casemate.model.properties import Holder, Setting
 from casemate.model.state import State
 from casemate.model.system import ADMIN, ADMIN_VALUES, PoolConfig, System
 from casemate.model.volumes import VOLUME_NAMES, Volume
+from casemate.store.scan import scan
 from casemate.wire import names
 from casemate.wire.errors import CasemateError, StoreError, printable
 
@@ -63,11 +64,7 @@ def read(data: bytes, source: str = "qubes.xml", base: System | None = None) -> 
     """
     with _no_collection():
         texts = _texts(data) if len(data) <= MAX_SIZE else []
-        if base is not None and texts:
-            found = _read_changed(data, source, base, texts)
-            if found is not None:
-                return found
-        return _read(data, source, texts)
+        return (_read_quickly(data, source, texts, base) if texts else None) or _read(data, source, texts)
 
 
 def parse(data: bytes, source: str) -> etree._Element:
@@ -129,24 +126,24 @@ def _texts(data: bytes) -> list[bytes]:
     return [text + _END for text in (first[begin:], *others)]
 
 
-def _read_changed(data: bytes, source: str, base: System, texts: Sequence[bytes]) -> System | None:
-    """Read only what is new since ``base``; None where that is not possible or not sound: then all is read."""
-    known = {state.text: state for state in base.domains.states() if state.text is not None}
-    kept = [known[text] for text in texts if text in known]
-    if not kept:
-        return None
-    changed = [text for text in texts if text not in known]
-    start, end = data.find(texts[0]), data.rfind(texts[-1]) + len(texts[-1])
-    if sum(map(len, texts)) != end - start:
-        return None
-    small = data[:start] + b"".join(changed) + data[end:]
+def _read_quickly(data: bytes, source: str, texts: Sequence[bytes], base: System | None) -> System | None:
+    """Let the parser see only what is not in ``base`` and not in our own layout; None where it should see all."""
+    known = {} if base is None else {state.text: state for state in base.domains.states()}
+    kept, other = [], []
+    for text in texts:
+        state = known.get(text) or scan(text)
+        if state is None:
+            other.append(text)
+        else:
+            kept.append(state)
+    start = data.find(texts[0])
+    end = start + sum(map(len, texts))
+    if data[end - len(texts[-1]) : end] != texts[-1]:
+        return None  # something stands between the qubes
     try:
-        system = _read(small, source, changed, kept)
+        return _read(data[:start] + b"".join(other) + data[end:], source, other, kept)
     except CasemateError:
         return None  # read again as a whole, which names the right line
-    if not (set(base.domains) <= set(system.domains) and set(base.labels) <= set(system.labels)):
-        return None  # something that a kept qube refers to may be gone
-    return system
 
 
 class _Reader:
