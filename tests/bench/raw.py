@@ -71,9 +71,10 @@ def send(link: Path, raw: socket.socket, size: int, chunk: int, into: str = ">/d
         return time.perf_counter() - begin
 
 
-def receive(link: Path, raw: socket.socket, size: int, chunk: int) -> float:
-    """Seconds until ``size`` bytes of a program in the guest have arrived."""
-    script = f'echo ready; read -r go; dd if=/dev/zero "of=$port" bs={chunk} count={size // chunk} 2>/dev/null'
+def receive(link: Path, raw: socket.socket, size: int, chunk: int, source: str = "</dev/zero ") -> float:
+    """Seconds until ``size`` bytes of a program in the guest have arrived; ``source`` is what they come from."""
+    copy = f'dd "of=$port" bs={chunk} count={size} iflag=count_bytes,fullblock 2>/dev/null'
+    script = f"echo ready; read -r go; {source}{copy}"
     with _in_guest(link, script) as sock:
         begin = time.perf_counter()
         sock.sendall(HEADER.pack(DATA_STDIN, 3) + b"go\n" + HEADER.pack(DATA_STDIN, 0))
