@@ -93,11 +93,13 @@ def _hold(store: Store, args: argparse.Namespace) -> int:
         _say("held")
         if args.child:
             # Without the lock's descriptors, whatever the child does and however long it lives.
-            child = subprocess.Popen(args.child, stdin=subprocess.DEVNULL, close_fds=False)
-            _say(child.pid)
-        if args.fork and os.fork() == 0:
-            time.sleep(args.fork)
-            os._exit(0)
+            _say(subprocess.Popen(args.child, stdin=subprocess.DEVNULL, close_fds=False).pid)
+        if args.fork:
+            child = os.fork()
+            if child == 0:
+                time.sleep(args.fork)
+                os._exit(0)
+            _say(child)
         if args.open:
             store.path.read_bytes()  # another descriptor of the data file, opened and closed
         sys.stdin.read()
