@@ -99,7 +99,19 @@ def test_unknown_hypervisor_is_refused() -> None:
         load({"CASEMATE_HYPERVISOR": "vbox"})
 
 
-SLOW = ("asyncio", "dataclasses", "inspect", "lxml", "libvirt", "pathlib", "shutil", "subprocess", "typing", "urllib", "logging")
+SLOW = (
+    "asyncio",
+    "dataclasses",
+    "inspect",
+    "lxml",
+    "libvirt",
+    "pathlib",
+    "shutil",
+    "subprocess",
+    "typing",
+    "urllib",
+    "logging",
+)
 
 
 @pytest.mark.parametrize("tool", ["qvm-ls", "qvm-prefs", "qvm-start", "qvm-run", "qvm-shutdown"])
