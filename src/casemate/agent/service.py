@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 
 from casemate.wire.errors import CallRefusedError, CasemateError, printable
 from casemate.wire.names import number, user_name
@@ -93,8 +94,14 @@ _MARK_WITHIN = 128
 
 def _builtin(path: str, command: Command) -> list[str]:
     """What to execute instead of a service's file that says so in its second line; empty when it does not."""
-    with open(path, "rb") as file:
-        mark = file.read(_MARK_WITHIN).partition(_MARK)[2].partition(b"\n")[0]
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mark = os.read(fd, _MARK_WITHIN).partition(_MARK)[2].partition(b"\n")[0]
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ServiceError(f"{path}: {error.strerror}") from error
     if mark == b"shell":
         return ["/bin/bash" if os.access("/bin/bash", os.X_OK) else "/bin/sh"]
     if mark != b"vmexec":
@@ -147,7 +154,36 @@ def _candidates(command: Command, search: str) -> list[str]:
     names = [command.full_name, command.service]
     if len(command.full_name) > NAME_MAX:
         del names[0]  # no file can have that name
-    return [f"{directory}/{name}" for name in names for directory in search.split(":") if directory]
+    directories = [directory for directory in search.split(":") if directory]
+    present = {directory: _entries(directory) for directory in directories}
+    found = []
+    for name in names:
+        for directory in directories:
+            entries = present[directory]
+            if entries is None or name in entries:
+                found.append(f"{directory}/{name}")
+    return found
+
+
+_SETTLED_NS = 2_000_000_000
+_listed: dict[str, tuple[int, frozenset[str]]] = {}
+
+
+def _entries(directory: str) -> frozenset[str] | None:
+    """Names in a directory, known as long as its time of change stays; None when they must be tried one by one."""
+    try:
+        changed = os.stat(directory).st_mtime_ns
+        known = _listed.get(directory)
+        if known is not None and known[0] == changed:
+            return known[1]
+        names = frozenset(os.listdir(directory))
+    except FileNotFoundError:
+        return frozenset()
+    except OSError:
+        return None
+    if time.time_ns() - changed > _SETTLED_NS:  # a change within the clock's step would not be seen
+        _listed[directory] = (changed, names)
+    return names
 
 
 def _lookup(command: Command, search: str) -> tuple[str, str] | None:

@@ -21,6 +21,7 @@ HIGH_WATER = 256 * 1024
 
 
 _PORT_READ = 4096
+_SMALL = 4096
 _PORT_BATCH = 64 * 1024
 IN_PLACE_BEFORE, IN_PLACE_AFTER = mux.HEADER.size, mux.TRAILER
 """Room around the bytes of ``write_in_place``."""
@@ -90,7 +91,10 @@ class Stream:
         """Send ``data``, at most ``room`` bytes."""
         if self._channel.streams.get(self.number) is self:
             self._channel.mux.send(self.number, data)
-            self._channel.flush_soon()
+            if len(data) < _SMALL:
+                self._channel.flush_later()
+            else:
+                self._channel.flush_soon()
 
     def write_in_place(self, buffer: memoryview) -> None:
         """Send what lies in a buffer with room around it (IN_PLACE_BEFORE, IN_PLACE_AFTER); it is free again after."""
@@ -108,7 +112,7 @@ class Stream:
         if self._channel.streams.get(self.number) is self:
             self._channel.mux.eof(self.number)
             self._channel.tidy(self.number)
-            self._channel.flush_soon()
+            self._channel.flush_later()
 
     def abort(self) -> None:
         """Give the stream up; the handler is not called again."""
@@ -149,6 +153,7 @@ class Channel:
         self._closed = False
         self._in_events = False
         self._mask = READ
+        self._flushing = False
         loop.watch(fd, READ, self._ready)
 
     def open(self, payload: bytes, handler: StreamHandler) -> Stream:
@@ -201,6 +206,16 @@ class Channel:
             except OSError as error:
                 self._on_lost(f"write failed: {error.strerror}")
                 return
+
+    def flush_later(self) -> None:
+        """Write what is waiting when this round of the loop is over: small messages go together."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.later(0, self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        self.flush_soon()
 
     def flush_soon(self) -> None:
         """Write what is waiting, now if possible."""

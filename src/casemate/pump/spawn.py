@@ -46,7 +46,7 @@ def spawn(
     such program; in a guest its status is 126 then.
     """
     pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3 if with_stderr else 2)]
-    for reading, _writing in pipes:
+    for reading, _writing in pipes[:2]:
         try:
             fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         except OSError:
