@@ -77,7 +77,7 @@ class Links:
             if output.tell() > 1 << 20:
                 output.truncate(0)
             child = await self._runner.spawn(
-                [sys.executable, "-S", "-m", "casemate.link", spec.name],
+                [sys.executable, "-S", "-P", "-m", "casemate.link", spec.name],
                 env={"PYTHONPATH": str(Path(casemate.__file__).parent.parent)},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
