@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from uuid import uuid4
 
 from casemate.store.store import Store
@@ -43,6 +44,7 @@ class FakeEngine:
         self.deaf: set[str] = set()
         self.broken: set[str] = set()
         self.listeners: list[Listener] = []
+        self.images: dict[tuple[str, str], bytes] = {}
         self._next_xid = 1
 
     def say(self, subject: str, event: str, **details: str) -> None:
@@ -111,11 +113,19 @@ class FakeEngine:
         self.say(name, "domain-unpaused")
 
     async def create(
-        self, klass: str, name: str, label: str, template: str | None, pools: Mapping[str, str] | None = None
+        self,
+        klass: str,
+        name: str,
+        label: str,
+        template: str | None,
+        pools: Mapping[str, str] | None = None,
+        creator: str = "dom0",
     ) -> None:
         def add() -> None:
             with self.store.write() as transaction:
-                transaction.system.add(klass, name, uuid=uuid4(), label=label, template=template, pools=pools)
+                transaction.system.add(
+                    klass, name, uuid=uuid4(), label=label, template=template, pools=pools, creator=creator
+                )
 
         await asyncio.to_thread(add)
         self.say(name, "domain-create-on-disk")
@@ -132,7 +142,7 @@ class FakeEngine:
 
         await asyncio.to_thread(forget)
 
-    async def create_disposable(self, template: str | None) -> str:
+    async def create_disposable(self, template: str | None, creator: str = "dom0") -> str:
         system = self.store.snapshot()
         base = system.domains[template] if template is not None else system.default_dispvm
         if base is None or not base.template_for_dispvms:
@@ -141,7 +151,7 @@ class FakeEngine:
         with self.store.write() as transaction:
             transaction.system.add(
                 "DispVM", f"disp{dispid}", uuid=uuid4(), label=base.label.name, template=base.name, dispid=dispid,
-                properties={"auto_cleanup": True},
+                properties={"auto_cleanup": True}, creator=creator,
             )  # fmt: skip
         return f"disp{dispid}"
 
@@ -160,6 +170,20 @@ class FakeEngine:
         with self.store.write() as transaction:
             domain = transaction.system.domains[name]
             domain.set_volume(replace(domain.volume(volume), size=size))
+
+    async def clear_volume(self, name: str, volume: str) -> None:
+        if name in self.machines:
+            raise NotHaltedError(f"{name} is running")
+        if not self.store.snapshot().domains[name].volume(volume).save_on_stop:
+            raise StorageError(f"volume {volume} of {name} is not kept")
+        self.images.pop((name, volume), None)
+
+    async def import_volume(self, name: str, volume: str, image: Path, size: int) -> None:
+        await self.clear_volume(name, volume)
+        self.images[name, volume] = image.read_bytes()
+
+    async def pool_room(self, name: str) -> tuple[int, int] | None:
+        return (1000, 10)
 
     async def volume_usage(self, name: str, volume: str) -> int:
         return self.store.snapshot().domains[name].volume(volume).size // 2

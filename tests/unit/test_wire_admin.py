@@ -62,7 +62,7 @@ def test_refused_requests(data: bytes) -> None:
 
 
 def test_the_limit_is_exact() -> None:
-    head = b"admin.vm.notes.Set+ dom0 name work\0"
+    head = b"admin.vm.feature.Set+ dom0 name work\0"
     full = head + b"x" * (admin.MAX_REQUEST - len(head))
     reader = admin.RequestReader()
     reader.feed(full)

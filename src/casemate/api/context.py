@@ -8,11 +8,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from casemate.api.stats import Stats
+from casemate.engine.qube_files import QubeFiles
+from casemate.host.devices import HostDevices
 from casemate.model.domain import Domain
 from casemate.store.store import Store
+from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from casemate.api.events import Subscriptions
 
 
@@ -58,14 +64,20 @@ class Engine(Protocol):
         """Let a qube go on."""
 
     async def create(
-        self, klass: str, name: str, label: str, template: str | None, pools: Mapping[str, str] | None = None
+        self,
+        klass: str,
+        name: str,
+        label: str,
+        template: str | None,
+        pools: Mapping[str, str] | None = None,
+        creator: str = "dom0",
     ) -> object:
         """Make a qube: its volumes and its entry in the store."""
 
     async def remove(self, name: str) -> None:
         """Remove a halted qube: its entry and its volumes."""
 
-    async def create_disposable(self, template: str | None) -> str:
+    async def create_disposable(self, template: str | None, creator: str = "dom0") -> str:
         """Make a disposable of a template (None: the default one); its name."""
 
     async def clone_volume(self, source: str, target: str, volume: str) -> None:
@@ -73,6 +85,15 @@ class Engine(Protocol):
 
     async def resize_volume(self, name: str, volume: str, size: int) -> None:
         """Make a volume larger."""
+
+    async def clear_volume(self, name: str, volume: str) -> None:
+        """Make a volume of a halted qube as it was when it was new."""
+
+    async def import_volume(self, name: str, volume: str, image: Path, size: int) -> None:
+        """Replace a volume of a halted qube by a raw image."""
+
+    async def pool_room(self, name: str) -> tuple[int, int] | None:
+        """Size and used bytes of what a pool lies on; None where that is not known."""
 
     async def probe(self) -> str:
         """``kvm`` or ``tcg``, and why."""
@@ -82,6 +103,10 @@ class Engine(Protocol):
 
     async def install_template(self, name: str, kind: str) -> None:
         """Make a template from a built image of that kind."""
+
+
+def _nothing(source: str, method: str, argument: str, target: str) -> bool:
+    return False
 
 
 class CloneTokenNotFoundError(CasemateError):
@@ -96,22 +121,23 @@ class CloneTokens:
     LIMIT = 256
 
     def __init__(self) -> None:
-        self._tokens: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._tokens: OrderedDict[str, tuple[str, str, str]] = OrderedDict()
 
-    def issue(self, qube: str, volume: str) -> str:
+    def issue(self, qube: str, volume: str, owner: str = ADMIN) -> str:
         """A fresh token for a volume; the oldest is forgotten when there are too many."""
         token = secrets.token_hex(16)
-        self._tokens[token] = (qube, volume)
+        self._tokens[token] = (qube, volume, owner)
         while len(self._tokens) > self.LIMIT:
             self._tokens.popitem(last=False)
         return token
 
-    def redeem(self, token: str) -> tuple[str, str]:
-        """The qube and volume of a token, which is gone then."""
-        found = self._tokens.pop(token, None)
-        if found is None:
+    def redeem(self, token: str, owner: str = ADMIN) -> tuple[str, str]:
+        """The qube and volume of a token, which is gone then. Only who asked for a token may use it."""
+        found = self._tokens.get(token)
+        if found is None or found[2] != owner:
             raise CloneTokenNotFoundError("No such token of a volume to clone")
-        return found
+        del self._tokens[token]
+        return found[:2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +149,20 @@ class Context:
     events: Subscriptions
     status: Callable[[], Mapping[str, Any]]
     """What ``casemate status`` shows, ready to be written as JSON."""
+    allows: Callable[[str, str, str, str], bool] = _nothing
+    """Whether the policy lets a qube make a call: (source, method, argument, target)."""
+    devices: HostDevices = field(default_factory=HostDevices)
     tokens: CloneTokens = field(default_factory=CloneTokens)
+    files: QubeFiles = field(init=False)
+    stats: Stats = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", QubeFiles(self.store.path.parent / "qubes"))
+        object.__setattr__(self, "stats", Stats(self.store, self.engine))
+
+    def may_see(self, source: str, method: str, name: str) -> bool:
+        """Whether ``source`` may have ``name`` in the answer to ``method``: itself, and what the policy says."""
+        return source in (ADMIN, name) or self.allows(source, method, "", "@adminvm" if name == ADMIN else name)
 
     def state(self, domain: Domain) -> str:
         """The power state of a qube, by its name on the wire."""

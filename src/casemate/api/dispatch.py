@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from asyncio import WriteTransport
+from collections.abc import Callable
 from typing import Any
 
 from casemate.api import (
+    backup,
     devices,
     domains,
     features,
     firewall,
     host,
     labels,
+    notes,
+    policy,
     pools,
     power,
     properties,
@@ -22,25 +27,65 @@ from casemate.api import (
     volumes,
 )
 from casemate.api.context import Context
+from casemate.api.events import Subscription
 from casemate.api.method import METHODS, Access, Method
 from casemate.api.permissions import check_call
-from casemate.wire.admin import Request, failure, success
-from casemate.wire.errors import CasemateError, InternalError, ProtocolError, printable
+from casemate.wire.admin import ADMIN, Request, failure, success
+from casemate.wire.errors import (
+    CasemateError,
+    InternalError,
+    NotFoundError,
+    PermissionDeniedError,
+    ProtocolError,
+    printable,
+)
 
 _log = logging.getLogger(__name__)
 
-NOUNS = (devices, domains, features, firewall, host, labels, pools, power, properties, system, tags, volumes)
+NOUNS = (
+    backup, devices, domains, features, firewall, host, labels, notes, policy, pools, power, properties, system, tags,
+    volumes,
+)  # fmt: skip
 """The modules whose import registers the methods."""
 
 
+STREAMS = ("admin.Events", "admin.vm.Stats")
+"""Methods whose reply is a stream of events."""
+
+LISTS = frozenset({*STREAMS, "admin.vm.List", "admin.casemate.List"})
+"""Methods that show qubes: each qube must be one that the caller may ask the same of."""
+
+
 def find(request: Request) -> Method:
-    """The method of a call that is permitted and well formed."""
+    """The method of a call on the host's socket that is permitted and well formed."""
     check_call(request)
+    return known(request)
+
+
+def known(request: Request) -> Method:
+    """The method of a permitted call, if it is well formed."""
     method = METHODS.get(request.method)
     if method is None:
         raise ProtocolError(f"No such method: {printable(request.method, 80)}")
     method.check(request)
     return method
+
+
+def seer(context: Context, request: Request) -> Callable[[str], bool]:
+    """Whether the caller may know of a qube, as a function of the qube's name."""
+    word = request.method if request.method in LISTS else "admin.vm.List"
+    return lambda name: context.may_see(request.source, word, name)
+
+
+def subscribe(
+    context: Context, request: Request, transport: WriteTransport
+) -> tuple[Subscription, Callable[[Subscription], None]]:
+    """Begin the stream that a call asks for; how to end it."""
+    dest = context.store.snapshot().domains.find(request.dest).name
+    visible = None if request.source == ADMIN else seer(context, request)
+    if request.method == "admin.Events":
+        return context.events.add(transport, dest, visible, request.source), context.events.discard
+    return context.stats.add(transport, dest, visible), context.stats.discard
 
 
 def read(context: Context, method: Method, request: Request) -> bytes:
@@ -76,6 +121,8 @@ def _call(context: Context, method: Method, request: Request, system: Any) -> An
         given["dest"] = system.domains.find(request.dest)
     if method.wants("system"):
         given["system"] = system
+    if method.wants("sees"):
+        given["sees"] = seer(context, request)
     if method.wants("context"):
         given["context"] = context
     result = method.handler(**given)
@@ -84,6 +131,9 @@ def _call(context: Context, method: Method, request: Request, system: Any) -> An
 
 def reply_to(error: Exception, request: Request | None) -> bytes:
     """The reply that reports an error; a fault of ours is logged under an id, and only the id travels."""
+    if isinstance(error, NotFoundError) and request is not None and request.source != ADMIN:
+        # A qube that is not told of others cannot tell one that is missing from one that it may not see.
+        error = PermissionDeniedError()
     if isinstance(error, CasemateError):
         return failure(error)
     ident = secrets.token_hex(4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.model.classes import CLASSES, Admin
@@ -9,8 +11,15 @@ from casemate.model.domain import Domain
 from casemate.model.system import System
 from casemate.model.volumes import VOLUME_NAMES
 from casemate.wire import names
-from casemate.wire.admin import ListedQube, build_list
-from casemate.wire.errors import ProtocolError, ValueInvalidError, printable
+from casemate.wire.admin import ADMIN, ListedQube, build_list
+from casemate.wire.errors import (
+    NotImplementedHereError,
+    PermissionDeniedError,
+    ProtocolError,
+    QubeError,
+    ValueInvalidError,
+    printable,
+)
 
 NEW_CLASSES = tuple(name for name, cls in CLASSES.items() if cls is not Admin)
 
@@ -21,9 +30,11 @@ def listed(context: Context, domain: Domain) -> ListedQube:
 
 
 @method("admin.vm.List", Access.READ)
-def list_qubes(context: Context, system: System, dest: Domain) -> str:
-    """All qubes with class, state and UUID; asked of a qube, that one only."""
+def list_qubes(context: Context, system: System, dest: Domain, sees: Callable[[str], bool], source: str) -> str:
+    """All qubes that the caller may see, with class, state and UUID; asked of a qube, that one only."""
     wanted = system.domains.ordered() if dest is system.admin else [dest]
+    if source != ADMIN and dest is system.admin:
+        wanted = [domain for domain in wanted if sees(domain.name)]
     return build_list([listed(context, domain) for domain in wanted])
 
 
@@ -57,26 +68,58 @@ def creation(payload: str, pooled: bool) -> tuple[str, str, dict[str, str]]:
     return str(names.new_qube_name(found["name"])), str(names.label_name(found["label"])), pools
 
 
+def _template(arg: str, sees: Callable[[str], bool]) -> str | None:
+    """The template that a creation names, if the caller may know of it."""
+    if arg and not sees(names.qube_name(arg)):
+        raise PermissionDeniedError
+    return arg or None
+
+
 @method("admin.vm.Create.{klass}", Access.EXECUTE, klass=NEW_CLASSES)
-async def create(context: Context, klass: str, payload: str, arg: str = "") -> None:
+async def create(
+    context: Context, sees: Callable[[str], bool], source: str, klass: str, payload: str, arg: str = ""
+) -> None:
     """Make a qube; the argument is its template, the payload ``name=NAME label=LABEL``."""
     name, label, _ = creation(payload, pooled=False)
-    await context.engine.create(klass, name, label, str(names.qube_name(arg)) if arg else None, None)
+    await context.engine.create(klass, name, label, _template(arg, sees), None, source)
 
 
 @method("admin.vm.CreateInPool.{klass}", Access.EXECUTE, klass=NEW_CLASSES)
-async def create_in_pool(context: Context, klass: str, payload: str, arg: str = "") -> None:
+async def create_in_pool(
+    context: Context, sees: Callable[[str], bool], source: str, klass: str, payload: str, arg: str = ""
+) -> None:
     """Make a qube with its volumes, or some of them, in given pools."""
     name, label, pools = creation(payload, pooled=True)
-    await context.engine.create(klass, name, label, str(names.qube_name(arg)) if arg else None, pools)
+    await context.engine.create(klass, name, label, _template(arg, sees), pools, source)
+
+
+@method("admin.vm.{verb}.AdminVM", Access.EXECUTE, verb=("Create", "CreateInPool"))
+async def create_admin(verb: str, payload: str, arg: str = "") -> None:
+    """There is one AdminVM, this host: another is refused."""
+    raise ValueInvalidError("There is one AdminVM, and it is not created")
 
 
 @method("admin.vm.CreateDisposable", Access.EXECUTE)
-async def create_disposable(context: Context, dest: Domain, payload: str = "") -> str:
-    """Make a disposable of the qube (of dom0: of its default one); its name, with payload ``uuid`` its UUID."""
+async def create_disposable(
+    context: Context, system: System, dest: Domain, source: str, arg: str = "", payload: str = ""
+) -> str:
+    """Make a disposable of the qube (of dom0: of the caller's default one); its name, with ``uuid`` its UUID.
+
+    There are no disposables that were started beforehand: argument ``preload`` is refused.
+    """
+    if arg == "preload":
+        raise NotImplementedHereError("Disposables are not started before they are asked for")
+    if arg:
+        raise ValueInvalidError("The argument of CreateDisposable is empty or 'preload'")
     if payload not in ("", "uuid"):
         raise ValueInvalidError("The payload of CreateDisposable is empty or 'uuid'")
-    name = await context.engine.create_disposable(None if dest.klass == Admin.class_name else dest.name)
+    template: str | None = dest.name
+    if dest is system.admin:
+        default = None if source == ADMIN else system.domains[source].default_dispvm
+        template = None if default is None else default.name
+        if source != ADMIN and template is None:
+            raise QubeError("There is no default template of disposables")
+    name = await context.engine.create_disposable(template, source)
     return f"uuid:{context.store.snapshot().domains[name].uuid_text}" if payload else name
 
 
@@ -86,3 +129,4 @@ async def remove(context: Context, dest: Domain) -> None:
     if dest.klass == Admin.class_name:
         raise ValueInvalidError(f"{dest.name} cannot be removed")
     await context.engine.remove(dest.name)
+    context.files.remove(dest.uuid)

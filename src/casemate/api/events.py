@@ -10,7 +10,7 @@ import select
 import threading
 from asyncio import AbstractEventLoop, WriteTransport, get_running_loop
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from casemate.model import changes as ch
 from casemate.model.system import System
@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 1000
 MAX_SUBSCRIPTIONS = 64
+MAX_OF_ONE_QUBE = 8
 
 _DERIVED = {"default_netvm": "netvm", "default_dispvm": "default_dispvm", "default_guivm": "guivm"}
 """Global properties whose change is a change of the qubes that use them as a default."""
@@ -30,15 +31,50 @@ _DERIVED = {"default_netvm": "netvm", "default_dispvm": "default_dispvm", "defau
 class Subscription:
     """One subscriber: frames go out as its socket takes them."""
 
-    def __init__(self, transport: WriteTransport, dest: str) -> None:
+    def __init__(self, transport: WriteTransport, dest: str, visible: Callable[[str], bool] | None = None) -> None:
+        """``visible`` says which qubes a caller that may not see all of them may hear about."""
         self._transport = transport
         self._dest = dest
+        self._visible = visible
+        self._known: set[str] = set()
+        """What was visible when it was last asked: a qube that is gone cannot be asked about any more."""
         self._waiting: deque[bytes] | None = None
         self.closed = False
+        self.source = ADMIN
+        """Whose subscription this is."""
 
     def wants(self, subject: str) -> bool:
         """Whether an event about ``subject`` is for this subscriber; dom0's is for everything."""
-        return self._dest in (ADMIN, subject)
+        return self._dest in (ADMIN, subject) and (self._visible is None or not subject or self.sees(subject))
+
+    def sees(self, name: str, gone: bool = False) -> bool:
+        """Whether the caller may hear about a qube; ``gone``: it was removed, what it was allowed before counts."""
+        if self._visible is None:
+            return True
+        if gone:
+            found = name in self._known
+            self._known.discard(name)
+            return found
+        if self._visible(name):
+            self._known.add(name)
+            return True
+        self._known.discard(name)
+        return False
+
+    def takes(self, event: Event) -> bool:
+        """Whether an event is for this subscriber."""
+        if not self.wants(event.subject):
+            return False
+        if self._visible is None or event.subject:
+            return True
+        about = event.details.get("vm")
+        return about is None or self.sees(about, event.name == "domain-delete")
+
+    def learn(self, names: Iterable[str]) -> None:
+        """Remember which qubes are visible now."""
+        if self._visible is not None:
+            for name in names:
+                self.sees(name)
 
     def send(self, frame: bytes) -> None:
         """Write a frame, or keep it until the socket takes more; cut off a subscriber that is too far behind."""
@@ -95,12 +131,23 @@ class Subscriptions:
     def __len__(self) -> int:
         return len(self._subscribers)
 
-    def add(self, transport: WriteTransport, dest: str) -> Subscription:
+    def add(
+        self,
+        transport: WriteTransport,
+        dest: str,
+        visible: Callable[[str], bool] | None = None,
+        source: str = ADMIN,
+    ) -> Subscription:
         """A new subscriber, which is told first of all that it is one."""
         self._subscribers = [s for s in self._subscribers if not s.gone()]
         if len(self._subscribers) >= MAX_SUBSCRIPTIONS:
             raise CasemateError(f"There are {MAX_SUBSCRIPTIONS} subscribers of events already")
-        subscription = Subscription(transport, dest)
+        if source != ADMIN and sum(s.source == source for s in self._subscribers) >= MAX_OF_ONE_QUBE:
+            raise CasemateError(f"A qube may have {MAX_OF_ONE_QUBE} subscriptions at most")
+        subscription = Subscription(transport, dest, visible)
+        subscription.source = source
+        if visible is not None:
+            subscription.learn(self._store.snapshot().domains)
         subscription.send(build_event("", CONNECTED))
         self._subscribers.append(subscription)
         return subscription
@@ -123,7 +170,7 @@ class Subscriptions:
         self._send(Event(subject, name, dict(details or {})))
 
     def _send(self, event: Event) -> None:
-        wanting = [s for s in self._subscribers if s.wants(event.subject)]
+        wanting = [s for s in self._subscribers if s.takes(event)]
         if not wanting:
             return
         try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
+from casemate.model.features import feature_value
 from casemate.wire import names
 from casemate.wire.errors import FeatureNotFoundError, PermissionDeniedError
 
 PROTECTED = ("deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress")
 """Features that the daemon keeps for itself."""
+
+BALANCED = "service.meminfo-writer"
 
 _LOOKUPS = {
     "CheckWithTemplate": {"template": True},
@@ -41,9 +44,17 @@ def check_feature(lookup: str, dest: Domain, arg: str) -> str:
 
 @method("admin.vm.feature.Set", Access.WRITE)
 def set_feature(dest: Domain, arg: str, payload: str = "") -> None:
-    """Give a feature a value; empty means false."""
+    """Give a feature a value; empty means false. ``service.meminfo-writer`` becomes maxmem: its default, or 0."""
     if arg in PROTECTED:
         raise PermissionDeniedError
+    if arg == BALANCED and dest.has("maxmem"):
+        # Whether memory is balanced is said by maxmem; the feature is an old way to say it.
+        feature_value(payload)
+        if payload:
+            dest.reset("maxmem")
+        else:
+            dest.set("maxmem", 0)
+        return
     dest.features.set(arg, payload)
 
 

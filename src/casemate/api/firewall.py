@@ -1,27 +1,41 @@
-"""Methods of a qube's firewall: everything is let through, and any other wish is refused in words."""
+"""Methods of a qube's firewall: the rules are kept; nothing enforces them yet, as qubes have no network."""
 
 from __future__ import annotations
 
+import asyncio
+
+from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.wire.errors import NotImplementedHereError
+from casemate.wire.firewall import format_rules, parse_rules
 
-ACCEPT = "action=accept"
+
+def _owner(context: Context, dest: Domain) -> Domain:
+    """The qube whose rules count: a disposable without its own has those of its template."""
+    if not dest.has("netvm"):
+        raise NotImplementedHereError(f"{dest.name} is a {dest.klass}: it has no firewall")
+    if dest.klass == "DispVM" and dest.template is not None and not context.files.has_rules(dest.uuid):
+        return dest.template
+    return dest
 
 
 @method("admin.vm.firewall.Get", Access.READ)
-def get_rules(dest: Domain) -> str:
-    """The rules of the qube."""
-    return f"{ACCEPT}\n"
+def get_rules(context: Context, dest: Domain) -> str:
+    """The rules of the qube, a line for each; what no rule mentions is dropped."""
+    return format_rules(context.files.rules(_owner(context, dest).uuid))
 
 
-@method("admin.vm.firewall.Set", Access.WRITE)
-def set_rules(dest: Domain, payload: str) -> None:
-    """Replace the rules of the qube."""
-    if [line for line in payload.split("\n") if line] != [ACCEPT]:
-        raise NotImplementedHereError(f"{dest.name}: the firewall is not enforced here yet; only '{ACCEPT}' is true")
+@method("admin.vm.firewall.Set", Access.EXECUTE)
+async def set_rules(context: Context, dest: Domain, payload: str = "") -> None:
+    """Replace the rules of the qube, all of them or, where one is wrong, none."""
+    _owner(context, dest)
+    await asyncio.to_thread(context.files.set_rules, dest.uuid, parse_rules(payload))
+    context.events.publish(dest.name, "firewall-changed")
 
 
-@method("admin.vm.firewall.Reload", Access.READ)
-def reload_rules(dest: Domain) -> None:
-    """Apply the rules again."""
+@method("admin.vm.firewall.Reload", Access.EXECUTE)
+async def reload_rules(context: Context, dest: Domain) -> None:
+    """Announce the rules again."""
+    _owner(context, dest)
+    context.events.publish(dest.name, "firewall-changed")

@@ -1,8 +1,9 @@
 """Registry of the Admin API's methods: a handler's signature says what a call must carry.
 
-A handler names what it wants among ``context``, ``system``, ``dest``, ``arg``, ``payload``, ``source``. Without
-``dest`` the call must go to dom0. Without ``arg`` (``payload``) the call must have none; one without a default is
-required. ``payload: str`` is strict ASCII, ``payload: bytes`` is raw.
+A handler names what it wants among ``context``, ``system``, ``dest``, ``arg``, ``payload``, ``source``, ``sees``.
+Without ``dest`` the call must go to dom0. ``sees`` is a function that says whether the caller may know of a qube.
+Without ``arg`` (``payload``) the call must have none; one without a default is required. ``payload: str`` is strict
+ASCII, ``payload: bytes`` is raw.
 """
 
 from __future__ import annotations

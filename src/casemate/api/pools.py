@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.model.kinds import Bool
 from casemate.model.system import PoolConfig, System
 from casemate.wire import names
-from casemate.wire.errors import ProtocolError, ValueInvalidError, printable
+from casemate.wire.errors import NotImplementedHereError, ProtocolError, ValueInvalidError, printable
 
 DRIVERS = {"qcow2": ("dir_path", "revisions_to_keep", "ephemeral_volatile")}
 """The drivers of pools with the options that each takes."""
@@ -24,19 +25,23 @@ def list_drivers() -> str:
     return "".join(f"{' '.join((driver, *options))}\n" for driver, options in DRIVERS.items())
 
 
-@method("admin.pool.Info", Access.READ)
-def pool_info(system: System, arg: str) -> str:
-    """The configuration of a pool."""
+@method("admin.pool.Info", Access.EXECUTE)
+async def pool_info(context: Context, system: System, arg: str) -> str:
+    """The configuration of a pool; size and usage of the file system that it lies on."""
     pool: PoolConfig = system.pool(arg)
     pairs = {"name": pool.name, "driver": pool.driver, **pool.options}
+    room = await context.engine.pool_room(arg)
+    if room is not None:
+        pairs.update(size=str(room[0]), usage=str(room[1]))
     return "".join(f"{key}={text}\n" for key, text in pairs.items())
 
 
-@method("admin.pool.UsageDetails", Access.READ)
-def pool_usage(system: System, arg: str) -> str:
-    """What of a pool is used: not known, as its files share the host's file system."""
+@method("admin.pool.UsageDetails", Access.EXECUTE)
+async def pool_usage(context: Context, system: System, arg: str) -> str:
+    """Size and usage of the file system that a pool lies on; empty where that is not known."""
     system.pool(arg)
-    return ""
+    room = await context.engine.pool_room(arg)
+    return "" if room is None else f"data_size={room[0]}\ndata_usage={room[1]}\n"
 
 
 @method("admin.pool.volume.List", Access.READ)
@@ -64,6 +69,15 @@ def add_pool(system: System, arg: str, payload: str) -> None:
         raise ValueInvalidError(f"Driver {arg} has no option {printable(unknown[0], 40)!r}")
     if any(not " " <= c <= "~" for text in options.values() for c in text):
         raise ValueInvalidError("An option has characters that are not printable ASCII")
+    directory = options.get("dir_path")
+    if directory is not None and (
+        not directory.startswith("/") or ".." in directory.split("/") or len(directory) > 512
+    ):
+        raise ValueInvalidError("dir_path must be an absolute path without '..'")
+    if "revisions_to_keep" in options and options["revisions_to_keep"] != "-1":
+        names.number(options["revisions_to_keep"], "revisions_to_keep", 0, 1000)
+    if "ephemeral_volatile" in options and Bool().parse(options["ephemeral_volatile"]):
+        raise NotImplementedHereError("No pool here can encrypt volumes")
     system.add_pool(name, arg, options)
 
 
@@ -83,5 +97,8 @@ def set_revisions(system: System, arg: str, payload: str) -> None:
 
 @method("admin.pool.Set.ephemeral_volatile", Access.WRITE)
 def set_ephemeral(system: System, arg: str, payload: str) -> None:
-    """Whether volatile volumes of a pool are encrypted with a key that nobody keeps."""
-    system.set_pool_option(arg, "ephemeral_volatile", str(Bool().parse(payload)))
+    """Whether volatile volumes of a pool are encrypted with a key that nobody keeps: no, so only ``False`` is true."""
+    system.pool(arg)
+    if Bool().parse(payload):
+        raise NotImplementedHereError(f"Pool {arg} cannot encrypt volumes")
+    system.set_pool_option(arg, "ephemeral_volatile", "False")

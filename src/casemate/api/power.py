@@ -5,7 +5,7 @@ from __future__ import annotations
 from casemate.api.context import ALWAYS_RUNNING, Context
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
-from casemate.wire.errors import NotImplementedHereError, ValueInvalidError
+from casemate.wire.errors import NotImplementedHereError, NotRunningError, ProtocolError, ValueInvalidError
 
 
 def machine(dest: Domain) -> str:
@@ -60,3 +60,18 @@ def current_state(context: Context, dest: Domain) -> str:
     found = context.engine.states().get(dest.name)
     mem, cpu, most = (0, 0, 0) if found is None else (found.memory_kib, found.cpu_time_ns, dest.maxmem << 10)
     return f"mem={mem} mem_static_max={most or mem} cputime={cpu} power_state={context.state(dest)}"
+
+
+@method("admin.vm.Stats", Access.EXECUTE)
+async def stats(dest: Domain) -> None:
+    """A stream of ``vm-stats`` events about the qube, or about all that run (dom0); the server hands it over."""
+    raise ProtocolError("Statistics need a connection of their own")
+
+
+@method("admin.vm.Console", Access.EXECUTE)
+async def console(context: Context, dest: Domain) -> None:
+    """The qube's terminal: there is none here that a program could open; its output is in the log of its link."""
+    machine(dest)
+    if dest.name not in context.engine.states():
+        raise NotRunningError(f"{dest.name} is not running")
+    raise NotImplementedHereError(f"{dest.name}: its console can be read only; qvm-console shows it")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.model.properties import Holder
 from casemate.model.system import System
-from casemate.wire.admin import PropertyValue, build_properties, build_property
-from casemate.wire.errors import NotHaltedError
+from casemate.wire.admin import ADMIN, PropertyValue, build_properties, build_property
+from casemate.wire.errors import NotHaltedError, PermissionDeniedError
 
 HALTED_ONLY = frozenset({"template", "virt_mode"})
 """Properties that a running machine is built on."""
@@ -115,17 +117,51 @@ def _check_halted(context: Context, dest: Domain, name: str) -> None:
         raise NotHaltedError(f"{dest.name}: {name} can be changed only while the qube is halted")
 
 
+def _check_seen(holder: Holder, name: str, text: str, sees: Callable[[str], bool]) -> None:
+    """Refuse a reference to a qube of which the caller may not know, as one to a qube that does not exist."""
+    if text and holder.declaration(name).kind.tag == "vm" and not sees(text):
+        raise PermissionDeniedError
+
+
+SHOWN_BY = ("guivm", "audiovm")
+"""Properties whose value is also a tag, so that policy can speak of the qubes that a GUI qube shows."""
+
+
+def _tag(domains: Iterable[Domain], names: Iterable[str]) -> None:
+    """Make the tags ``guivm-NAME`` and ``audiovm-NAME`` what the properties say."""
+    for domain in domains:
+        for name in names:
+            if not domain.has(name):
+                continue
+            found = domain.stored(name)
+            wanted = f"{name}-{found}" if found not in (None, ADMIN) else None
+            for tag in [tag for tag in domain.tags if tag.startswith(f"{name}-") and tag != wanted]:
+                domain.tags.remove(tag)
+            if wanted is not None:
+                domain.tags.add(wanted)
+
+
+def _follow(system: System, name: str) -> None:
+    kind = name.removeprefix("default_")
+    if name.startswith("default_") and kind in SHOWN_BY:
+        _tag(list(system.domains.values()), (kind,))
+
+
 @method("admin.vm.property.Set", Access.WRITE)
-def set_of_qube(context: Context, dest: Domain, arg: str, payload: str = "") -> None:
+def set_of_qube(context: Context, dest: Domain, sees: Callable[[str], bool], arg: str, payload: str = "") -> None:
     """Set a property of the qube."""
     _check_halted(context, dest, arg)
+    _check_seen(dest, arg, payload, sees)
     dest.set_text(arg, payload)
+    _tag([dest], SHOWN_BY if arg in SHOWN_BY else ())
 
 
 @method("admin.property.Set", Access.WRITE)
-def set_of_system(system: System, arg: str, payload: str = "") -> None:
+def set_of_system(system: System, sees: Callable[[str], bool], arg: str, payload: str = "") -> None:
     """Set a global property."""
+    _check_seen(system, arg, payload, sees)
     system.set_text(arg, payload)
+    _follow(system, arg)
 
 
 @method("admin.vm.property.Reset", Access.WRITE)
@@ -133,9 +169,11 @@ def reset_of_qube(context: Context, dest: Domain, arg: str) -> None:
     """Give a property of the qube its default again."""
     _check_halted(context, dest, arg)
     dest.reset(arg)
+    _tag([dest], SHOWN_BY if arg in SHOWN_BY else ())
 
 
 @method("admin.property.Reset", Access.WRITE)
 def reset_of_system(system: System, arg: str) -> None:
     """Give a global property its default again."""
     system.reset(arg)
+    _follow(system, arg)

@@ -7,11 +7,11 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, cast
 
-from casemate.api import dispatch
+from casemate.api import dispatch, imports
 from casemate.api.context import Context
 from casemate.api.events import Subscription
 from casemate.api.method import Access, Method
@@ -22,7 +22,7 @@ from casemate.wire.errors import CasemateError, ProtocolError
 _log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 30.0
-MAX_CONNECTIONS = 256
+MAX_CONNECTIONS = 2048
 _MAX_PATH = 107
 
 
@@ -33,7 +33,10 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._reader = RequestReader()
         self._answered = False
+        self._import: imports.Import | None = None
+        self._complete = False
         self._subscription: Subscription | None = None
+        self._discard: Callable[[Subscription], None]
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -55,10 +58,46 @@ class Connection(asyncio.Protocol):
         """Collect the call."""
         if self._answered:
             return
+        if self._import is not None:
+            self._take(data)
+            return
         try:
             self._reader.feed(data)
-        except ProtocolError as error:
-            self._answer(failure(error))
+            request = self._reader.begun(imports.METHODS)
+            if request is None:
+                return
+            dispatch.find(request)
+            self._import = imports.Import(self._server.context, request)
+        except Exception as error:
+            self._answer(dispatch.reply_to(error, None))
+            return
+        self._take(request.payload)
+
+    def _take(self, data: bytes) -> None:
+        """Keep data for a volume; nothing more is read until that is done, so that one sender cannot flood us."""
+        transport = self._transport
+        if transport is None:
+            return
+        transport.pause_reading()
+        self._restart_clock()
+        self._server.run(self._keep(transport, data))
+
+    async def _keep(self, transport: asyncio.Transport, data: bytes) -> None:
+        if self._import is None:
+            return
+        try:
+            await asyncio.to_thread(self._import.feed, data)
+        except Exception as error:
+            self._answer(dispatch.reply_to(error, None))
+        if self._answered:
+            self._import.close()
+        elif not transport.is_closing():
+            transport.resume_reading()
+
+    def _restart_clock(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = asyncio.get_running_loop().call_later(self._server.request_seconds, self._too_slow)
 
     def eof_received(self) -> bool:
         """The call is complete."""
@@ -66,11 +105,15 @@ class Connection(asyncio.Protocol):
             return False
         if self._deadline is not None:
             self._deadline.cancel()
+        self._complete = True
+        if self._import is not None:
+            self._server.run(self._put(self._import))
+            return True
         request: Request | None = None
         try:
             request = self._reader.finish()
             method = dispatch.find(request)
-            if method.name == "admin.Events":
+            if method.name in dispatch.STREAMS:
                 self._subscribe(request)
                 return True
         except Exception as error:
@@ -82,14 +125,16 @@ class Connection(asyncio.Protocol):
             self._server.run(self._execute(method, request))
         return True
 
+    async def _put(self, data: imports.Import) -> None:
+        self._answer(await data.finish())
+
     async def _execute(self, method: Method, request: Request) -> None:
         self._answer(await dispatch.execute(self._server.context, method, request))
 
     def _subscribe(self, request: Request) -> None:
         if self._transport is None:
             return
-        dest = self._server.context.store.snapshot().domains.find(request.dest).name
-        self._subscription = self._server.context.events.add(self._transport, dest)
+        self._subscription, self._discard = dispatch.subscribe(self._server.context, request, self._transport)
         self._answered = True
 
     def _too_slow(self) -> None:
@@ -118,11 +163,13 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection. What it asked for goes on: half a start helps nobody."""
+        if self._import is not None and not self._answered and not self._complete:
+            self._import.close()
         self._answered = True
         if self._deadline is not None:
             self._deadline.cancel()
         if self._subscription is not None:
-            self._server.context.events.discard(self._subscription)
+            self._discard(self._subscription)
         self._server.connections.discard(self)
 
     def abort(self) -> None:
@@ -165,6 +212,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         self.context.events.close()
+        self.context.stats.close()
         for connection in list(self.connections):
             connection.abort()
 
@@ -208,7 +256,7 @@ def bind(path: Path) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(before)
-        listener.listen(128)
+        listener.listen(1024)
         listener.setblocking(False)
     except BaseException:
         listener.close()

@@ -19,7 +19,7 @@ A property that the qube's class lacks, or a feature that it does not have, is n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from casemate.api.context import Context
@@ -28,6 +28,7 @@ from casemate.api.method import Access, method
 from casemate.api.properties import value
 from casemate.model.domain import Domain
 from casemate.model.system import System
+from casemate.wire.admin import ADMIN
 from casemate.wire.errors import ProtocolError
 
 _MOST_NAMES = 4096
@@ -60,13 +61,15 @@ def _wish(payload: bytes) -> dict[str, Any]:
 
 
 @method("admin.casemate.List", Access.READ)
-def list_all(context: Context, system: System, payload: bytes = b"") -> str:
-    """All qubes with the asked-for properties, features and tags, in one call."""
+def list_all(context: Context, system: System, sees: Callable[[str], bool], source: str, payload: bytes = b"") -> str:
+    """All qubes that the caller may see, with the asked-for properties, features and tags, in one call."""
     wish = _wish(payload)
     chosen = None if "qubes" not in wish else _names(wish, "qubes")
     domains: Iterable[Domain] = system.domains.ordered()
     if chosen is not None:
         domains = [system.domains[name] for name in chosen]
+    if source != ADMIN:
+        domains = [domain for domain in domains if sees(domain.name)]
     properties, features = _names(wish, "properties"), _names(wish, "features")
     found = []
     for domain in domains:

@@ -8,9 +8,12 @@ from casemate.wire import names
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import PermissionDeniedError
 
+OURS = ("guivm-", "audiovm-")
+"""Beginnings of tags that follow from properties and are nobody's to change."""
+
 
 def _check(tag: str, source: str) -> None:
-    if tag.startswith("created-by-") and source != ADMIN:
+    if tag.startswith(OURS) or (tag.startswith("created-by-") and source != ADMIN):
         raise PermissionDeniedError
 
 

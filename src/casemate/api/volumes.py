@@ -9,7 +9,7 @@ from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.model.kinds import Bool
 from casemate.wire import names
-from casemate.wire.errors import ValueInvalidError
+from casemate.wire.errors import NotImplementedHereError, RevisionNotFoundError, ValueInvalidError, printable
 
 
 @method("admin.vm.volume.List", Access.READ)
@@ -45,6 +45,27 @@ def list_snapshots(dest: Domain, arg: str) -> str:
     return ""
 
 
+@method("admin.vm.volume.Revert", Access.EXECUTE)
+async def revert(dest: Domain, arg: str, payload: str) -> None:
+    """Go back to an older state of a volume: none are kept yet, so there is none of that name."""
+    dest.volume(arg)
+    raise RevisionNotFoundError(f"{dest.name}: volume {arg} has no older state {printable(payload, 40)!r}")
+
+
+@method("admin.vm.volume.Clear", Access.EXECUTE)
+async def clear(context: Context, dest: Domain, arg: str) -> None:
+    """Make a volume of a halted qube as it was when it was new: what was in it is gone."""
+    dest.volume(arg)
+    await context.engine.clear_volume(dest.name, arg)
+
+
+@method("admin.vm.volume.{verb}", Access.EXECUTE, verb=("Import", "ImportWithSize"))
+async def import_small(verb: str, dest: Domain, arg: str, payload: bytes = b"") -> None:
+    """Replace a volume by what the payload holds; the server hands the stream over (not for calls of qubes)."""
+    dest.volume(arg)
+    raise NotImplementedHereError(f"{dest.name}: data for a volume is taken from this host's own tools only")
+
+
 @method("admin.vm.volume.Resize", Access.EXECUTE)
 async def resize(context: Context, dest: Domain, arg: str, payload: str) -> None:
     """Make a volume larger; the payload is its size in bytes."""
@@ -53,20 +74,20 @@ async def resize(context: Context, dest: Domain, arg: str, payload: str) -> None
 
 
 @method("admin.vm.volume.CloneFrom", Access.EXECUTE)
-async def clone_from(context: Context, dest: Domain, arg: str) -> str:
+async def clone_from(context: Context, dest: Domain, source: str, arg: str) -> str:
     """A token that stands for the volume, to be given once to CloneTo."""
     dest.volume(arg)
-    return context.tokens.issue(dest.name, arg)
+    return context.tokens.issue(dest.name, arg, source)
 
 
 @method("admin.vm.volume.CloneTo", Access.EXECUTE)
-async def clone_to(context: Context, dest: Domain, arg: str, payload: str) -> None:
+async def clone_to(context: Context, dest: Domain, source: str, arg: str, payload: str) -> None:
     """Replace a volume by a copy of the one that the token stands for."""
     dest.volume(arg)
-    source, volume = context.tokens.redeem(payload)
+    origin, volume = context.tokens.redeem(payload, source)
     if volume != arg:
         raise ValueInvalidError(f"The token is that of a volume {volume}, not {arg}")
-    await context.engine.clone_volume(source, dest.name, arg)
+    await context.engine.clone_volume(origin, dest.name, arg)
 
 
 @method("admin.vm.volume.Set.revisions_to_keep", Access.WRITE)
@@ -84,5 +105,9 @@ def set_rw(dest: Domain, arg: str, payload: str) -> None:
 
 @method("admin.vm.volume.Set.ephemeral", Access.WRITE)
 def set_ephemeral(dest: Domain, arg: str, payload: str) -> None:
-    """Whether a volume is encrypted with a key that nobody keeps."""
-    dest.set_volume(replace(dest.volume(arg), ephemeral=bool(Bool().parse(payload))))
+    """Whether a volume is encrypted with a key that nobody keeps: no pool here can, so only ``False`` is true."""
+    volume = dest.volume(arg)
+    if Bool().parse(payload):
+        raise NotImplementedHereError(f"{dest.name}: volume {arg} cannot be encrypted by its pool")
+    if volume.ephemeral:
+        dest.set_volume(replace(volume, ephemeral=False))

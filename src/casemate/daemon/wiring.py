@@ -6,10 +6,11 @@ from types import TracebackType
 
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
+from casemate.api.guest_calls import GuestCalls
 from casemate.api.server import Server
 from casemate.daemon.follow import Follower
 from casemate.engine.engine import Engine
-from casemate.host.files import replace_file
+from casemate.host.files import remove_tree, replace_file
 from casemate.host.libvirt_machines import connect
 from casemate.host.process import Runner
 from casemate.qrexec.files import default_policy
@@ -30,13 +31,16 @@ class Daemon:
         policy = settings.policy_dir / DEFAULT_POLICY
         if not policy.exists() or policy.read_text() != default_policy():
             replace_file(policy, default_policy().encode(), mode=0o600)
+        remove_tree(settings.state / "spool")  # what an import left that a killed daemon had not finished
         store = Store(settings.store_file)
         self._hypervisor = await connect(settings)
         self.engine = Engine(settings, store, self._hypervisor, Runner())
         await self.engine.reconcile()
         events = Subscriptions(store)
         self.engine.bus.subscribe(events.publish)
-        self._server = Server(Context(store, self.engine, events, self.engine.status))
+        context = Context(store, self.engine, events, self.engine.status, self.engine.broker.allows)
+        self.engine.serve_api = GuestCalls(context).serve
+        self._server = Server(context)
         await self.engine.leases.start(settings.lease_socket)
         await self._server.start(settings.api_socket)
         self._follower = Follower(store)

@@ -196,6 +196,24 @@ class Creator:
                 await self._pools.of(found).resize(found, size)
             await asyncio.to_thread(self._resize_entry, name, volume, size)
 
+    async def clear_volume(self, name: str, volume: str) -> None:
+        """Make a kept volume of a halted qube empty, as it was when it was new."""
+        async with self._lifecycle.locks[name]:
+            found = self._halted(name).volume(volume)
+            if not _stored_on_disk(found):
+                raise StorageError(f"volume {volume} of {name} is not kept, there is nothing to clear")
+            await self._pools.of(found).create(found)
+
+    async def import_volume(self, name: str, volume: str, image: Path, size: int) -> None:
+        """Replace a kept volume of a halted qube by a raw image of ``size`` bytes."""
+        async with self._lifecycle.locks[name]:
+            found = self._halted(name).volume(volume)
+            if not _stored_on_disk(found):
+                raise StorageError(f"volume {volume} of {name} is not kept, nothing can be put into it")
+            await self._pools.of(found).import_image(replace(found, size=max(size, found.size)), image)
+            if size > found.size:
+                await asyncio.to_thread(self._resize_entry, name, volume, size)
+
     def _halted(self, name: str) -> Domain:
         if self._lifecycle.states.of(name) is not PowerState.HALTED:
             raise NotHaltedError(f"{name} is running")

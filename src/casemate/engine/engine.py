@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -22,23 +22,27 @@ from casemate.engine.machine import TARGETS, group_of, machine_spec
 from casemate.engine.states import States
 from casemate.engine.templates import Templates
 from casemate.host.acceleration import Acceleration, probe
+from casemate.host.files import room
 from casemate.host.hypervisor import Disk, Hypervisor, MachineInfo, MachineSpec, PowerState
 from casemate.host.process import Runner
 from casemate.host.protections import protections
 from casemate.model.domain import Domain
-from casemate.qrexec.broker import Actions, Broker
+from casemate.qrexec.broker import API_SERVICES, Actions, Broker
 from casemate.qrexec.evaluate import SystemInfo
 from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.host_service import run_on_host
 from casemate.settings import Settings
 from casemate.storage.pool import Pools
 from casemate.store.store import Store
-from casemate.wire.errors import CasemateError, StartError
+from casemate.wire.errors import CallRefusedError, CasemateError, StartError
 from casemate.wire.names import pool_name
 
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 2.0
+
+ApiCalls = Callable[[socket.socket, str, str, str, str], Awaitable[None]]
+"""Takes a call over: (call stream, source, method, argument, requested target); CallRefusedError refuses it."""
 
 
 class Engine:
@@ -87,14 +91,29 @@ class Engine:
         self.create_disposable = self.creator.create_disposable
         self.clone_volume = self.creator.clone_volume
         self.resize_volume = self.creator.resize_volume
+        self.clear_volume = self.creator.clear_volume
+        self.import_volume = self.creator.import_volume
+        self.serve_api: ApiCalls | None = None
+        """Serves Admin API calls of qubes that the policy allows; set by whoever has the API."""
 
     # -- what others ask
 
     async def create(
-        self, klass: str, name: str, label: str, template: str | None, pools: Mapping[str, str] | None = None
+        self,
+        klass: str,
+        name: str,
+        label: str,
+        template: str | None,
+        pools: Mapping[str, str] | None = None,
+        creator: str = "dom0",
     ) -> None:
         """A new halted qube."""
-        await self.creator.create(klass, name, label, template, pools)
+        await self.creator.create(klass, name, label, template, pools, creator=creator)
+
+    async def pool_room(self, name: str) -> tuple[int, int] | None:
+        """Size and used bytes of the file system that a pool lies on; None while there is no such directory."""
+        directory = self.pools.directory(self.store.snapshot().pool(name))
+        return await asyncio.to_thread(room, directory)
 
     def states(self) -> Mapping[str, MachineInfo]:
         """What every qube is doing; those not in it are halted."""
@@ -190,6 +209,11 @@ class Engine:
             await self.creator.remove(name)
 
     async def _run_on_host(self, stream: socket.socket, source: str, service: str, argument: str, target: str) -> None:
+        if service.startswith(API_SERVICES):
+            if self.serve_api is None:
+                raise CallRefusedError(f"nothing here serves {service}")
+            await self.serve_api(stream, source, service, argument, target)
+            return
         await run_on_host(self.settings, self._runner, stream, source, service, argument, target)
 
     # -- begin and end of the daemon

@@ -140,3 +140,12 @@ def free_bytes(path: Path) -> int:
     """Room on the file system of ``path`` for us."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def room(path: Path) -> tuple[int, int] | None:
+    """Size and used bytes of the file system of ``path``; None where there is no such file."""
+    try:
+        status = os.statvfs(path)
+    except FileNotFoundError:
+        return None
+    return status.f_blocks * status.f_frsize, (status.f_blocks - status.f_bfree) * status.f_frsize

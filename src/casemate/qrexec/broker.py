@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 MAX_REQUEST = 4096
 REQUEST_SECONDS = 10.0
 DISPOSABLE = "@dispvm:"
+API_SERVICES = ("admin.", "policy.")
+"""Beginnings of the services that this host's daemon serves itself, whatever qube they are asked of."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,20 @@ class Broker:
             raise CallRefusedError(f"{call} to {printable(target)}: {decision.reason}")
         return await self._join(source, service, arg, target, decision)
 
+    def allows(self, source: str, service: str, argument: str, target: str) -> bool:
+        """Whether the policy lets a qube make a call; a broken policy lets nothing."""
+        try:
+            policy = self._policy.current()
+        except PolicyError:
+            return False
+        found = evaluate(policy, self._actions.system_info(), source, service, argument, target)
+        return isinstance(found, Allow)
+
     async def _join(
         self, source: str, service: str, arg: str | None, target: str, decision: Allow
     ) -> tuple[socket.socket, str | None]:
         final = decision.target
-        if final in ("@adminvm", "dom0"):
+        if final in ("@adminvm", "dom0") or service.startswith(API_SERVICES):
             ours, theirs = socket.socketpair()
             with ours:
                 await self._actions.run_on_host(ours, source, service, arg or "", target)

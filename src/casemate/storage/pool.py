@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from casemate.host.process import Runner
+from casemate.model.system import PoolConfig
 from casemate.model.volumes import Volume
 from casemate.settings import Settings
 from casemate.storage.qcow2 import Qcow2Pool
@@ -108,12 +109,16 @@ class Pools:
         self._group = group
         self._made: dict[tuple[str, str, str], Pool] = {}
 
+    def directory(self, config: PoolConfig) -> Path:
+        """Where a pool's files are."""
+        return Path(config.options.get("dir_path") or self._settings.state / "pools" / config.name)
+
     def of(self, volume: Volume) -> Pool:
         """The pool of a volume, PoolNotFoundError when the store has none of that name or the driver is not ours."""
         config = self._store.snapshot().pools.get(volume.pool)
         if config is None:
             raise PoolNotFoundError(f"No such pool: {printable(volume.pool)!r}")
-        directory = config.options.get("dir_path") or str(self._settings.state / "pools" / volume.pool)
+        directory = str(self.directory(config))
         key = (volume.pool, config.driver, directory)
         if key not in self._made:
             if config.driver not in DRIVERS:

@@ -26,6 +26,17 @@ else:
 MAX_REQUEST = 65536
 """Most bytes of header, NUL and payload together."""
 
+LONG_REQUESTS = {
+    "admin.vm.notes.Set": 264 << 10,
+    "admin.vm.firewall.Set": 128 << 10,
+    "admin.casemate.List": 512 << 10,
+    "admin.vm.volume.Import": 1 << 20,
+    "admin.vm.volume.ImportWithSize": 1 << 20,
+    "policy.Replace": 128 << 10,
+    "policy.include.Replace": 128 << 10,
+}
+"""Methods whose calls may be longer, header and all; everything else keeps upstream's limit."""
+
 MAX_TOKEN = 65535
 """Upstream's clients cannot read a longer part of an event frame."""
 
@@ -37,6 +48,12 @@ CONNECTED = "connection-established"
 
 _UNFORMATTED = frozenset({ProtocolError.wire_name, PermissionDeniedError.wire_name})
 """Error types whose text upstream's clients show as it is; the text of all others goes through ``%``."""
+
+
+def most_bytes(start: bytes | bytearray) -> int:
+    """How long the call may be that begins like this."""
+    end = start.find(b"+", 0, 80)
+    return LONG_REQUESTS.get(start[:end].decode("latin-1"), MAX_REQUEST) if end > 0 else MAX_REQUEST
 
 
 class Request(Record):
@@ -59,16 +76,14 @@ def endpoint(text: str, what: str) -> str:
 def build_request(method: str, arg: str = "", dest: str = ADMIN, payload: bytes = b"", source: str = ADMIN) -> bytes:
     """The bytes of a call; raises ProtocolError for one that no daemon would take."""
     data = f"{method}+{arg} {source} name {dest}\0".encode("ascii", "strict") + payload
-    if len(data) > MAX_REQUEST:
-        raise ProtocolError(f"The call is longer than {MAX_REQUEST} bytes")
     parse_request(data)
     return data
 
 
 def parse_request(data: bytes) -> Request:
     """The call that complete bytes mean; raises ProtocolError."""
-    if len(data) > MAX_REQUEST:
-        raise ProtocolError(f"The call is longer than {MAX_REQUEST} bytes")
+    if len(data) > MAX_REQUEST and len(data) > most_bytes(data[:80]):
+        raise ProtocolError(f"The call is longer than {most_bytes(data[:80])} bytes")
     header, found, payload = data.partition(b"\0")
     if not found:
         raise ProtocolError("The call's header has no end")
@@ -102,9 +117,19 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Take some more bytes; raises ProtocolError once there are too many."""
-        if len(self._data) + len(data) > MAX_REQUEST:
-            raise ProtocolError(f"The call is longer than {MAX_REQUEST} bytes")
+        size = len(self._data) + len(data)
+        if size > MAX_REQUEST:
+            most = most_bytes((self._data[:80] + data[:80])[:80])
+            if size > most:
+                raise ProtocolError(f"The call is longer than {most} bytes")
         self._data += data
+
+    def begun(self, methods: frozenset[str]) -> Request | None:
+        """The call so far, if its header is complete and it is to one of ``methods``; raises ProtocolError."""
+        end = self._data.find(b"+", 0, 80)
+        if end < 0 or self._data[:end].decode("latin-1") not in methods or b"\0" not in self._data:
+            return None
+        return self.finish()
 
     def finish(self) -> Request:
         """The call, now that its sender has closed its side; raises ProtocolError."""

@@ -168,6 +168,36 @@ class StorageError(CasemateError):
     wire_name = "StoragePoolException"
 
 
+class RevisionNotFoundError(CasemateError):
+    """The volume has no such older state."""
+
+    wire_name = "QubesVolumeRevisionNotFoundError"
+
+
+class NotesError(CasemateError):
+    """The notes of a qube cannot be read or written."""
+
+    wire_name = "QubesNotesError"
+
+
+class DeviceNotFoundError(CasemateError):
+    """No such device."""
+
+    wire_name = "DeviceNotFound"
+
+
+class DeviceNotAssignedError(CasemateError):
+    """The device is not assigned or attached to the qube."""
+
+    wire_name = "DeviceNotAssigned"
+
+
+class BackupProfileNotFoundError(CasemateError):
+    """No such profile of a backup."""
+
+    wire_name = "QubesBackupProfileNotFoundError"
+
+
 class OutOfMemoryError(CasemateError):
     """Not enough memory on the host to start the qube."""
 
@@ -232,6 +262,30 @@ class TemplateBuildError(CasemateError):
 
 class PolicyError(CasemateError):
     """A policy file that does not parse: everything is denied until it does."""
+
+
+class PolicyFileNotFoundError(CasemateError):
+    """No such file of the policy."""
+
+    wire_name = "PolicyAdminFileNotFoundException"
+
+
+class PolicyFileNameError(CasemateError):
+    """Not a name for a file of the policy."""
+
+    wire_name = "PolicyAdminInvalidFileNameException"
+
+
+class PolicySyntaxError(CasemateError):
+    """The policy would not parse with this change; nothing was changed."""
+
+    wire_name = "PolicyAdminSyntaxException"
+
+
+class PolicyTokenError(CasemateError):
+    """The file is not in the state that the token tells of; nothing was changed."""
+
+    wire_name = "PolicyAdminTokenException"
 
 
 class CallRefusedError(CasemateError):

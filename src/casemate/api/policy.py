@@ -1,0 +1,145 @@
+"""Methods of the policy's files: list, read, replace, remove; a policy that does not parse is never put in place.
+
+Files are ``STATE/policy.d/NAME.policy``, and for ``policy.include`` ``STATE/policy.d/include/NAME``. ``Get`` answers
+with a token, ``sha256:`` and the digest of the file, on a line before the text; ``Replace`` and ``Remove`` want that
+token back, so that nobody undoes what somebody else has just written. ``any`` fits every state, ``new`` no file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from casemate.api.context import Context
+from casemate.api.method import Access, method
+from casemate.host.files import replace_file
+from casemate.qrexec.files import PolicyFiles
+from casemate.wire.errors import (
+    PolicyError,
+    PolicyFileNameError,
+    PolicyFileNotFoundError,
+    PolicySyntaxError,
+    PolicyTokenError,
+    ProtocolError,
+    printable,
+)
+
+KINDS = {"policy": ("", ".policy"), "policy.include": ("include", "")}
+MAX_TEXT = 64 << 10
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+DELIVERED = "90-default"
+"""The file that comes with Casemate, which is written anew at each start of the daemon."""
+
+
+def _directory(context: Context, kind: str) -> Path:
+    return context.store.path.parent / "policy.d" / KINDS[kind][0]
+
+
+def _path(context: Context, kind: str, name: str) -> Path:
+    if not 1 <= len(name) <= 60 or not set(name) <= _LETTERS or name.startswith("-"):
+        raise PolicyFileNameError(f"Invalid name of a policy file: {printable(name, 80)!r}")
+    return _directory(context, kind) / (name + KINDS[kind][1])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise PolicyFileNotFoundError(f"No such policy file: {path.stem}") from None
+
+
+def _token(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _require(path: Path, token: str) -> None:
+    if token == "any":  # noqa: S105
+        return
+    if token == "new":  # noqa: S105
+        if path.exists():
+            raise PolicyTokenError(f"The file {path.stem} exists already")
+    elif not token.startswith("sha256:"):
+        raise PolicyTokenError("A token is 'any', 'new', or sha256: with a digest")
+    elif not path.exists() or _token(_read(path)) != token:
+        raise PolicyTokenError(f"The file {path.stem} was changed meanwhile")
+
+
+def _change(context: Context, path: Path, data: bytes | None) -> None:
+    """Put a file in place, or take it away, if the policy as a whole still parses then."""
+    top = context.store.path.parent / "policy.d"
+    with tempfile.TemporaryDirectory(prefix="casemate-policy-") as trial:
+        copy = Path(trial) / "policy.d"
+        if top.is_dir():
+            shutil.copytree(top, copy, symlinks=True)
+        target = copy / path.relative_to(top)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if data is None:
+            target.unlink(missing_ok=True)
+        else:
+            target.write_bytes(data)
+        try:
+            PolicyFiles(copy).current()
+        except PolicyError as error:
+            raise PolicySyntaxError(str(error)) from error
+    if data is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace_file(path, data)
+
+
+@method("{kind}.List", Access.READ, kind=KINDS)
+def list_files(context: Context, kind: str) -> str:
+    """The names of the files."""
+    suffix = KINDS[kind][1]
+    directory = _directory(context, kind)
+    found = [p.name for p in directory.iterdir() if p.is_file()] if directory.is_dir() else []
+    return "".join(f"{name.removesuffix(suffix)}\n" for name in sorted(found) if name.endswith(suffix))
+
+
+@method("{kind}.Get", Access.READ, kind=KINDS)
+def get_file(context: Context, kind: str, arg: str) -> str:
+    """The token of a file, and its text."""
+    data = _read(_path(context, kind, arg))
+    return f"{_token(data)}\n{data.decode('utf-8', 'backslashreplace')}"
+
+
+@method("{kind}.Replace", Access.EXECUTE, kind=KINDS)
+async def replace_policy(context: Context, kind: str, arg: str, payload: str) -> None:
+    """Give a file new text; the first line of the payload is the token."""
+    path = _path(context, kind, arg)
+    token, newline, text = payload.partition("\n")
+    if not newline or len(text) > MAX_TEXT:
+        raise ProtocolError(f"The payload is a token, a line feed and at most {MAX_TEXT} characters of text")
+    if kind == "policy" and arg == DELIVERED:
+        raise PolicyFileNameError(f"{arg} comes with Casemate; write a file that sorts before it")
+    _require(path, token)
+    await asyncio.to_thread(_change, context, path, text.encode("ascii"))
+
+
+@method("{kind}.Remove", Access.EXECUTE, kind=KINDS)
+async def remove_policy(context: Context, kind: str, arg: str, payload: str) -> None:
+    """Remove a file; the payload is its token."""
+    path = _path(context, kind, arg)
+    if kind == "policy" and arg == DELIVERED:
+        raise PolicyFileNameError(f"{arg} comes with Casemate and stays")
+    _read(path)
+    _require(path, payload)
+    await asyncio.to_thread(_change, context, path, None)
+
+
+@method("policy.GetFiles", Access.READ)
+def get_files(context: Context, arg: str) -> str:
+    """The files with a rule that names the service."""
+    found = []
+    top = context.store.path.parent / "policy.d"
+    for path in sorted(top.glob("*.policy")):
+        for text in path.read_text("utf-8", "replace").splitlines():
+            words = text.split()
+            if words and not text.startswith("#") and words[0] == arg:
+                found.append(path.stem)
+                break
+    return "".join(f"{name}\n" for name in found)

@@ -1,0 +1,105 @@
+"""Statistics of running qubes as a stream: a burst of frames each interval, one sampling for all subscribers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from asyncio import WriteTransport
+from typing import TYPE_CHECKING
+
+from casemate.api.events import MAX_SUBSCRIPTIONS, Subscription
+from casemate.store.store import Store
+from casemate.wire.admin import ADMIN, CONNECTED, build_event
+from casemate.wire.errors import CasemateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.api.context import Engine
+
+
+class Stats:
+    """All subscribers of statistics; nothing is sampled while there are none."""
+
+    def __init__(self, store: Store, engine: Engine) -> None:
+        self._store = store
+        self._engine = engine
+        self._subscribers: list[Subscription] = []
+        self._task: asyncio.Task[None] | None = None
+        self._before: dict[str, tuple[float, int]] = {}
+
+    def add(self, transport: WriteTransport, dest: str, visible: Callable[[str], bool] | None = None) -> Subscription:
+        """A new subscriber; its first burst comes at once."""
+        self._subscribers = [s for s in self._subscribers if not s.gone()]
+        if len(self._subscribers) >= MAX_SUBSCRIPTIONS:
+            raise CasemateError(f"There are {MAX_SUBSCRIPTIONS} subscribers of statistics already")
+        subscription = Subscription(transport, dest, visible)
+        subscription.send(build_event("", CONNECTED))
+        self._subscribers.append(subscription)
+        for name, frame in self.frames():
+            if subscription.wants(name):
+                subscription.send(frame)
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._run())
+        return subscription
+
+    def discard(self, subscription: Subscription) -> None:
+        """A subscriber is gone."""
+        subscription.closed = True
+        if subscription in self._subscribers:
+            self._subscribers.remove(subscription)
+
+    def close(self) -> None:
+        """End all streams."""
+        if self._task is not None:
+            self._task.cancel()
+        for subscription in self._subscribers:
+            subscription.close()
+        self._subscribers.clear()
+
+    async def _run(self) -> None:
+        while self._subscribers:
+            await asyncio.sleep(self._store.snapshot().stats_interval)
+            self._subscribers = [s for s in self._subscribers if not s.gone()]
+            for name, frame in self.frames():
+                for subscription in list(self._subscribers):
+                    if subscription.wants(name):
+                        subscription.send(frame)
+
+    def frames(self) -> list[tuple[str, bytes]]:
+        """A frame for the host and each running qube, as things are now."""
+        system, now, found = self._store.snapshot(), time.monotonic(), []
+        states = self._engine.states()
+        before, self._before = self._before, {}
+        for name in sorted(states):
+            domain, machine = system.domains.get(name), states[name]
+            if domain is None:
+                continue
+            vcpus = max(1, domain.vcpus)
+            used = self._usage(name, now, machine.cpu_time_ns, vcpus, before)
+            found.append((name, _frame(name, machine.memory_kib, machine.cpu_time_ns // 1_000_000, used, vcpus)))
+        times, vcpus = os.times(), os.cpu_count() or 1
+        spent = int((times.user + times.system) * 1e9)
+        used = self._usage(ADMIN, now, spent, vcpus, before)
+        found.insert(0, (ADMIN, _frame(ADMIN, _resident_kib(), spent // 1_000_000, used, vcpus)))
+        return found
+
+    def _usage(self, name: str, now: float, spent: int, vcpus: int, before: dict[str, tuple[float, int]]) -> int:
+        then, earlier = before.get(name, (now, spent))
+        self._before[name] = (now, spent)
+        return max(0, min(100, int((spent - earlier) / 1e7 / (now - then) / vcpus))) if now > then else 0
+
+
+def _frame(name: str, memory: int, cpu: int, usage: int, vcpus: int) -> bytes:
+    values = {
+        "memory_kb": memory, "memory_assigned_total": memory, "memory_assigned_usable": memory,
+        "memory_with_swap_used": memory, "cpu_time": cpu, "cpu_usage": usage, "online_vcpus": vcpus,
+    }  # fmt: skip
+    return build_event(name, "vm-stats", {key: str(value) for key, value in values.items()})
+
+
+def _resident_kib() -> int:
+    """What this daemon itself takes: the host's other memory is no qube's."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * (os.sysconf("SC_PAGESIZE") >> 10)
