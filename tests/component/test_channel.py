@@ -88,8 +88,8 @@ def test_two_hundred_programs_of_a_guest_call_at_once_and_its_channel_survives(m
     socks = []
     for _ in range(200):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(str(made.guest_run / "qrexec-agent.sock"))  # waits while the agent's queue is full
         sock.settimeout(20)
-        sock.connect(str(made.guest_run / "qrexec-agent.sock"))
         sock.sendall(trigger4("other", "test.Nothing"))
         socks.append(sock)
     for sock in socks:

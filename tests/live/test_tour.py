@@ -21,7 +21,8 @@ def test_the_tour_observes_every_step_and_leaves_nothing() -> None:
         environment = {**os.environ, "CASEMATE_TOUR_STATE": str(state)}
         done = subprocess.run([BIN / "casemate", "tour"], env=environment, capture_output=True, timeout=1100)
         text = done.stdout.decode()
-        assert done.returncode == 0, (text[-3000:], done.stderr[-3000:])
+        if done.returncode != 0:
+            pytest.fail(f"{text[-3000:]}\n{done.stderr.decode()[-4000:]}")
         assert "[9/9]" in text
         assert "facts observed" in text
         assert not state.exists()
