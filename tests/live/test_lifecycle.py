@@ -157,6 +157,15 @@ def test_root_is_thrown_away_and_private_is_kept(world: World, usable: str) -> N
     assert world.inside(usable, "ls /etc/gone 2>/dev/null; cat /rw/kept /home/user/kept") == "2\n3"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="as a user, qubes run as that user")
+def test_a_state_that_qubes_cannot_reach_is_refused_with_the_directory_that_bars_them(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    hidden = World(tmp_path / "s")
+    done = hidden.run("qvm-ls", status=None)
+    assert done.returncode != 0
+    assert str(tmp_path).encode() in done.stderr and b"chmod o+x" in done.stderr
+
+
 def test_unknown_qube_is_an_error_that_names_it(world: World) -> None:
     for tool in ("qvm-start", "qvm-shutdown", "qvm-kill", "qvm-pause", "qvm-prefs", "qvm-run"):
         argv = [tool, "nosuch"] + (["true"] if tool == "qvm-run" else [])

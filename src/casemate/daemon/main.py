@@ -14,7 +14,7 @@ from logging.handlers import RotatingFileHandler
 from casemate.daemon.wiring import Daemon
 from casemate.host.process import become_subreaper
 from casemate.settings import Settings, load
-from casemate.wire.errors import CasemateError
+from casemate.wire.errors import CasemateError, ValueInvalidError
 
 log = logging.getLogger("casemated")
 
@@ -40,6 +40,19 @@ def _prepare(settings: Settings) -> None:
     for directory, mode in modes.items():
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
         directory.chmod(mode)
+
+
+def _check_reachable(settings: Settings) -> None:
+    """As root each qube has a user of its own, which must be able to pass through to what is the qube's."""
+    if os.geteuid() != 0:
+        return
+    for directory in (settings.state, settings.run):
+        for parent in directory.parents:
+            if not parent.stat().st_mode & 0o001:
+                raise ValueInvalidError(
+                    f"Qubes, which run as users of their own, cannot reach {directory}: {parent} does not let others "
+                    f"pass. Choose another directory (CASEMATE_STATE, CASEMATE_RUN), or chmod o+x {parent}"
+                )
 
 
 def _log_to(settings: Settings, foreground: bool) -> None:
@@ -84,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load()
         _prepare(settings)
+        _check_reachable(settings)
         lock = _only_one(settings)
         if lock is None:
             return 3
