@@ -1,0 +1,310 @@
+"""Admin API calls of qubes: the real broker, policy and API; the test knocks at the doors as a link does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from casemate.api.context import Context
+from casemate.api.events import MAX_OF_ONE_QUBE, Subscriptions
+from casemate.api.guest_calls import GuestCalls
+from casemate.api.method import METHODS
+from casemate.qrexec.broker import Actions, Broker
+from casemate.qrexec.evaluate import SystemInfo
+from casemate.qrexec.files import PolicyFiles, default_policy
+from casemate.settings import Settings
+from casemate.store.store import Store
+from casemate.wire.admin import EventReader, failure
+from casemate.wire.errors import PermissionDeniedError
+from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, HEADER, CallerSide
+from tests.fakes.engine import FakeEngine
+
+DENIED = failure(PermissionDeniedError())
+REFUSED = (None, b"")
+"""What a caller sees of a call that the policy, or nobody, serves: the link tells it nothing but a refusal."""
+
+POLICY = """
+admin.vm.List           *       mgmt  @adminvm    allow
+admin.vm.List           *       mgmt  @tag:ours   allow target=dom0
+admin.Events            *       mgmt  @adminvm    allow
+admin.Events            *       mgmt  @tag:ours   allow target=dom0
+admin.casemate.List     *       mgmt  @adminvm    allow
+admin.casemate.List     *       mgmt  @tag:ours   allow
+admin.label.List        *       mgmt  dom0        allow
+admin.vm.Create.AppVM   *       mgmt  dom0        allow
+admin.vm.CreateDisposable *     mgmt  dom0        allow
+admin.vm.property.Get   *       mgmt  secret      deny
+admin.vm.property.Get   +uuid   mgmt  mine        deny
+admin.vm.property.Get   *       mgmt  @anyvm      allow target=dom0
+admin.vm.property.Set   *       mgmt  @tag:ours   allow
+admin.vm.feature.Set    *       mgmt  @tag:ours   allow target=dom0
+admin.vm.tag.Set        *       mgmt  @tag:ours   allow target=dom0
+admin.vm.volume.CloneFrom *     mgmt  @tag:ours   allow target=dom0
+admin.vm.volume.CloneTo *       mgmt  @tag:ours   allow target=dom0
+admin.vm.nonsense       *       mgmt  @tag:ours   allow target=dom0
+admin.vm.Start          *       mgmt  @tag:ours   allow target=dom0
+"""
+
+
+class World:
+    def __init__(self, directory: Path) -> None:
+        self.settings = Settings(state=directory, run=directory / "run", cache=directory / "cache")
+        self.settings.policy_dir.mkdir()
+        (self.settings.policy_dir / "30-test.policy").write_text(POLICY)
+        (self.settings.policy_dir / "90-default.policy").write_text(default_policy())
+        self.store = Store(self.settings.store_file)
+        self.engine = FakeEngine(self.store)
+        with self.store.write() as transaction:
+            add = transaction.system.add
+            add("TemplateVM", "deb", uuid=uuid4())
+            for name in ("mgmt", "mine", "theirs", "secret", "other"):
+                add("AppVM", name, uuid=uuid4(), template="deb")
+            for name in ("mine", "deb"):
+                transaction.system.domains[name].tags.add("ours")
+
+    async def open(self) -> None:
+        events = Subscriptions(self.store)
+        self.engine.listeners.append(events.publish)
+
+        async def refuse(*_: object) -> str:
+            raise AssertionError("no other service is asked for here")
+
+        async def on_host(stream: socket.socket, source: str, service: str, arg: str, target: str) -> None:
+            await self.calls.serve(stream, source, service, arg, target)
+
+        info: Callable[[], SystemInfo] = lambda: SystemInfo.of(self.store.snapshot(), lambda name: "Halted")
+        nothing: Callable[[str], Awaitable[None]] = refuse  # type: ignore[assignment]
+        self.broker = Broker(
+            self.settings,
+            PolicyFiles(self.settings.policy_dir),
+            Actions(info, nothing, lambda name: False, refuse, nothing, on_host),
+        )
+        self.context = Context(self.store, self.engine, events, dict, self.broker.allows)
+        self.calls = GuestCalls(self.context, request_seconds=0.5)
+        self.doors: set[str] = set()
+
+    @asynccontextmanager
+    async def knock(self, service: str, target: str, source: str = "mgmt") -> AsyncIterator[socket.socket | None]:
+        """The call stream, or None where the call is refused."""
+        if source not in self.doors:
+            self.settings.qube_run(source).mkdir(parents=True, exist_ok=True)
+            await self.broker.open_door(source)
+            self.doors.add(source)
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX) as door:
+            door.setblocking(False)
+            await loop.sock_connect(door, str(self.settings.qube_run(source) / "broker.sock"))
+            await loop.sock_sendall(door, json.dumps({"service": service, "target": target}).encode() + b"\n")
+            ready = asyncio.Event()
+            loop.add_reader(door, ready.set)
+            await ready.wait()
+            loop.remove_reader(door)
+            answer, fds, _flags, _address = socket.recv_fds(door, 4096, 1)
+            assert json.loads(answer) == {"result": "allow" if fds else "deny"}
+            if not fds:
+                yield None
+                return
+            with socket.socket(fileno=fds[0]) as stream:
+                stream.setblocking(False)
+                yield stream
+
+    async def call(
+        self, service: str, target: str = "dom0", payload: bytes = b"", source: str = "mgmt"
+    ) -> tuple[int | None, bytes]:
+        """Exit status and output; (None, b"") for a refusal."""
+        async with self.knock(service, target, source) as stream:
+            if stream is None:
+                return REFUSED
+            loop = asyncio.get_running_loop()
+            try:
+                for at in range(0, len(payload), 60000):
+                    part = payload[at : at + 60000]
+                    await loop.sock_sendall(stream, HEADER.pack(DATA_STDIN, len(part)) + part)
+                await loop.sock_sendall(stream, HEADER.pack(DATA_STDIN, 0))
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            side, out = CallerSide(), b""
+            while side.exit_code is None:
+                data = await loop.sock_recv(stream, 65536)
+                if not data:
+                    break
+                out += b"".join(bytes(view) for kind, view in side.feed(data) if kind == DATA_STDOUT)
+            return side.status(), out
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def run(world: World, test: Callable[[], Awaitable[None]]) -> None:
+    async def inner() -> None:
+        await world.open()
+        try:
+            async with asyncio.timeout(60):
+                await test()
+        finally:
+            await world.broker.close()
+            world.context.events.close()
+
+    asyncio.run(inner())
+
+
+def test_policy_decides_and_lists_show_what_may_be_seen(world: World) -> None:
+    async def test() -> None:
+        status, out = await world.call("admin.vm.List")
+        assert status == 0 and out.startswith(b"0\0")
+        assert [line.split()[0] for line in out[2:].decode().splitlines()] == ["dom0", "deb", "mgmt", "mine"]
+        for target in ("mine", f"uuid:{world.store.snapshot().domains['mine'].uuid_text}"):
+            status, out = await world.call("admin.vm.List", target)
+            assert out.startswith(b"0\0mine class=AppVM state=Halted ")
+        _, out = await world.call("admin.casemate.List", "dom0", b'{"qubes": ["mine", "secret"]}')
+        assert [entry["name"] for entry in json.loads(out[2:])] == ["mine"]
+        assert (await world.call("admin.label.List", "@adminvm"))[1].startswith(b"0\0red\n")
+        assert await world.call("admin.vm.Start", "mine") == (0, b"0\0")
+        assert "mine" in world.engine.machines
+        assert await world.call("admin.vm.property.Set+memory", "mine", b"512") == (0, b"0\0")
+        assert world.store.snapshot().domains["mine"].memory == 512
+
+    run(world, test)
+
+
+def test_every_refusal_is_the_same(world: World) -> None:
+    """Denied, unknown method, missing qube, wrong target, superfluous argument: nobody can tell one from another."""
+
+    async def test() -> None:
+        for service, target in (
+            ("admin.vm.property.Get+memory", "secret"),
+            ("admin.vm.property.Get+memory", "nobody"),
+            ("admin.vm.property.Get+memory", "uuid:00000000-0000-0000-0000-00000000ffff"),
+            ("admin.vm.property.Get+memory", "@default"),
+            ("admin.vm.property.Get+memory", "mgmt"),
+            ("admin.vm.property.Get+uuid", "mine"),
+            ("admin.vm.property.Get", "mine"),
+            ("admin.vm.nonsense", "mine"),
+            ("admin.nosuch.Method", "dom0"),
+            ("admin.label.List+arg", "dom0"),
+            ("admin.vm.Start+arg", "mine"),
+            ("admin.vm.Start", "theirs"),
+            ("admin.vm.Start", "nobody"),
+            ("admin.vm.Start", "dom0"),
+            ("admin.pool.List", "dom0"),
+            ("admin.pool.Info+nosuch", "dom0"),
+            ("policy.List", "dom0"),
+        ):
+            assert await world.call(service, target) == REFUSED, (service, target)
+        for method in METHODS:
+            for target in ("dom0", "theirs", "nobody"):
+                assert await world.call(method, target, source="other") == REFUSED, (method, target)
+
+    run(world, test)
+
+
+def test_what_may_not_be_seen_may_not_be_named_either(world: World) -> None:
+    async def test() -> None:
+        for name in (b"secret", b"nobody"):
+            assert await world.call("admin.vm.property.Set+netvm", "mine", name) == (0, DENIED)
+            made = await world.call(f"admin.vm.Create.AppVM+{name.decode()}", "dom0", b"name=new label=red")
+            assert made == (0, DENIED)
+        assert await world.call("admin.vm.Create.AppVM+deb", "dom0", b"name=new label=red") == (0, b"0\0")
+        new = world.store.snapshot().domains["new"]
+        assert list(new.tags) == ["created-by-mgmt"]
+        for service in ("admin.vm.tag.Set+created-by-dom0", "admin.vm.feature.Set+preload-dispvm"):
+            assert await world.call(service, "mine", b"" if "tag" in service else b"1") == (0, DENIED)
+        token = world.context.tokens.issue("secret", "private")
+        _, out = await world.call("admin.vm.volume.CloneTo+private", "mine", token.encode())
+        assert out.startswith(b"2\0QubesVolumeCopyTokenNotFoundError\0")
+        _, out = await world.call("admin.vm.CreateDisposable", "dom0")
+        assert out.startswith(b"2\0QubesVMError\0") and b"disposables" in out
+
+    run(world, test)
+
+
+def test_events_are_of_what_may_be_seen(world: World) -> None:
+    async def test() -> None:
+        async with world.knock("admin.Events", "dom0") as stream:
+            assert stream is not None
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(stream, HEADER.pack(DATA_STDIN, 0))
+            side, reader = CallerSide(), EventReader()
+
+            async def more() -> list[tuple[str, str]]:
+                data = await loop.sock_recv(stream, 65536)
+                found = b"".join(bytes(view) for kind, view in side.feed(data) if kind == DATA_STDOUT)
+                return [(event.subject or event.details.get("vm", ""), event.name) for event in reader.feed(found)]
+
+            got = await more()
+            for name in ("secret", "mine"):
+                with world.store.write() as transaction:
+                    transaction.system.domains[name].features.set("a", "b")
+                    transaction.system.domains[name].tags.add("t")
+            await world.engine.create("AppVM", "hidden", "red", "deb")
+            await world.engine.remove("hidden")
+            await world.engine.start("secret")
+            await world.engine.start("mine")
+            await world.engine.kill("mine")
+            await world.engine.remove("mine")
+            while got[-1:] != [("mine", "domain-delete")]:
+                got += await more()
+            assert got == [
+                ("", "connection-established"),
+                ("mine", "domain-feature-pre-set:a"),
+                ("mine", "domain-feature-set:a"),
+                ("mine", "domain-tag-add:t"),
+                ("mine", "domain-pre-start"),
+                ("mine", "domain-start"),
+                ("mine", "domain-shutdown"),
+                ("mine", "domain-pre-delete"),
+                ("mine", "domain-delete"),
+            ]
+
+    run(world, test)
+
+
+def test_a_qube_cannot_take_more_than_its_share(world: World) -> None:
+    async def test() -> None:
+        for payload in (b"x" * 70_000, b"x" * 300_000):
+            status, out = await world.call("admin.vm.feature.Set+a", "mine", payload)
+            assert (status, out[:16]) == (0, b"2\0ProtocolError\0")
+        async with world.knock("admin.vm.feature.Set+a", "mine") as slow:
+            assert slow is not None
+            loop = asyncio.get_running_loop()
+            data = b""
+            while more := await loop.sock_recv(slow, 65536):  # nothing is sent: the clock ends it
+                data += more
+            assert b"ProtocolError" in data
+        async with world.knock("admin.vm.feature.Set+a", "mine") as rude:
+            assert rude is not None
+            await loop.sock_sendall(rude, HEADER.pack(0x191, 4) + b"oops")
+            with pytest.raises(ConnectionResetError):
+                if not await loop.sock_recv(rude, 100):
+                    raise ConnectionResetError
+        streams = []
+        for _ in range(MAX_OF_ONE_QUBE + 1):
+            manager = world.knock("admin.Events", "dom0")
+            stream = await manager.__aenter__()
+            assert stream is not None
+            await loop.sock_sendall(stream, HEADER.pack(DATA_STDIN, 0))
+            streams.append((manager, stream, await loop.sock_recv(stream, 65536)))
+        assert [b"connection-established" in data for *_, data in streams] == [True] * MAX_OF_ONE_QUBE + [False]
+        for manager, *_ in streams:
+            await manager.__aexit__(None, None, None)
+        assert (await world.call("admin.label.List"))[0] == 0
+
+    run(world, test)
+
+
+def test_a_broken_policy_lets_nothing(world: World) -> None:
+    async def test() -> None:
+        (world.settings.policy_dir / "40-bad.policy").write_text("this is no rule\n")
+        assert await world.call("admin.label.List") == REFUSED
+        assert not world.broker.allows("mgmt", "admin.vm.List", "", "mine")
+
+    run(world, test)
