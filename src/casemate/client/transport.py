@@ -191,4 +191,4 @@ def _tail(log: str) -> str:
         lines = []
     if not lines:
         return f"its log is {log}"
-    return f"its log ({log}) ends:\n" + "\n".join(printable(line, 200) for line in lines)
+    return f"its log ({log}) ends:\n" + "\n".join(printable(line, 600) for line in lines)
