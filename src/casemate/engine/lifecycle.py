@@ -9,6 +9,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from uuid import uuid4
 
 from casemate.engine.bus import Bus
 from casemate.engine.content import database_content
@@ -272,9 +273,10 @@ class Lifecycle:
                 raise StartError(f"{name} must not be started: {domain.features['prohibit-start']}")
             self._halted[name].clear()
             self.states.put(name, domain.uuid, PowerState.TRANSIENT)
-            self._bus.say(name, "domain-pre-start", mem_required=str(domain.memory << 20))
+            guid = str(uuid4())
+            self._bus.say(name, "domain-pre-start", start_guid=guid, mem_required=str(domain.memory << 20))
             try:
-                self._bus.say(name, "domain-pre-spawn")
+                self._bus.say(name, "domain-pre-spawn", start_guid=guid)
                 start = Start(domain)
                 await take_up(self._steps, start)
                 log.info("%s: started: %s", name, ", ".join(f"{k} {v:.2f} s" for k, v in start.seconds.items()))
@@ -288,14 +290,10 @@ class Lifecycle:
             info = await self._hypervisor.info(domain.uuid)
             for lost in ("xid", "stubdom_xid", "start_time"):
                 self._bus.say(name, f"property-reset:{lost}", name=lost)
-            for event in (
-                "domain-spawn",
-                "domain-qdb-create",
-                "domain-pre-unpaused",
-                "domain-unpaused",
-                "domain-start",
-            ):
+            self._bus.say(name, "domain-spawn", start_guid=guid)
+            for event in ("domain-qdb-create", "domain-pre-unpaused", "domain-unpaused"):
                 self._bus.say(name, event)
+            self._bus.say(name, "domain-start", start_guid=guid)
         if info is None or info.state is PowerState.HALTED:
             # It ended while its start was ending; the event came when nobody could act on it.
             await self._settle(name)

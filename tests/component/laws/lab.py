@@ -120,6 +120,9 @@ class TouchPool:
     def path(self, volume: Volume) -> Path:
         return self._directory / volume.vid
 
+    def has_left_overs(self, volume: Volume) -> bool:
+        return not volume.save_on_stop and self.path(volume).exists()
+
     async def create(self, volume: Volume) -> None:
         path = self.path(volume)
         path.parent.mkdir(parents=True, exist_ok=True)
