@@ -159,6 +159,16 @@ class Domains(Mapping[str, Domain]):
         self._by_qid[qid] = name
         return name
 
+    def replace_state(self, state: State, text: bytes) -> bool:
+        """Let a state take the place of the one with ``text``; False, and nothing done, where it is another qube's."""
+        old = self._states.get(cast(str, state.values["name"]))
+        if old is None or old.text != text or old.klass is not state.klass:
+            return False
+        if any(old.values[key] != state.values[key] for key in ("name", "uuid", "qid")):
+            return False
+        self._states[cast(str, state.values["name"])] = state
+        return True
+
     def discard(self, domain: Domain) -> None:
         """Take a qube out of the indexes."""
         name = domain.name

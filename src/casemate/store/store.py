@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +22,7 @@ from casemate.model.diff import changes_between
 from casemate.model.system import System
 from casemate.store import xml
 from casemate.store.files import Files
+from casemate.store.follow import Layout, follow, layout_of
 from casemate.store.history import Copy, History
 from casemate.store.lock import DEFAULT_TIMEOUT, FileLock
 from casemate.wire.errors import StoreError
@@ -37,6 +39,14 @@ Subscriber = Callable[[Sequence[Change]], None]
 
 def _signature(status: os.stat_result) -> Signature:
     return (status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def _content(file: FileIO, size: int) -> bytes:
+    """All of a file, or one byte more than may be; ``size`` is how long it was when it was opened."""
+    data = file.read(min(size, xml.MAX_SIZE) + 1)
+    while len(data) <= xml.MAX_SIZE and (more := file.read(xml.MAX_SIZE + 1 - len(data))):
+        data += more
+    return data
 
 
 class Transaction:
@@ -113,6 +123,8 @@ class Store:
         self.history = History(path, self._files)
         self._lock = FileLock(path)
         self._cache: tuple[Signature, System] | None = None
+        self._layout: Layout | None = None
+        """The file's parts, when the cached system was read or written; with them a new version costs what differs."""
         self._turning = threading.RLock()
         """Held while the cache follows the file, so that each change is announced once."""
         self._subscribers: list[Subscriber] = []
@@ -295,17 +307,25 @@ class Store:
         with self._turning:
             before = self._cache
             try:
-                with self.path.open("rb") as file:
-                    signature = _signature(os.fstat(file.fileno()))
+                with self.path.open("rb", buffering=0) as file:
+                    status = os.fstat(file.fileno())
+                    signature = _signature(status)
                     if before is not None and before[0] == signature:
                         return before
-                    data = file.read(xml.MAX_SIZE + 1)
+                    data = _content(file, status.st_size)
             except FileNotFoundError:
                 raise
             except OSError as error:
                 raise StoreError(f"{self.path}: {error.strerror}") from error
-            system = xml.read(data, str(self.path), None if before is None else before[1])
+            old = self._layout
+            new = follow(data, old) if before is not None and old is not None and old.system is before[1] else None
+            if new is None:
+                system = xml.read(data, str(self.path), None if before is None else before[1])
+                new = layout_of(system, data)
+            else:
+                system = new.system
             system.frozen = True
+            self._layout = new
             self._cache = found = (signature, system)
             if before is not None and self._subscribers:
                 changes = changes_between(before[1], system)
@@ -322,7 +342,7 @@ class Store:
 
     def _replace(self, system: System, expected: Signature | None, keep: bool = True) -> Signature:
         """Write a system under the exclusive lock; ``expected`` is the file it was made from (None: there is none)."""
-        data = xml.write(system)
+        data, layout = xml.compose(system)
         files = self._files
         temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
         previous = temporary.with_name(temporary.name + "-1")
@@ -342,6 +362,7 @@ class Store:
                     files.remove(previous)
                 with self._turning:
                     files.rename(temporary, self.path)
+                    self._layout = layout
                     self._cache = (signature, system)
             except BaseException:
                 files.remove(temporary)

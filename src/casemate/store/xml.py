@@ -28,6 +28,7 @@ from casemate.model.properties import Holder, Setting
 from casemate.model.state import State
 from casemate.model.system import ADMIN, ADMIN_VALUES, PoolConfig, System
 from casemate.model.volumes import VOLUME_NAMES, Volume
+from casemate.store.follow import Layout
 from casemate.store.scan import scan
 from casemate.wire import names
 from casemate.wire.errors import CasemateError, StoreError, printable
@@ -476,6 +477,11 @@ def _check_depth(element: etree._Element, depth: int) -> None:
 
 def write(system: System) -> bytes:
     """The file's bytes for a system: canonical order and indentation; unchanged qubes are taken from their cache."""
+    return compose(system)[0]
+
+
+def compose(system: System) -> tuple[bytes, Layout]:
+    """The file's bytes for a system, and their parts."""
     extra = _by_place(system.unknown_attributes)
     root = {
         "casemate-format": str(FORMAT),
@@ -483,7 +489,8 @@ def write(system: System) -> bytes:
         "next-qid": str(system.next_qid),
         **dict(extra.get("", ())),
     }
-    out = [b"<?xml version='1.0' encoding='utf-8'?>\n", _open("qubes", root), b"\n"]
+    begin = b"".join([b"<?xml version='1.0' encoding='utf-8'?>\n", _open("qubes", root), b"\n"])
+    out: list[bytes] = []
     labels = [
         _leaf("label", {"id": label.id, "color": label.color, **dict(extra.get(f"label:{label.name}", ()))}, label.name)
         for label in system.labels.values()
@@ -496,15 +503,17 @@ def write(system: System) -> bytes:
     out += _section("pools", 1, pools, system.unknown)
     out += _section("properties", 1, _properties(system, extra), system.unknown)
     out.append(b"  <domains>\n")
+    head, texts = b"".join(out), []
     for state in sorted(system.domains.states(), key=_qid):
         if state.text is None:
             state.text = _domain(system.domains[str(state.values["name"])])
-        out.append(state.text)
-    out += [b"    " + element + b"\n" for place, element in system.unknown if place == "domains"]
+        texts.append(state.text)
+    out = [b"    " + element + b"\n" for place, element in system.unknown if place == "domains"]
     out.append(b"  </domains>\n")
     out += [b"  " + element + b"\n" for place, element in system.unknown if place == ""]
     out.append(b"</qubes>\n")
-    return b"".join(out)
+    tail = b"".join(out)
+    return b"".join([begin, head, *texts, tail]), Layout(system, head, tuple(texts), tail)
 
 
 def _domain(domain: Domain) -> bytes:
