@@ -50,6 +50,7 @@ admin.vm.volume.CloneFrom *     mgmt  @tag:ours   allow target=dom0
 admin.vm.volume.CloneTo *       mgmt  @tag:ours   allow target=dom0
 admin.vm.nonsense       *       mgmt  @tag:ours   allow target=dom0
 admin.vm.Start          *       mgmt  @tag:ours   allow target=dom0
+admin.vm.tag.List       *       mgmt  other       allow target=mine
 """
 
 
@@ -308,3 +309,15 @@ def test_a_broken_policy_lets_nothing(world: World) -> None:
         assert not world.broker.allows("mgmt", "admin.vm.List", "", "mine")
 
     run(world, test)
+
+
+def test_a_rule_that_names_another_qube_replaces_what_the_call_is_about(tmp_path: Path) -> None:
+    async def body() -> None:
+        world = World(tmp_path)
+        await world.open()
+        status, out = await world.call("admin.vm.tag.List", "other")
+        assert status == 0
+        assert b"ours" in out  # a tag of "mine", which "other" does not have
+        await world.broker.close()
+
+    asyncio.run(body())

@@ -176,8 +176,11 @@ class Broker:
         final = decision.target
         if final in ("@adminvm", "dom0") or service.startswith(API_SERVICES):
             ours, theirs = socket.socketpair()
+            # A rule that sends a call about a qube to this host leaves what it is about; one that names another qube
+            # replaces that.
+            about = target if final in ("@adminvm", "dom0") else final
             with ours:
-                await self._actions.run_on_host(ours, source, service, arg or "", target)
+                await self._actions.run_on_host(ours, source, service, arg or "", about)
             return theirs, None
         disposable: str | None = None
         if final.startswith(DISPOSABLE):
