@@ -87,6 +87,10 @@ class Domains(Mapping[str, Domain]):
         """The states of all qubes; only read. The quick way to look at every qube."""
         return self._states.values()
 
+    def state(self, name: str) -> State | None:
+        """The state of the qube of that name, only read; None where there is none."""
+        return self._states.get(name)
+
     def __getitem__(self, name: str) -> Domain:
         found = self._made.get(name)
         if found is not None:

@@ -19,7 +19,11 @@ _ROOT = re.compile(
     rb"<\?xml version='1\.0' encoding='utf-8'\?>\n"
     rb'<qubes casemate-format="1" generation="(0|[1-9][0-9]{0,17})" next-qid="([1-9][0-9]{0,8})">\n'
 )
+_ROOT_SIZE = 160
 _END = b"    </domain>\n"
+_NAME = re.compile(rb'\n        <property name="name">([ -;=?-~]+)</property>\n')
+_VOLUMES = b"\n      <volume-config>\n"
+_NO_VOLUMES = b"\n      <volume-config/>\n    </domain>\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +53,9 @@ def layout_of(system: System, data: bytes) -> Layout | None:
     return Layout(system, data[root.end() : begin], texts, data[at:])
 
 
-def follow(data: bytes, known: Layout) -> Layout | None:
+def follow(data: bytes | bytearray, known: Layout) -> Layout | None:
     """The system that the file is now, given what it was before; None where it has to be read as a whole."""
-    root = _ROOT.match(data)
+    root = _ROOT.match(bytes(data[:_ROOT_SIZE]))  # of a copy: a match would keep the caller from using the memory again
     if root is None or not data.startswith(known.head, root.end()):
         return None
     at = root.end() + len(known.head)
@@ -59,7 +63,7 @@ def follow(data: bytes, known: Layout) -> Layout | None:
     for index, text in enumerate(known.texts):
         if not data.startswith(text, at):
             end = data.find(_END, at) + len(_END)
-            state = scan(data[at:end]) if end > at else None
+            state = _scan(bytes(data[at:end]), known, text) if end > at else None
             if state is None:
                 return None
             changed.append((index, state))
@@ -81,6 +85,22 @@ def follow(data: bytes, known: Layout) -> Layout | None:
         assert state.text is not None
         texts[index] = state.text
     return Layout(system, known.head, tuple(texts), known.tail)
+
+
+def _scan(text: bytes, known: Layout, before: bytes) -> State | None:
+    """The state of a changed text. Volumes, most of a qube, are taken from the old one where their text is the same."""
+    name = _NAME.search(before)
+    old = known.system.domains.state(name[1].decode("ascii")) if name is not None else None
+    at, there = text.find(_VOLUMES), before.find(_VOLUMES)
+    if old is None or old.text != before or old.unknown or old.unknown_attributes or -1 in (at, there):
+        return scan(text)
+    if text[at:] != before[there:]:
+        return scan(text)
+    state = scan(text[:at] + _NO_VOLUMES)
+    if state is not None:
+        state.volumes = old.volumes.copy()
+        state.text = text
+    return state
 
 
 def _sound(system: System, state: State) -> bool:

@@ -34,19 +34,13 @@ T = TypeVar("T")
 Signature = tuple[int, int, int]
 """What tells two states of the file apart: inode, time of change in nanoseconds, size."""
 
+_CHUNK = 1 << 20
+
 Subscriber = Callable[[Sequence[Change]], None]
 
 
 def _signature(status: os.stat_result) -> Signature:
     return (status.st_ino, status.st_mtime_ns, status.st_size)
-
-
-def _content(file: FileIO, size: int) -> bytes:
-    """All of a file, or one byte more than may be; ``size`` is how long it was when it was opened."""
-    data = file.read(min(size, xml.MAX_SIZE) + 1)
-    while len(data) <= xml.MAX_SIZE and (more := file.read(xml.MAX_SIZE + 1 - len(data))):
-        data += more
-    return data
 
 
 class Transaction:
@@ -125,6 +119,7 @@ class Store:
         self._cache: tuple[Signature, System] | None = None
         self._layout: Layout | None = None
         """The file's parts, when the cached system was read or written; with them a new version costs what differs."""
+        self._buffer = bytearray()
         self._turning = threading.RLock()
         """Held while the cache follows the file, so that each change is announced once."""
         self._subscribers: list[Subscriber] = []
@@ -312,7 +307,7 @@ class Store:
                     signature = _signature(status)
                     if before is not None and before[0] == signature:
                         return before
-                    data = _content(file, status.st_size)
+                    data = self._content(file, status.st_size)
             except FileNotFoundError:
                 raise
             except OSError as error:
@@ -320,6 +315,7 @@ class Store:
             old = self._layout
             new = follow(data, old) if before is not None and old is not None and old.system is before[1] else None
             if new is None:
+                data = bytes(data)
                 system = xml.read(data, str(self.path), None if before is None else before[1])
                 new = layout_of(system, data)
             else:
@@ -332,6 +328,25 @@ class Store:
                 if changes:
                     self._announce(changes)
             return found
+
+    def _content(self, file: FileIO, size: int) -> bytes | bytearray:
+        """All of a file that was so long, or one byte more than may be; good until the next call.
+
+        Into the same memory each time: to have the system find and clear it costs more than to read.
+        """
+        size, buffer = min(size, xml.MAX_SIZE), self._buffer
+        if len(buffer) > size:
+            del buffer[size:]
+        else:
+            buffer.extend(bytes(size - len(buffer)))
+        read = file.readinto(buffer)
+        rest = file.read(1)
+        if read == size and not rest:
+            return buffer
+        rest = bytes(buffer[:read]) + rest
+        while len(rest) <= xml.MAX_SIZE and (more := file.read(_CHUNK)):
+            rest += more
+        return rest
 
     def _clean(self) -> None:
         """Remove temporary files of killed writers; only the holder of the exclusive lock has any."""
