@@ -12,6 +12,7 @@ import pytest
 
 from casemate.cli import entry
 from casemate.client import transport
+from casemate.host.devices import HostDevice
 from tests.fakes.daemon import FakeDaemon, running
 
 
@@ -228,3 +229,91 @@ def test_a_reader_that_goes_away_is_no_fault(shell: Shell) -> None:
     program = f"{sys.executable} -m casemate.cli qvm-ls | true"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {program}"], capture_output=True)
     assert done.returncode in (0, 141) and b"Traceback" not in done.stderr and b"Exception" not in done.stderr
+
+
+def test_notes(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell("qvm-notes work --set", "first")
+    shell("qvm-notes work --append", "second")
+    assert shell("qvm-notes -p work") == "first\nsecond"
+    (tmp_path / "file").write_text("from a file\n")
+    shell(f"qvm-notes -f work --import {tmp_path / 'file'}")
+    assert shell("qvm-notes --print work") == "from a file\n"
+    monkeypatch.setenv("EDITOR", "sed -i s/file/editor/")
+    shell("qvm-notes work")
+    assert shell("qvm-notes --print work") == "from a editor\n"
+    monkeypatch.setenv("EDITOR", "false")
+    shell("qvm-notes work", status=1)
+    shell("qvm-notes -f --delete work")
+    assert shell("qvm-notes -p work") == ""
+    shell("qvm-notes -p nobody", status=2)
+
+
+def test_firewall(shell: Shell) -> None:
+    shell("qvm-firewall work add drop")
+    shell("qvm-firewall work add --before 1 accept dsthost=10.1.2.3 proto=tcp dstports=80", "comment=the web")
+    assert shell("qvm-firewall work") == (
+        "NO  ACTION  HOST         PROTOCOL  PORT(S)  SPECIAL TARGET  ICMP TYPE  EXPIRE  COMMENT\n"
+        "0   accept  -            -         -        -               -          -       -\n"
+        "1   accept  10.1.2.3/32  tcp       80       -               -          -       the web\n"
+        "2   drop    -            -         -        -               -          -       -\n"
+    )
+    shell("qvm-firewall work del --rule-no 0")
+    shell("qvm-firewall work del action=drop")
+    shell("qvm-firewall work del drop", status=2)
+    shell("qvm-firewall work del --rule-no 7", status=2)
+    shell("qvm-firewall work add accept dsthost=1.2.3", status=1)
+    raw = "action=accept proto=tcp dst4=10.1.2.3/32 dstports=80-80 comment=the web\n"
+    assert shell("qvm-firewall --raw --reload work list") == raw
+    assert json.loads(shell("qvm-firewall --format json work"))[0]["dstports"] == "80-80"
+    shell("qvm-firewall work reset")
+    assert shell("qvm-firewall --raw work") == "action=accept\n"
+
+
+def test_volumes(shell: Shell, tmp_path: Path) -> None:
+    assert shell("qvm-volume list -p default work net:private") == (
+        "POOL:VOLUME            VMNAME  VOLUME_NAME  REVERT_POSSIBLE\n"
+        "default:work/root      work    root         No\n"
+        "default:work/private   work    private      No\n"
+        "default:work/volatile  work    volatile     No\n"
+        "default:net/private    net     private      No\n"
+    )
+    shell("qvm-volume resize work:private 3GiB")
+    assert shell("qvm-volume info work:private size") == f"{3 << 30}\n"
+    shell("qvm-volume resize work:private 1G", status=1)
+    shell("qvm-volume resize work:private much", status=2)
+    shell("qvm-volume config work:private revisions_to_keep 5")
+    assert "revisions_to_keep  5" in shell("qvm-volume info work:private")
+    assert json.loads(shell("qvm-volume --format json info work:private"))["revisions"] == []
+    shell("qvm-volume revert work:private", status=1)
+    image = tmp_path / "image"
+    image.write_bytes(b"x" * 200_000)
+    shell(f"qvm-volume import work:private {image}")
+    assert shell.daemon.engine.images["work", "private"] == image.read_bytes()
+    shell("qvm-volume clear work:private")
+    assert ("work", "private") not in shell.daemon.engine.images
+    shell("qvm-start work")
+    shell(f"qvm-volume import work:private {image}", status=1)
+    shell("qvm-volume info work", status=2)
+
+
+def test_pools(shell: Shell) -> None:
+    shell("qvm-pool add second qcow2 -o revisions_to_keep=2")
+    assert shell("qvm-pool") == "NAME     DRIVER\ndefault  qcow2\nsecond   qcow2\n"
+    shell("qvm-pool set second -o revisions_to_keep=3")
+    assert "revisions_to_keep  3\n" in shell("qvm-pool info second")
+    assert shell("qvm-pool drivers").startswith("DRIVER  OPTIONS\nqcow2   dir_path, ")
+    shell("qvm-pool remove second")
+    shell("qvm-pool remove default", status=1)
+    assert [pool["name"] for pool in json.loads(shell("qvm-pool --format json list"))] == ["default"]
+
+
+def test_devices(shell: Shell) -> None:
+    device = HostDevice("usb", "1-2", "1234:5678::u000000", "1234", "5678", "it's a \\ stick", "", "u080650")
+    shell.daemon.context.devices.list = lambda klass: [device] if klass == "usb" else []  # type: ignore[method-assign]
+    assert shell("qvm-usb") == "BACKEND:DEVID  DESCRIPTION\ndom0:1-2       1234 5678 it's a \\ stick\n"
+    assert json.loads(shell("qvm-device --format json usb list dom0"))[0]["interfaces"] == "u080650"
+    assert shell("qvm-block list") == "" and shell("qvm-device --list-device-classes") == "block\npci\nusb\n"
+    shell("qvm-usb attach work dom0:1-2", status=1)
+    assert "cannot be given" in shell.err
+    shell("qvm-usb detach work dom0:1-2", status=1)
+    shell("qvm-usb attach work nothing", status=2)

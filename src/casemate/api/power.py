@@ -70,8 +70,8 @@ async def stats(dest: Domain) -> None:
 
 @method("admin.vm.Console", Access.EXECUTE)
 async def console(context: Context, dest: Domain) -> None:
-    """The qube's terminal: there is none here that a program could open; its output is in the log of its link."""
+    """The qube's terminal: refused, as its console is only kept to be shown when a start fails."""
     machine(dest)
     if dest.name not in context.engine.states():
         raise NotRunningError(f"{dest.name} is not running")
-    raise NotImplementedHereError(f"{dest.name}: its console can be read only; qvm-console shows it")
+    raise NotImplementedHereError(f"{dest.name}: its console is kept for error messages only; no program can open it")

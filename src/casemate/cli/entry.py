@@ -9,13 +9,19 @@ from importlib import import_module
 
 TOOLS = {
     "qubes-prefs": "qubes_prefs",
+    "qvm-block": "qvm_block",
     "qvm-check": "qvm_check",
     "qvm-clone": "qvm_clone",
     "qvm-create": "qvm_create",
+    "qvm-device": "qvm_device",
     "qvm-features": "qvm_features",
+    "qvm-firewall": "qvm_firewall",
     "qvm-kill": "qvm_kill",
     "qvm-ls": "qvm_ls",
+    "qvm-notes": "qvm_notes",
     "qvm-pause": "qvm_pause",
+    "qvm-pci": "qvm_pci",
+    "qvm-pool": "qvm_pool",
     "qvm-prefs": "qvm_prefs",
     "qvm-remove": "qvm_remove",
     "qvm-service": "qvm_service",
@@ -23,6 +29,8 @@ TOOLS = {
     "qvm-start": "qvm_start",
     "qvm-tags": "qvm_tags",
     "qvm-unpause": "qvm_unpause",
+    "qvm-usb": "qvm_usb",
+    "qvm-volume": "qvm_volume",
 }
 """Names of tools and the modules of this package that are them."""
 

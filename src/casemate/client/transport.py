@@ -14,6 +14,10 @@ from casemate.settings import Settings, load
 from casemate.wire.admin import ADMIN, Event, EventReader, build_request, parse_reply
 from casemate.wire.errors import DaemonAccessError, printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
 DAEMON = (sys.executable, "-P", "-m", "casemate.daemon.main")
 """``-P``: nothing is imported from the directory that a tool happens to be called in."""
 START_SECONDS = 60.0
@@ -32,6 +36,21 @@ class Transport:
     def call(self, method: str, arg: str = "", dest: str = ADMIN, payload: bytes = b"") -> bytes:
         """The content of the reply; raises the error that the daemon reports."""
         with self._send(build_request(method, arg, dest, payload)) as connection:
+            parts = []
+            while part := _receive(connection):
+                parts.append(part)
+        return parse_reply(b"".join(parts))
+
+    def send_file(self, method: str, arg: str, dest: str, start: bytes, file: BinaryIO) -> bytes:
+        """As ``call``, with a payload of ``start`` and all that a file has."""
+        with self._connect() as connection:
+            try:
+                connection.sendall(build_request(method, arg, dest, start))
+                while data := file.read(_CHUNK):
+                    connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the daemon has said why, and wants no more
             parts = []
             while part := _receive(connection):
                 parts.append(part)

@@ -1,0 +1,138 @@
+"""qvm-firewall: show and change the firewall rules of a qube."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from casemate.cli import tool
+from casemate.cli.table import table
+from casemate.client.qubes import Qubes
+from casemate.wire.firewall import ACTIONS, ALLOW_ALL, Rule, format_rules, parse_rules, rule_of
+
+PROG = "qvm-firewall"
+_HEAD = ["NO", "ACTION", "HOST", "PROTOCOL", "PORT(S)", "SPECIAL TARGET", "ICMP TYPE", "EXPIRE", "COMMENT"]
+
+
+def _rules(qubes: Qubes, name: str) -> list[Rule]:
+    return parse_rules(qubes.call("admin.vm.firewall.Get", "", name))
+
+
+def _store(qubes: Qubes, name: str, rules: list[Rule]) -> None:
+    qubes.call("admin.vm.firewall.Set", "", name, format_rules(rules))
+
+
+def read(words: Sequence[str]) -> Rule:
+    """A rule as a person writes it: ``accept`` or ``drop`` may stand without ``action=``, ``dsthost`` may be an
+    address, ``expire=+N`` is in N seconds, ``dstports=N`` is one port."""
+    parts = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals and word in ACTIONS:
+            key, text = "action", word
+        elif not equals:
+            raise tool.UsageError(f"not understood: {word!r}; parts of a rule are written NAME=VALUE")
+        if key == "dsthost" and text[:1].isdigit() and not text.strip("0123456789./"):
+            key = "dst4"
+        elif key == "dsthost" and ":" in text:
+            key = "dst6"
+        if key == "expire" and text.startswith("+") and text[1:].isdecimal():
+            import time
+
+            text = str(int(time.time()) + int(text[1:]))
+        parts.append((key, text))
+    return rule_of(parts)
+
+
+def _row(number: int, rule: Rule) -> list[str]:
+    host = rule.get("dsthost") or rule.get("dst4") or rule.get("dst6") or "-"
+    first, _, last = rule.get("dstports", "").partition("-")
+    ports = first if first == last else f"{first}-{last}"
+    cells = [
+        rule["action"], host, rule.get("proto", "-"), ports or "-", rule.get("specialtarget", "-"),
+        rule.get("icmptype", "-"), rule.get("expire", "-"), rule.get("comment", "-"),
+    ]  # fmt: skip
+    return [str(number), *cells]
+
+
+def _list(args: argparse.Namespace, qubes: Qubes) -> int:
+    rules = _rules(qubes, args.VMNAME)
+    if args.format == "json":
+        import json
+
+        sys.stdout.write(json.dumps(rules, indent=2) + "\n")
+    elif args.raw:
+        sys.stdout.write(format_rules(rules))
+    else:
+        sys.stdout.write(table([_HEAD, *(_row(number, rule) for number, rule in enumerate(rules))]))
+    return 0
+
+
+def _number(text: str, rules: list[Rule]) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) < len(rules)):
+        raise tool.UsageError(f"there is no rule number {text}")
+    return int(text)
+
+
+def _add(args: argparse.Namespace, qubes: Qubes) -> int:
+    rules, rule = _rules(qubes, args.VMNAME), read(args.rule)
+    at = len(rules) if args.before is None else _number(args.before, rules)
+    _store(qubes, args.VMNAME, [*rules[:at], rule, *rules[at:]])
+    return 0
+
+
+def _delete(args: argparse.Namespace, qubes: Qubes) -> int:
+    rules = _rules(qubes, args.VMNAME)
+    if (args.rule_no is None) == (not args.rule):
+        raise tool.UsageError("give the rule, or --rule-no and its number")
+    if args.rule_no is not None:
+        at = _number(args.rule_no, rules)
+    else:
+        wanted = read(args.rule)
+        if wanted not in rules:
+            raise tool.UsageError("there is no such rule")
+        at = rules.index(wanted)
+    _store(qubes, args.VMNAME, [*rules[:at], *rules[at + 1 :]])
+    return 0
+
+
+def _reset(args: argparse.Namespace, qubes: Qubes) -> int:
+    _store(qubes, args.VMNAME, [dict(ALLOW_ALL)])
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool."""
+    parser = tool.Parser(
+        PROG,
+        "Show and change the firewall rules of a qube. The first rule that fits counts; what none fits is dropped.",
+        "A rule: accept or drop, then any of proto=tcp|udp|icmp, dst4=, dst6=, dsthost=, dstports=A-B, icmptype=, "
+        "specialtarget=dns, expire=, comment=.",
+    )
+    parser.one_qube()
+    parser.add_argument("--reload", action="store_true", help="apply the rules again, also when nothing changed")
+    parser.add_argument("--raw", action="store_true", help="list the rules as the daemon writes them")
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="how to list the rules")
+    commands = parser.add_subparsers(title="commands", dest="command", parser_class=argparse.ArgumentParser)
+    show = commands.add_parser("list", aliases=["ls", "l"], help="list the rules (this is the default)")
+    show.set_defaults(action=_list)
+    add = commands.add_parser("add", aliases=["a"], help="add a rule at the end, or before another")
+    add.add_argument("--before", metavar="NUMBER", help="put it before that rule")
+    add.add_argument("rule", nargs="+", metavar="PART", help="parts of the rule")
+    add.set_defaults(action=_add)
+    delete = commands.add_parser("del", aliases=["remove", "d"], help="remove a rule")
+    delete.add_argument("--rule-no", metavar="NUMBER", help="the one with that number")
+    delete.add_argument("rule", nargs="*", metavar="PART", help="parts of the rule")
+    delete.set_defaults(action=_delete)
+    commands.add_parser("reset", help="let everything through again").set_defaults(action=_reset)
+    parser.set_defaults(action=None)
+
+    def body(args: argparse.Namespace, qubes: Qubes) -> int:
+        action = args.action or (None if args.reload else _list)
+        status: int = 0 if action is None else action(args, qubes)
+        if args.reload:
+            qubes.call("admin.vm.firewall.Reload", "", args.VMNAME)
+        return status
+
+    return tool.run(parser, body, argv)

@@ -1,0 +1,108 @@
+"""qvm-pool: show and change storage pools."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from casemate.cli import tool
+from casemate.cli.table import table
+from casemate.client.qubes import Qubes
+
+PROG = "qvm-pool"
+
+
+def _info(qubes: Qubes, pool: str) -> dict[str, str]:
+    lines = qubes.call("admin.pool.Info", pool).split("\n")
+    return {key: text for key, found, text in (line.partition("=") for line in lines) if found}
+
+
+def _show(args: argparse.Namespace, rows: list[list[str]], data: object) -> int:
+    if args.format == "json":
+        import json
+
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    else:
+        sys.stdout.write(table(rows))
+    return 0
+
+
+def _list(args: argparse.Namespace, qubes: Qubes) -> int:
+    found = [_info(qubes, name) for name in qubes.call("admin.pool.List").split()]
+    return _show(args, [["NAME", "DRIVER"], *([pool["name"], pool["driver"]] for pool in found)], found)
+
+
+def _info_of(args: argparse.Namespace, qubes: Qubes) -> int:
+    found = _info(qubes, args.POOL)
+    return _show(args, [[key, text] for key, text in sorted(found.items())], found)
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for word in ",".join(words).split(","):
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise tool.UsageError(f"not understood: {word!r}; options are written NAME=VALUE")
+        found[key] = text
+    return found
+
+
+def _add(args: argparse.Namespace, qubes: Qubes) -> int:
+    options = _options(args.option) if args.option else {}
+    payload = "".join(f"{key}={text}\n" for key, text in {"name": args.POOL, **options}.items())
+    qubes.call("admin.pool.Add", args.DRIVER, payload=payload)
+    return 0
+
+
+def _remove(args: argparse.Namespace, qubes: Qubes) -> int:
+    return tool.each(PROG, args.POOL, lambda name: qubes.call("admin.pool.Remove", name))
+
+
+def _set(args: argparse.Namespace, qubes: Qubes) -> int:
+    for key, text in _options(args.option).items():
+        if key not in ("revisions_to_keep", "ephemeral_volatile"):
+            raise tool.UsageError(f"{key} of a pool cannot be changed")
+        qubes.call(f"admin.pool.Set.{key}", args.POOL, payload=text)
+    return 0
+
+
+def _drivers(args: argparse.Namespace, qubes: Qubes) -> int:
+    found = [line.split(" ") for line in qubes.call("admin.pool.ListDrivers").splitlines()]
+    rows = [["DRIVER", "OPTIONS"], *([driver, ", ".join(options)] for driver, *options in found)]
+    return _show(args, rows, {driver: options for driver, *options in found})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool."""
+    parser = tool.Parser(PROG, "Show and change storage pools.")
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="how to show what was asked for")
+    commands = parser.add_subparsers(title="commands", dest="command", parser_class=argparse.ArgumentParser)
+    commands.add_parser("list", aliases=["ls", "l"], help="list the pools (this is the default)").set_defaults(
+        action=_list
+    )
+    info = commands.add_parser("info", aliases=["i"], help="show how a pool is configured, and its room")
+    info.add_argument("POOL")
+    info.set_defaults(action=_info_of)
+    add = commands.add_parser("add", aliases=["a"], help="add a pool")
+    add.add_argument("POOL")
+    add.add_argument("DRIVER")
+    add.add_argument("-o", "--option", action="append", metavar="NAME=VALUE", help="an option of the driver")
+    add.set_defaults(action=_add)
+    remove = commands.add_parser("remove", aliases=["rm", "r"], help="remove pools in which no volume lies")
+    remove.add_argument("POOL", nargs="+")
+    remove.set_defaults(action=_remove)
+    change = commands.add_parser("set", aliases=["s"], help="change options of a pool")
+    change.add_argument("POOL")
+    change.add_argument("-o", "--option", action="append", metavar="NAME=VALUE", required=True, help="a new value")
+    change.set_defaults(action=_set)
+    commands.add_parser("drivers", aliases=["d"], help="list the drivers and their options").set_defaults(
+        action=_drivers
+    )
+    parser.set_defaults(action=_list)
+
+    def body(args: argparse.Namespace, qubes: Qubes) -> int:
+        status: int = args.action(args, qubes)
+        return status
+
+    return tool.run(parser, body, argv)
