@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from casemate.api.context import Context
-from casemate.api.domains import listed
 from casemate.api.method import Access, method
 from casemate.api.properties import value
 from casemate.model.domain import Domain
@@ -70,23 +71,58 @@ def list_all(context: Context, system: System, sees: Callable[[str], bool], sour
         domains = [system.domains[name] for name in chosen]
     if source != ADMIN:
         domains = [domain for domain in domains if sees(domain.name)]
-    properties, features = _names(wish, "properties"), _names(wish, "features")
+    properties, features, tags = _names(wish, "properties"), _names(wish, "features"), bool(wish.get("tags"))
+    kept: dict[str, tuple[str, str]] = {}
+    if system.frozen and properties is not None and "xid" not in properties:  # that one is the machine's
+        key = (tuple(properties), None if features is None else tuple(features), tags)
+        kept = _parts.of(system, key)
     found = []
     for domain in domains:
-        line = listed(context, domain)
-        entry: dict[str, Any] = {"name": line.name, "class": line.klass, "state": line.state, "uuid": line.uuid}
-        wanted = domain.properties() if properties is None else [name for name in properties if domain.has(name)]
-        if wanted:
-            values = {name: value(context, domain, name) for name in wanted}
-            entry["properties"] = {n: {"default": v.default, "type": v.tag, "value": v.text} for n, v in values.items()}
-        if features is None:
-            entry["features"] = dict(domain.features)
-        elif features:
-            entry["features"] = {name: domain.features[name] for name in features if name in domain.features}
-        if wish.get("tags"):
-            entry["tags"] = list(domain.tags)
-        found.append(entry)
-    return json.dumps(found)
+        name = domain.name
+        parts = kept.get(name)
+        if parts is None:
+            parts = kept[name] = _describe(context, domain, properties, features, tags)
+        found.append(f"{parts[0]}{_words(context.state(domain))}{parts[1]}")
+    return f"[{', '.join(found)}]"
+
+
+class _Parts:
+    """What was said of qubes, as JSON before and after the state, as long as the snapshot is the same."""
+
+    WISHES = 16
+
+    def __init__(self) -> None:
+        self._kept: WeakKeyDictionary[System, dict[_Wish, dict[str, tuple[str, str]]]] = WeakKeyDictionary()
+
+    def of(self, system: System, wish: _Wish) -> dict[str, tuple[str, str]]:
+        """What is known already of an answer, by qube; the caller adds to it."""
+        wishes = self._kept.setdefault(system, {})
+        while len(wishes) >= self.WISHES and wish not in wishes:
+            del wishes[next(iter(wishes))]
+        return wishes.setdefault(wish, {})
+
+
+_Wish = tuple[tuple[str, ...], tuple[str, ...] | None, bool]
+_parts = _Parts()
+_words = cache(json.dumps)  # of the few states
+
+
+def _describe(
+    context: Context, domain: Domain, properties: list[str] | None, features: list[str] | None, tags: bool
+) -> tuple[str, str]:
+    entry: dict[str, Any] = {"uuid": domain.uuid_text}
+    wanted = domain.properties() if properties is None else [name for name in properties if domain.has(name)]
+    if wanted:
+        values = {name: value(context, domain, name) for name in wanted}
+        entry["properties"] = {n: {"default": v.default, "type": v.tag, "value": v.text} for n, v in values.items()}
+    if features is None:
+        entry["features"] = dict(domain.features)
+    elif features:
+        entry["features"] = {name: domain.features[name] for name in features if name in domain.features}
+    if tags:
+        entry["tags"] = list(domain.tags)
+    # Names of qubes and classes are letters, digits, '_', '-' and '.': JSON has them as they are.
+    return f'{{"name": "{domain.name}", "class": "{domain.klass}", "state": ', f", {json.dumps(entry)[1:]}"
 
 
 @method("admin.casemate.Status", Access.READ)

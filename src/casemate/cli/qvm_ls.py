@@ -74,6 +74,22 @@ def _disk(entry: Entry, column: str) -> str:
     return f"{usage * 100 // size if size else 0}%"
 
 
+def _plain(column: str) -> Callable[[Entry], str]:
+    """What shows a column, decided once for all qubes."""
+    if column in _FIXED:
+        return lambda entry: str(entry[column])
+    if column in _DISKS or column in _SOURCES:
+        return lambda entry: cell(entry, column)
+
+    def show(entry: Entry) -> str:
+        try:
+            return str(entry["properties"][column]["value"]) or "-"
+        except KeyError:
+            return "-"
+
+    return show
+
+
 def cell(entry: Entry, column: str) -> str:
     """What a column shows of a qube; ``-`` for nothing."""
     if column in _FIXED:
@@ -153,7 +169,9 @@ def _collect(args: argparse.Namespace, qubes: Qubes, columns: Sequence[str]) -> 
     if args.exclude and not args.all:
         raise tool.UsageError("--exclude can only be used with --all")
     entries = [e for e in entries if (not args.VMNAME or e["name"] in args.VMNAME) and e["name"] not in args.exclude]
-    entries = [e for e in entries if all(matches(e) for matches in _filters(args))]
+    filters = _filters(args)
+    if filters:
+        entries = [entry for entry in entries if all(matches(entry) for matches in filters)]
     if any(column in _DISKS for column in columns):
         for entry in entries:
             names = qubes.volumes(entry["name"]) if entry["name"] != ADMIN else []
@@ -215,8 +233,10 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     if key not in columns:
         raise tool.UsageError(f"--sort: {key} is not among the columns")
 
+    sorts_by = _plain(key)
+
     def order(entry: Entry) -> tuple[bool, int, str]:
-        text = cell(entry, key)
+        text = sorts_by(entry)
         number = int(text) if text.isascii() and text.isdecimal() else 0
         return (key == "name" and text != ADMIN, number, text.lower() if args.ignore_case else text)
 
@@ -225,8 +245,9 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
         sys.stdout.write(_json(entries, columns))
         return 0
     rows = []
+    shown = [_plain(column) for column in columns]
     for depth, entry in _tree(entries) if args.tree else [(0, entry) for entry in entries]:
-        cells = [cell(entry, column) for column in columns]
+        cells = [show(entry) for show in shown]
         if depth and "name" in columns:
             position = columns.index("name")
             cells[position] = "  " * (depth - 1) + "└─" + cells[position]

@@ -10,9 +10,11 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     cells = [list(row) for row in rows]
     if not cells:
         return ""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "".join(f"{line}\n" for line in lines)
+    columns = list(zip(*cells, strict=True))
+    for index, column in enumerate(columns[:-1]):
+        width = max(map(len, column))
+        columns[index] = tuple([text.ljust(width) for text in column])
+    return "".join([f"{'  '.join(row).rstrip()}\n" for row in zip(*columns, strict=True)])
 
 
 def raw(rows: Iterable[Sequence[str]]) -> str:
