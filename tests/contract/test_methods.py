@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ def test_wrong_types_everywhere(daemon: FakeDaemon) -> None:
     chosen = random.Random(7)  # noqa: S311
     words = sorted({call.arg for call in CALLS} | {"default", "private", "-1", "1_0", "+1", "00", "9" * 20})
     payloads = sorted({call.payload for call in CALLS} | {b"True", b"uuid", b"any\n", b"{}", b"[1]", b"0" * 60000})
-    for _ in range(3000):
+    for _ in range(int(os.environ.get("CASEMATE_FUZZ_ROUNDS", "3000"))):
         method = chosen.choice(sorted(METHODS.keys() - set(STREAMS) - {"admin.vm.Remove"}))
         request = admin.build_request(
             method, chosen.choice(words), chosen.choice(("dom0", "work", "deb", "none")), chosen.choice(payloads)

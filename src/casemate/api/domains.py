@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from casemate.api.context import Context
+from casemate.api.context import ALWAYS_RUNNING, Context
 from casemate.api.method import Access, method
 from casemate.model.classes import CLASSES, Admin
 from casemate.model.domain import Domain
@@ -29,13 +29,49 @@ def listed(context: Context, domain: Domain) -> ListedQube:
     return ListedQube(domain.name, domain.klass, context.state(domain), domain.uuid_text)
 
 
+class _Lines:
+    """What stays the same in the list of all qubes while the collection does; the list is asked for all the time."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        found = []
+        for state in system.domains.states():
+            name, klass = str(state.values["name"]), state.klass.class_name
+            always = "Running" if klass in ALWAYS_RUNNING else ""
+            found.append(
+                (
+                    klass != Admin.class_name,
+                    name,
+                    f"{name} class={klass} state=",
+                    f" uuid={state.values['uuid']}\n",
+                    always,
+                )
+            )
+        self.lines = [entry[1:] for entry in sorted(found)]
+
+
+_last: list[_Lines] = []
+
+
+def _lines(system: System) -> _Lines:
+    if not _last or _last[0].system is not system:
+        _last[:] = [_Lines(system)]
+    return _last[0]
+
+
 @method("admin.vm.List", Access.READ)
 def list_qubes(context: Context, system: System, dest: Domain, sees: Callable[[str], bool], source: str) -> str:
     """All qubes that the caller may see, with class, state and UUID; asked of a qube, that one only."""
-    wanted = system.domains.ordered() if dest is system.admin else [dest]
-    if source != ADMIN and dest is system.admin:
-        wanted = [domain for domain in wanted if sees(domain.name)]
-    return build_list([listed(context, domain) for domain in wanted])
+    if dest is not system.admin:
+        return build_list([listed(context, dest)])
+    states = context.engine.states()
+    return "".join(
+        [
+            f"{start}{always or (str(states[name].state) if name in states else 'Halted')}{end}"
+            for name, start, end, always in _lines(system).lines
+            if source == ADMIN or sees(name)
+        ]
+    )
 
 
 @method("admin.vmclass.List", Access.READ)

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 REQUEST_SECONDS = 30.0
 MAX_CONNECTIONS = 2048
 _MAX_PATH = 107
+_BACKLOG = 1024
 
 
 class Connection(asyncio.Protocol):
@@ -191,6 +192,8 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
         self._path: Path | None = None
+        self._second: asyncio.Server | None = None
+        self._others: list[Path] = []
         self.last_active = 0.0
         """Time of the loop when the last call ended."""
 
@@ -198,15 +201,32 @@ class Server:
         """Listen on ``path``; a socket there that nobody listens on is replaced, one in use is refused."""
         listener = bind(path)
         self._path = path
-        self._listener = await asyncio.get_running_loop().create_unix_server(lambda: Connection(self), sock=listener)
+        self._listener = await asyncio.get_running_loop().create_unix_server(
+            lambda: Connection(self), sock=listener, backlog=_BACKLOG
+        )
+
+    async def also(self, path: Path) -> None:
+        """Listen on another path too, if nobody else does and we may."""
+        try:
+            listener = bind(path)
+        except (CasemateError, OSError) as error:
+            _log.info("not serving %s: %s", path, error)
+            return
+        self._others.append(path)
+        self._second = await asyncio.get_running_loop().create_unix_server(
+            lambda: Connection(self), sock=listener, backlog=_BACKLOG
+        )
 
     async def close(self) -> None:
         """Stop listening, let running calls answer, then close what is left."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        if self._second is not None:
+            self._second.close()
+            self._second = None
+        for path in [self._path, *self._others] if self._path is not None else self._others:
+            path.unlink(missing_ok=True)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=10)
         for task in self._tasks:
@@ -256,7 +276,7 @@ def bind(path: Path) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(before)
-        listener.listen(1024)
+        listener.listen(_BACKLOG)
         listener.setblocking(False)
     except BaseException:
         listener.close()

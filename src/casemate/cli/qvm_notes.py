@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 
 from casemate.cli import tool
@@ -19,6 +16,10 @@ PROG = "qvm-notes"
 
 def _edited(text: str) -> str:
     """The text after a person has changed it in an editor."""
+    import shlex  # here: most tools, and most uses of this one, do not need these
+    import subprocess
+    import tempfile
+
     editor = shlex.split(os.environ.get("EDITOR") or "vi")
     with tempfile.NamedTemporaryFile("w+", suffix=".txt", prefix="qvm-notes-", encoding="utf-8") as file:
         file.write(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import TracebackType
 
 from casemate.api.context import Context
@@ -18,6 +20,9 @@ from casemate.settings import Settings
 from casemate.store.store import Store
 
 DEFAULT_POLICY = "90-default.policy"
+SYSTEM_STATE = Path("/var/lib/casemate")
+UPSTREAM_SOCKET = Path("/var/run/qubesd.sock")
+"""Where upstream's client looks; the state of the whole host is served there too, where nobody else does."""
 
 
 class Daemon:
@@ -43,6 +48,8 @@ class Daemon:
         self._server = Server(context)
         await self.engine.leases.start(settings.lease_socket)
         await self._server.start(settings.api_socket)
+        if os.geteuid() == 0 and settings.state == SYSTEM_STATE:
+            await self._server.also(UPSTREAM_SOCKET)
         self._follower = Follower(store)
         return self
 
