@@ -21,7 +21,7 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-from casemate.store import order
+from casemate.store import order, place
 from casemate.wire.errors import LockTimeoutError, StoreError, printable
 
 if sys.platform == "win32":
@@ -75,6 +75,8 @@ class FileLock:
     def __init__(self, file: Path) -> None:
         self.lock_file = file.with_name(file.name + ".lock")
         self.gate_file = file.with_name(file.name + ".lock.gate")
+        self._placed = False
+        """Whether the directory was found to be one where locks hold."""
         self._reset()
         _all.add(self)
 
@@ -99,6 +101,9 @@ class FileLock:
         return _ident() in self._used
 
     def _open(self) -> _Files:
+        if not self._placed:
+            place.require_local(self.lock_file.parent)
+            self._placed = True
         try:
             return _Files(self.lock_file, self.gate_file)
         except OSError as error:
