@@ -23,12 +23,14 @@ from uuid import UUID
 from lxml import etree
 
 from casemate.model.system import System
+from casemate.settings import Settings
 from casemate.store import xml
 from casemate.store.lock import FileLock
 from casemate.store.store import Store
 from tests.bench.figures import PAGE, seconds
 
 BEGIN, END = "<!-- bench store: begin -->", "<!-- bench store: end -->"
+ROOT = Path(__file__).parents[2]
 SIZES = (10, 100, 1000, 5000)
 
 
@@ -190,6 +192,15 @@ while time.monotonic() < end:
     store.snapshot().domains["q3"]; n += 1
 print(n)
 """
+_LOOKER = """
+import sys, time
+from pathlib import Path
+from casemate.store.store import Store
+path = Path(sys.argv[1]); domains = Store(path).snapshot().domains; end = time.monotonic() + float(sys.argv[2]); n = 0
+while time.monotonic() < end:
+    path.stat(); domains["q3"]; n += 1
+print(n)
+"""
 _WRITER = """
 import sys, time
 from pathlib import Path
@@ -210,18 +221,60 @@ def readers_and_writer(table: Table, directory: Path) -> None:
     """Snapshots per second while another process writes, against none that writes."""
     path = directory / "100.xml"
     for pause, what in ((0.1, "10 changes/s"), (0.0, "a writer without pause")):
-        rates: list[list[int]] = [[], []]
+        rates: list[list[int]] = [[], [], [], []]
         writes = 0
         for _ in range(3):
-            for with_writer in (0, 1):
-                writer = _python(_WRITER, path, 1.5, pause) if with_writer else None
-                reader = _python(_READER, path, 1.0)
-                rates[with_writer].append(int(reader.communicate()[0]))
+            for kind in range(4):
+                writer = _python(_WRITER, path, 1.5, pause) if kind % 2 else None
+                reader = _python(_READER if kind < 2 else _LOOKER, path, 1.0)
+                rates[kind].append(int(reader.communicate()[0]))
                 if writer is not None:
                     writes = int(writer.communicate()[0])
-        calm, busy = (statistics.median(found) for found in rates)
+        calm, busy, idle, least = (statistics.median(found) for found in rates)
         table.add(f"snapshots/s, 100 qubes: {what} ({writes / 1.5:.0f}/s) / none", f"{busy:.0f}", f"{calm:.0f}",
                   busy / calm, 0.9, least=True)  # fmt: skip
+        table.add("– the same of one that only asks for the file's time, and reads nothing", f"{least:.0f}",
+                  f"{idle:.0f}", least / idle, None)  # fmt: skip
+
+
+_LIST = "import sys; sys.path.insert(0, sys.argv.pop(1)); from casemate.cli.qvm_ls import main; sys.exit(main([]))"
+
+
+def listing(table: Table, directory: Path) -> None:
+    """``qvm-ls`` as a process, with the Admin API's server over a store in another one, against a bare Python."""
+    for count in (10, 1000):
+        state = directory / f"state-{count}"
+        state.mkdir()
+        (state / "qubes.xml").write_bytes(xml.write(collection(count)))
+        settings = Settings(state, state / "run", state / "cache")
+        environment = {**os.environ, **settings.environment(), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+        bare = [sys.executable, "-I", "-S", "-c", "pass"]
+        tool = [sys.executable, "-I", "-S", "-c", _LIST, str(ROOT / "src")]
+        server = subprocess.Popen([sys.executable, "-m", "tests.fakes.daemon_process"], env=environment, cwd=ROOT)
+        try:
+            while not settings.api_socket.exists():
+                if server.poll() is not None:
+                    raise RuntimeError("the server has ended")
+                time.sleep(0.01)
+            store = Store(settings.store_file)
+
+            def run(words: list[str], environment: dict[str, str] = environment) -> int:
+                done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, check=True)
+                return done.stdout.count(b"\n")
+
+            def after_change(store: Store = store, tool: list[str] = tool) -> None:
+                store.change(lambda s: s.domains["q3"].features.set("n", str(time.perf_counter_ns())))
+                run(tool)
+
+            if run(tool) != count + 1:
+                raise RuntimeError("qvm-ls does not list all")
+            mine, limit, fresh = compare(15, lambda tool=tool: run(tool), lambda bare=bare: run(bare), after_change)
+            table.add(f"{count} qubes: qvm-ls / bare Python start", seconds(mine), seconds(limit), mine / limit, 3)
+            table.add(f"{count} qubes: a change and qvm-ls / bare Python start", seconds(fresh), seconds(limit),
+                      fresh / limit, None)  # fmt: skip
+        finally:
+            server.terminate()
+            server.wait()
 
 
 def locks(table: Table, directory: Path) -> None:
@@ -250,7 +303,7 @@ def locks(table: Table, directory: Path) -> None:
     try:
         import fasteners
     except ImportError:
-        print("fasteners is not installed: not compared (pip install fasteners into an environment of your own)")
+        print("fasteners is not installed: not compared (make setup)")
     else:
         rival = fasteners.InterProcessReaderWriterLock(str(directory / "fasteners"))
 
@@ -309,6 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes(table, directory)
         burst(table, directory)
         readers_and_writer(table, directory)
+        listing(table, directory)
         locks(table, directory)
     finally:
         shutil.rmtree(directory)
