@@ -134,19 +134,26 @@ def test_lists_do_not_wait_for_starts_and_writers(daemon: FakeDaemon) -> None:
     """Twenty starts that take their time, and a writer that never stops, while a client lists."""
 
     def times(count: int) -> list[float]:
-        found = []
-        for _ in range(count):
-            begin = time.perf_counter()
-            assert exchange(daemon.socket, LIST).startswith(b"0\0dom0 ")
-            found.append(time.perf_counter() - begin)
-        return found
+        """The calmest of four rounds: whatever else this host does only adds."""
+        rounds = []
+        for _ in range(4):
+            found = []
+            for _ in range(count):
+                begin = time.perf_counter()
+                assert exchange(daemon.socket, LIST).startswith(b"0\0dom0 ")
+                found.append(time.perf_counter() - begin)
+            rounds.append(found)
+        return min(rounds, key=p99)
 
     times(50)
     idle = times(500)
     gate = asyncio.Event()
     real = daemon.engine.start
 
+    under_way = threading.Semaphore(0)
+
     async def slow(name: str) -> None:
+        under_way.release()
         await gate.wait()
         await real(name)
 
@@ -163,6 +170,8 @@ def test_lists_do_not_wait_for_starts_and_writers(daemon: FakeDaemon) -> None:
     try:
         for thread in starters:
             thread.start()
+        for _ in starters:
+            assert under_way.acquire(timeout=20)
         busy = times(500)
         assert writer.stdin is not None and writer.stdout is not None
         writer.stdin.write(b"go\n")

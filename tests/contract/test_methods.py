@@ -201,3 +201,24 @@ def test_data_for_a_volume_is_put_in_place_whole_or_not_at_all(daemon: FakeDaemo
     assert exchange(daemon.socket, b"admin.vm.volume.Import+private dom0 name vault\0" + image) == b"0\0"
     assert daemon.engine.images.pop(("vault", "private")) == image
     assert list((daemon.socket.parent.parent / "spool").iterdir()) == []
+
+
+def test_statistics_of_what_runs(daemon: FakeDaemon) -> None:
+    qubes = client(daemon)
+    qubes.create("AppVM", "busy", "red", "deb")
+    qubes.set(None, "stats_interval", "1")
+    qubes.call("admin.vm.Start", "", "busy")
+    with qubes.transport._send(admin.build_request("admin.vm.Stats", "", "busy")) as connection:
+        connection.settimeout(20)
+        reader, events = admin.EventReader(), []
+        while len(events) < 3:
+            events += reader.feed(connection.recv(65536))
+    assert events[0].name == admin.CONNECTED
+    for subject, name, values in events[1:]:
+        assert (subject, name) == ("busy", "vm-stats")
+        assert values == {
+            "memory_kb": "409600", "memory_assigned_total": "409600", "memory_assigned_usable": "409600",
+            "memory_with_swap_used": "409600", "cpu_time": "1", "cpu_usage": "0", "online_vcpus": "2",
+        }  # fmt: skip
+    qubes.call("admin.vm.Kill", "", "busy")
+    qubes.remove("busy")

@@ -1,0 +1,35 @@
+"""What the volume tools do to real disks."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.live.world import World, wait_for
+
+pytestmark = pytest.mark.live
+
+
+def test_an_imported_volume_is_what_the_qube_sees_and_a_cleared_one_is_empty(world: World, tmp_path: Path) -> None:
+    content = tmp_path / "content"
+    content.mkdir()
+    (content / "marker").write_text("imported")
+    image = tmp_path / "image"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", content, image, "64M"], check=True, env={"PATH": "/usr/sbin:/sbin:/usr/bin"})  # fmt: skip  # noqa: E501
+    world.run("qvm-create", "--label", "red", "disk")
+    try:
+        world.run("qvm-volume", "import", "disk:private", str(image))
+        world.run("qvm-start", "disk")
+        assert world.inside("disk", "cat /rw/marker") == "imported"
+        assert world.run("qvm-volume", "import", "disk:private", str(image), status=1).stderr
+        world.run("qvm-kill", "disk")
+        wait_for(lambda: world.state("disk") == "Halted")
+        world.run("qvm-volume", "clear", "disk:private")
+        world.run("qvm-start", "disk")
+        assert world.inside("disk", "ls /rw/marker 2>/dev/null || echo none") == "none"
+    finally:
+        world.run("qvm-kill", "disk", status=None)
+        wait_for(lambda: world.state("disk") == "Halted")
+        world.run("qvm-remove", "-f", "disk")
