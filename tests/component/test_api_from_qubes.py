@@ -202,7 +202,7 @@ def test_every_refusal_is_the_same(world: World) -> None:
         ):
             assert await world.call(service, target) == REFUSED, (service, target)
         for method in METHODS:
-            for target in ("dom0", "theirs", "nobody"):
+            for target in ("dom0", "theirs", "nobody", "mine"):
                 assert await world.call(method, target, source="other") == REFUSED, (method, target)
 
     run(world, test)

@@ -46,6 +46,17 @@ class Actions:
     """Run a service here on the given call stream: (socket, source, service, argument, requested target)."""
 
 
+def _is_ours(service: str, decision: Allow) -> bool | None:
+    """Whether the API serves an allowed call; None for other services.
+
+    A rule that lets a qube use all services of another qube was not meant to make it that qube's master: only a rule
+    that names the service, or whose target is the host, says that.
+    """
+    if not service.startswith(API_SERVICES):
+        return None
+    return decision.target in ("@adminvm", "dom0") or decision.rule.service is not None
+
+
 class Broker:
     """Serves the doors of all running qubes."""
 
@@ -168,13 +179,16 @@ class Broker:
         except PolicyError:
             return False
         found = evaluate(policy, self._actions.system_info(), source, service, argument, target)
-        return isinstance(found, Allow)
+        return isinstance(found, Allow) and _is_ours(service, found) is True
 
     async def _join(
         self, source: str, service: str, arg: str | None, target: str, decision: Allow
     ) -> tuple[socket.socket, str | None]:
         final = decision.target
-        if final in ("@adminvm", "dom0") or service.startswith(API_SERVICES):
+        is_ours = _is_ours(service, decision)
+        if is_ours is False:
+            raise CallRefusedError(f"{service}: {decision.rule.place} allows all services, not this one of the host")
+        if is_ours or final in ("@adminvm", "dom0"):
             ours, theirs = socket.socketpair()
             # A rule that sends a call about a qube to this host leaves what it is about; one that names another qube
             # replaces that.
