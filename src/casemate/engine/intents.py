@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.host.files import replace_file
-from casemate.wire.errors import CasemateError
+from casemate.wire.errors import CasemateError, StorageError
 from casemate.wire.names import qube_name, uuid_text
 
 
@@ -33,11 +33,14 @@ class Intents:
 
     def write(self, intent: Intent) -> None:
         """Put the intent on disk, before anything of it is done."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         data = json.dumps(
             {"kind": intent.kind, "name": intent.name, "uuid": intent.uuid, "volumes": intent.volumes}
         ).encode()
-        replace_file(self._path(intent), data, mode=0o600)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            replace_file(self._path(intent), data, mode=0o600)
+        except OSError as error:
+            raise StorageError(f"{self._directory}: {error.strerror}") from error
 
     def forget(self, intent: Intent) -> None:
         """The operation has ended, one way or the other."""

@@ -371,6 +371,10 @@ class Lifecycle:
     # -- what happens by itself
 
     def _hear(self, event: MachineEvent) -> None:
+        unasked = self.states.of(event.name) is PowerState.RUNNING and not self.locks.held(event.name)
+        if event.kind is EventKind.PAUSED and unasked:
+            log.warning("%s was paused by its machine: a disk has no room or fails; then qvm-unpause", event.name)
+            self._bus.say(event.name, "domain-paused")
         self.states.hear(event)
         if event.kind in (EventKind.STOPPED, EventKind.CRASHED):
             self._later(self._settle(event.name))
