@@ -185,7 +185,11 @@ def test_one_call_for_everything(qubes: Qubes) -> None:
 def test_clone_leaves_nothing_when_it_fails(qubes: Qubes, daemon: FakeDaemon) -> None:
     qubes.set("work", "memory", "640")
     qubes.call("admin.vm.feature.Set", "a", "work", "b")
+    qubes.call("admin.vm.firewall.Set", "", "work", "action=drop\n")
+    qubes.call("admin.vm.notes.Set", "", "work", "ours")
     qubes.clone("work", "twin")
+    assert qubes.call("admin.vm.firewall.Get", "", "twin") == "action=drop\n"
+    assert qubes.call("admin.vm.notes.Get", "", "twin") == "ours"
     assert qubes.get("twin", "memory").text == "640" and qubes.features("twin") == {"a": "b"}
     qubes.call("admin.vm.Start", "", "work")
     with pytest.raises(NotHaltedError):

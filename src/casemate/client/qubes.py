@@ -129,7 +129,7 @@ class Qubes:
         pools: dict[str, str] | None = None,
         label: str | None = None,
     ) -> None:
-        """Make a qube like another: class, settings, features, tags, kept volumes; nothing stays if that fails."""
+        """Make a qube like another: class, settings, features, tags, firewall, notes, kept volumes; nothing stays if that fails."""
         entry = self.inventory(None, None, True, [source])[0]
         found: dict[str, dict[str, Any]] = entry["properties"]
         target = klass or str(entry["class"])
@@ -143,8 +143,15 @@ class Qubes:
             for key, text in entry.get("features", {}).items():
                 self.call("admin.vm.feature.Set", key, name, text)
             for tag in entry.get("tags", []):
-                if not tag.startswith("created-by-"):
+                if not tag.startswith(("created-by-", "guivm-", "audiovm-")):
                     self.call("admin.vm.tag.Set", tag, name)
+            if "netvm" in found:
+                rules = self.call("admin.vm.firewall.Get", "", source)
+                if rules != "action=accept\n":
+                    self.call("admin.vm.firewall.Set", "", name, rules)
+            notes = self.call("admin.vm.notes.Get", "", source)
+            if notes:
+                self.call("admin.vm.notes.Set", "", name, notes)
             theirs = set(self.volumes(source))
             for volume in self.volumes(name):
                 if volume in theirs and self.volume(name, volume).get("save_on_stop") == "True":
