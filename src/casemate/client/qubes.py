@@ -129,7 +129,7 @@ class Qubes:
         pools: dict[str, str] | None = None,
         label: str | None = None,
     ) -> None:
-        """Make a qube like another: class, settings, features, tags, firewall, notes, kept volumes; nothing stays if that fails."""
+        """Make a qube like another: class, settings, features, tags, firewall, notes, kept volumes; all or nothing."""
         entry = self.inventory(None, None, True, [source])[0]
         found: dict[str, dict[str, Any]] = entry["properties"]
         target = klass or str(entry["class"])
