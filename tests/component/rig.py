@@ -151,7 +151,7 @@ class Rig:
                             out[kind].append(bytes(view))
         finally:
             feeding.cancel()
-            writer.close()
+            writer.transport.abort()  # at once: what a service no longer reads would be waited for
         return side.status(), b"".join(out[DATA_STDOUT]), b"".join(out[DATA_STDERR])
 
     def close(self) -> None:
