@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from casemate.cli.clean import clean_state, machines_of
+from casemate.cli.clean import alive, clean_state, machines_of
 from casemate.settings import Settings, load
 
 BIN = Path(__file__).resolve().parents[2] / "bin"
@@ -79,7 +79,7 @@ class World:
         """End the daemon as a crash would, and see it gone."""
         pid = self.daemon_pid()
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not _alive(pid))
+        wait_for(lambda: not alive(pid))
 
     def link_pid(self, qube: str) -> int:
         """The qube's link process."""
@@ -93,13 +93,6 @@ class World:
     def clean(self) -> None:
         """End and remove everything."""
         clean_state(self.settings)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30) -> float:

@@ -18,13 +18,14 @@ def _wait_gone(pids: set[int], seconds: float) -> set[int]:
     """The processes that still are there after at most so long; zombies count as gone."""
     deadline = time.monotonic() + seconds
     while pids and time.monotonic() < deadline:
-        pids = {pid for pid in pids if _alive(pid)}
+        pids = {pid for pid in pids if alive(pid)}
         if pids:
             time.sleep(0.02)
     return pids
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """True while the process runs; one that has ended and waits to be reaped does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from casemate.cli.clean import clean_state
+from casemate.cli.clean import clean_state, machines_of
 from casemate.settings import Settings, load
 
 BIN = Path(__file__).resolve().parents[3] / "bin"
@@ -86,18 +86,8 @@ class Tour:
         self._proved.append(what)
 
     def in_hypervisor(self) -> list[str]:
-        """Names of our machines that run: processes of QEMU whose name starts with our prefix."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = path.read_bytes().split(b"\0")
-            except OSError:
-                continue
-            for word in words:
-                match = re.fullmatch(rb"guest=" + re.escape(self._settings.prefix.encode()) + rb"([^,]+).*", word)
-                if match and b"qemu" in words[0]:
-                    found.append(match[1].decode())
-        return sorted(found)
+        """Names of our machines that run."""
+        return sorted(machines_of(self._settings).values())
 
     # -- steps
 
@@ -134,17 +124,8 @@ class Tour:
             self.check(len(set(owners.values())) == 2, "each machine has a user of its own", owners)
 
     def _owners(self) -> dict[str, int]:
-        owners = {}
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                match = re.search(
-                    rb"guest=" + re.escape(self._settings.prefix.encode()) + rb"([^,\0]+)", path.read_bytes()
-                )
-                if match:
-                    owners[match[1].decode()] = path.stat().st_uid
-            except OSError:
-                continue
-        return owners
+        """Who runs each machine."""
+        return {name: Path(f"/proc/{pid}").stat().st_uid for pid, name in machines_of(self._settings).items()}
 
     def commands(self) -> None:
         """Commands in work: streams and exit status pass through"""

@@ -20,8 +20,6 @@ _BUFFER = bytearray(65536)
 """Where output of programs passes through, framed in place. A frame fits into two transfers of a port (32 KiB each)."""
 _OUTPUT = memoryview(_BUFFER)
 _PIPE_READ = len(_BUFFER) - _BEFORE - IN_PLACE_AFTER
-BROKEN = 125
-"""Exit status of a call whose peer broke the protocol."""
 
 
 class ServiceCall(StreamHandler):
