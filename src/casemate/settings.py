@@ -109,6 +109,16 @@ class Settings:
         return self.run / "qubesd.sock"
 
     @property
+    def internal_socket(self) -> Path:
+        """Where programs of this host ask what is not for qubes (``internal.*``)."""
+        return self.run / "qubesd.internal.sock"
+
+    @property
+    def misc_socket(self) -> Path:
+        """Where programs of this host hand on what a qube says of itself (``qubes.FeaturesRequest`` and its like)."""
+        return self.run / "qubesd.misc.sock"
+
+    @property
     def lease_socket(self) -> Path:
         """Where a tool holds the disposables that it asked for."""
         return self.run / "leases.sock"
@@ -117,6 +127,11 @@ class Settings:
     def policy_dir(self) -> Path:
         """Directory of the policy's ``*.policy`` files."""
         return self.state / "policy.d"
+
+    @property
+    def policy_run_dir(self) -> Path:
+        """Directory of policy files that hide those of the same name until the next boot."""
+        return self.run / "policy.d"
 
     def qube_run(self, name: str) -> Path:
         """Run-time directory of one running qube: its channel, link, database and console sockets."""

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
+from casemate.api.method import INTERNAL, MISC
 from casemate.api.server import Server
+from casemate.engine.guests import Guests
+from casemate.settings import Settings
 from casemate.store.store import Store
 from tests.fakes.engine import FakeEngine
 
@@ -39,12 +42,18 @@ def running(directory: Path, *, request_seconds: float = 30.0, max_connections: 
         daemon.loop = asyncio.get_running_loop()
         events = Subscriptions(store)
         daemon.engine.listeners.append(events.publish)
-        daemon.context = Context(store, daemon.engine, events, lambda: {"acceleration": "none"})
+        base = daemon.socket.parent
+        guests = Guests(Settings(state=base.parent, run=base, cache=base / "cache"))
+        daemon.context = Context(store, daemon.engine, events, lambda: {"acceleration": "none"}, guests=guests)
         daemon.server = Server(daemon.context, request_seconds=request_seconds, max_connections=max_connections)
+        others = {"internal": Server(daemon.context, INTERNAL), "misc": Server(daemon.context, MISC)}
         await daemon.server.start(daemon.socket)
+        for name, server in others.items():
+            await server.start(base / f"qubesd.{name}.sock")
         ready.set()
         await stop.wait()
-        await daemon.server.close()
+        for server in (daemon.server, *others.values()):
+            await server.close()
 
     def run() -> None:
         try:

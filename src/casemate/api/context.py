@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from casemate.api.imports import Imports
 from casemate.api.stats import Stats
 from casemate.engine.qube_files import QubeFiles
 from casemate.host.devices import HostDevices
@@ -40,6 +41,16 @@ class Machine(Protocol):
     @property
     def cpu_time_ns(self) -> int:
         """Processor time used so far."""
+
+
+class Guests(Protocol):
+    """What the daemon asks of running qubes; DisconnectedError for one that does not run or answer."""
+
+    async def database(self, name: str, prefix: str) -> dict[str, bytes]:
+        """Keys of a qube's database that begin with ``prefix``, and their values."""
+
+    async def run(self, name: str, service: str, user: str, within: float, stdin: bytes = b"") -> int:
+        """Run a service in a qube; its exit status, or TimeoutError after ``within`` seconds."""
 
 
 class Engine(Protocol):
@@ -151,6 +162,9 @@ class Context:
     """What ``casemate status`` shows, ready to be written as JSON."""
     allows: Callable[[str, str, str, str], bool] = _nothing
     """Whether the policy lets a qube make a call: (source, method, argument, target)."""
+    guests: Guests | None = None
+    """None: no qube can be asked anything."""
+    imports: Imports = field(default_factory=Imports)
     devices: HostDevices = field(default_factory=HostDevices)
     tokens: CloneTokens = field(default_factory=CloneTokens)
     files: QubeFiles = field(init=False)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from asyncio import WriteTransport
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from casemate.api import (
@@ -16,7 +16,9 @@ from casemate.api import (
     features,
     firewall,
     host,
+    internal,
     labels,
+    misc,
     notes,
     policy,
     pools,
@@ -28,7 +30,7 @@ from casemate.api import (
 )
 from casemate.api.context import Context
 from casemate.api.events import Subscription
-from casemate.api.method import METHODS, Access, Method
+from casemate.api.method import METHODS, MISC, Access, Method
 from casemate.api.permissions import check_call
 from casemate.wire.admin import ADMIN, Request, failure, success
 from casemate.wire.errors import (
@@ -43,8 +45,8 @@ from casemate.wire.errors import (
 _log = logging.getLogger(__name__)
 
 NOUNS = (
-    backup, devices, domains, features, firewall, host, labels, notes, policy, pools, power, properties, system, tags,
-    volumes,
+    backup, devices, domains, features, firewall, host, internal, labels, misc, notes, policy, pools, power, properties,
+    system, tags, volumes,
 )  # fmt: skip
 """The modules whose import registers the methods."""
 
@@ -56,15 +58,14 @@ LISTS = frozenset({*STREAMS, "admin.vm.List", "admin.casemate.List"})
 """Methods that show qubes: each qube must be one that the caller may ask the same of."""
 
 
-def find(request: Request) -> Method:
-    """The method of a call on the host's socket that is permitted and well formed."""
-    check_call(request)
-    return known(request)
+def find(request: Request, family: Mapping[str, Method] = METHODS) -> Method:
+    """The method of a call on a socket of the host that is permitted and well formed.
 
-
-def known(request: Request) -> Method:
-    """The method of a permitted call, if it is well formed."""
-    method = METHODS.get(request.method)
+    ``family`` is what the socket serves. On that of MISC a program of the host speaks for the qube that it names.
+    """
+    if family is not MISC:
+        check_call(request)
+    method = family.get(request.method)
     if method is None:
         raise ProtocolError(f"No such method: {printable(request.method, 80)}")
     method.check(request)

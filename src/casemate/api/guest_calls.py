@@ -2,7 +2,8 @@
 
 What can be known without the payload is checked before the caller hears anything: a method that does not exist, a
 target that does not, an argument where none belongs are refused as the policy refuses, so that a refusal never tells
-why. Then standard input up to its end is the payload, and the reply is standard output.
+why. Then standard input up to its end is the payload, and the reply is standard output. What a qube tells about
+itself (``qubes.FeaturesRequest`` and its like) is answered by the exit status alone, 0 or 1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, cast
 from casemate.api import dispatch
 from casemate.api.context import Context
 from casemate.api.events import Subscription
-from casemate.api.method import METHODS, Access, Method
+from casemate.api.method import METHODS, MISC, Access, Method
 from casemate.wire.admin import ADMIN, MAX_ARGUMENT, Request, endpoint, most_bytes
 from casemate.wire.errors import CallRefusedError, CasemateError, ProtocolError
 from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, ServiceSide, requested_target
@@ -52,7 +53,7 @@ class GuestCalls:
     @staticmethod
     def _known(request: Request) -> Method:
         """The method, if the call is well formed as far as one can tell without its payload."""
-        method = METHODS.get(request.method)
+        method = METHODS.get(request.method) or MISC.get(request.method)
         if method is None:
             raise ProtocolError("no such method")
         method.check(request._replace(payload=b"x" if method.wants("payload") else b""))
@@ -166,6 +167,9 @@ class _GuestCall(asyncio.Protocol):
         """Send a reply and the end of the call; the status is 0, as the reply says itself how it went."""
         if self._over or self._transport.is_closing():
             return
+        if self._request.method in MISC:
+            self.finish(0 if reply.startswith(b"0") else 1)
+            return
         self.write(reply)
         self.finish()
 
@@ -174,12 +178,12 @@ class _GuestCall(asyncio.Protocol):
         for part in self._side.output(DATA_STDOUT, data):
             self._transport.write(part)
 
-    def finish(self) -> None:
+    def finish(self, status: int = 0) -> None:
         """Say that the call is over."""
         if self._over:
             return
         self._over = True
-        for part in self._side.exit(0):
+        for part in self._side.exit(status):
             self._transport.write(part)
         self._transport.close()
         self._deadline = asyncio.get_running_loop().call_later(self._calls.request_seconds, self._transport.abort)

@@ -1,58 +1,116 @@
-"""Data for a volume, as it comes through a call's payload: spooled to a file, then put in place as a whole.
+"""Data for a volume: spooled to a file, then put in place as a whole. What is cut off changes nothing.
 
-The payload of ``admin.vm.volume.Import`` is the image; that of ``ImportWithSize`` begins with a line that says how
-many bytes follow, exactly. A call that is cut off changes nothing.
+Two ways lead here. The payload of ``admin.vm.volume.Import`` is the image; that of ``ImportWithSize`` begins with a
+line that says how many bytes follow, exactly. Or a program of this host asks ``internal.vm.volume.ImportBegin`` for a
+path, writes the image there and says ``ImportEnd``, as upstream's service program does.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from casemate.api import dispatch
-from casemate.api.context import Context
-from casemate.model.domain import Domain
 from casemate.wire import names
 from casemate.wire.admin import Request, success
-from casemate.wire.errors import NotHaltedError, ProtocolError, StorageError
+from casemate.wire.errors import InUseError, NotHaltedError, ProtocolError, StorageError, printable
+
+if TYPE_CHECKING:
+    from casemate.api.context import Context
+    from casemate.model.domain import Domain
 
 METHODS = frozenset({"admin.vm.volume.Import", "admin.vm.volume.ImportWithSize"})
 MAX_IMAGE = 1 << 44
+IDLE_SECONDS = 600.0
+"""A program that writes nothing for so long has given up: its import makes room for another."""
 _SIZE_LINE = 20
 
 
-class Import:
-    """One import: ``feed`` takes what comes, in order; ``finish`` puts it in place and gives the reply."""
+class Spool:
+    """A file that takes the new content of a halted qube's volume, until it is put in place or dropped."""
 
-    def __init__(self, context: Context, request: Request) -> None:
-        self._context = context
-        self._request = request
-        domain: Domain = context.store.snapshot().domains.find(request.dest)
-        self._name = domain.name
-        self._volume = domain.volume(request.arg)
+    def __init__(self, context: Context, domain: Domain, volume: str, size: int | None = None) -> None:
+        """``size`` None: as large as the volume is now."""
+        found = domain.volume(volume)
         if context.state(domain) != "Halted":
-            raise NotHaltedError(f"{self._name} is running")
-        self._line: bytearray | None = bytearray() if request.method.endswith("WithSize") else None
-        self._size = self._volume.size
-        self._got = 0
-        self._lock = threading.Lock()
+            raise NotHaltedError(f"{domain.name} is running")
+        self._context = context
+        self._name = domain.name
+        self._volume = volume
+        self.size = found.size if size is None else size
         directory = context.store.path.parent / "spool"
         directory.mkdir(mode=0o700, exist_ok=True)
-        self._fd, path = tempfile.mkstemp(dir=directory, prefix="import-")
-        self._path = Path(path)
-        self._say("begin", size=str(self._size))
+        self.fd, path = tempfile.mkstemp(dir=directory, prefix="import-")
+        self.path = Path(path)
+        self._say("begin", size=str(self.size))
 
     def _say(self, word: str, **details: str) -> None:
-        volume = {"volume": self._request.arg}
-        self._context.events.publish(self._name, f"domain-volume-import-{word}", volume | details)
+        self._context.events.publish(self._name, f"domain-volume-import-{word}", {"volume": self._volume} | details)
+
+    async def put(self, size: int) -> None:
+        """Make the first ``size`` bytes the volume's content."""
+        os.ftruncate(self.fd, size)
+        await self._context.engine.import_volume(self._name, self._volume, self.path, size)
+
+    def close(self, done: bool = False) -> None:
+        """Forget the file; idempotent."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+            self.path.unlink(missing_ok=True)
+            self._say("end", success=str(done))
+
+
+class Imports:
+    """Imports that programs of this host have begun: one for a volume at a time, with an end even when they die."""
+
+    def __init__(self) -> None:
+        self._spools: dict[tuple[str, str], Spool] = {}
+
+    def begin(self, context: Context, domain: Domain, volume: str, size: int | None) -> Spool:
+        """A file to write to, as long as it shall become; InUseError while another import writes."""
+        key = (domain.name, volume)
+        before = self._spools.get(key)
+        if before is not None:
+            if time.time() - os.fstat(before.fd).st_mtime < IDLE_SECONDS:
+                raise InUseError(f"{domain.name}: data for {volume} is coming in already")
+            self.take(domain, volume).close()
+        spool = Spool(context, domain, volume, size)
+        try:
+            os.ftruncate(spool.fd, spool.size)
+        except OSError as error:
+            spool.close()
+            raise StorageError(f"The data cannot be kept: {error.strerror}") from error
+        self._spools[key] = spool
+        return spool
+
+    def take(self, domain: Domain, volume: str) -> Spool:
+        """The import that was begun, which is the caller's now; ProtocolError when there is none."""
+        spool = self._spools.pop((domain.name, volume), None)
+        if spool is None:
+            raise ProtocolError(f"{domain.name}: no import into {printable(volume, 80)!r} was begun")
+        return spool
+
+
+class Import:
+    """One import by a call's payload: ``feed`` takes what comes, in order; ``finish`` puts it in place and replies."""
+
+    def __init__(self, context: Context, request: Request) -> None:
+        self.request = request
+        domain = context.store.snapshot().domains.find(request.dest)
+        self._line: bytearray | None = bytearray() if request.method.endswith("WithSize") else None
+        self._spool = Spool(context, domain, request.arg)
+        self._size = self._spool.size
+        self._got = 0
+        self._lock = threading.Lock()
 
     def feed(self, data: bytes) -> None:
         """Take some more; call it in a thread. ProtocolError or StorageError once it cannot become right."""
         with self._lock:
-            if self._fd >= 0:
+            if self._spool.fd >= 0:
                 self._feed(data)
 
     def _feed(self, data: bytes) -> None:
@@ -71,36 +129,27 @@ class Import:
                 view = memoryview(data)
                 at = self._got
                 while view:
-                    count = os.pwrite(self._fd, view, at)
+                    count = os.pwrite(self._spool.fd, view, at)
                     view, at = view[count:], at + count
         except OSError as error:
             raise StorageError(f"The data cannot be kept: {error.strerror}") from error
         self._got += len(data)
 
     async def finish(self) -> bytes:
-        """All has come: make it the volume's content; the reply."""
+        """All has come: make it the volume's content; the reply. What is wrong is raised."""
         done = False
         try:
             if self._line is not None or not self._got:
                 raise ProtocolError("There is no data")
-            if self._request.method.endswith("WithSize") and self._got != self._size:
+            if self.request.method.endswith("WithSize") and self._got != self._size:
                 raise StorageError(f"{self._size} bytes were announced and {self._got} came")
-            os.ftruncate(self._fd, self._got)
-            await self._context.engine.import_volume(self._name, self._request.arg, self._path, self._got)
+            await self._spool.put(self._got)
             done = True
             return success()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            return dispatch.reply_to(error, self._request)
         finally:
             self.close(done)
 
     def close(self, done: bool = False) -> None:
         """Forget the data; idempotent."""
         with self._lock:
-            fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-            self._path.unlink(missing_ok=True)
-            self._say("end", success=str(done))
+            self._spool.close(done)

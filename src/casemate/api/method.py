@@ -76,7 +76,18 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
-"""Every method by name; filled when the modules of this package are imported."""
+"""Every method of the Admin API by name; filled when the modules of this package are imported."""
+
+INTERNAL: dict[str, Method] = {}
+"""``internal.*``: what programs of this host ask on a socket of its own; never reachable from a qube."""
+
+MISC: dict[str, Method] = {}
+"""``qubes.*``: what qubes tell this host about themselves; ``source`` is the qube."""
+
+
+def family_of(name: str) -> dict[str, Method]:
+    """The registry that a method of that name belongs to."""
+    return INTERNAL if name.startswith("internal.") else MISC if name.startswith("qubes.") else METHODS
 
 
 def method(name: str, access: Access, **choices: Iterable[str]) -> Callable[[F], F]:
@@ -88,9 +99,10 @@ def method(name: str, access: Access, **choices: Iterable[str]) -> Callable[[F],
             expanded = [(n.replace(f"{{{word}}}", v), {**b, word: v}) for n, b in expanded for v in values]
         parameters = dict(inspect.signature(handler).parameters)
         for full, bound in expanded:
-            if full in METHODS:
+            family = family_of(full)
+            if full in family:
                 raise ValueError(f"{full} is registered twice")
-            METHODS[full] = Method(full, access, handler, parameters, bound)
+            family[full] = Method(full, access, handler, parameters, bound)
         return handler
 
     return register

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import grp
 import logging
 import os
+import shutil
 import socket
 import stat
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from casemate.api import dispatch, imports
 from casemate.api.context import Context
 from casemate.api.events import Subscription
-from casemate.api.method import Access, Method
+from casemate.api.method import METHODS, Access, Method
 from casemate.api.permissions import check_peer
 from casemate.wire.admin import Request, RequestReader, failure
 from casemate.wire.errors import CasemateError, ProtocolError
@@ -23,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 30.0
 MAX_CONNECTIONS = 2048
+GROUP = "qubes"
+"""Upstream's group of users who administer the host: they may use the sockets at upstream's places."""
 _MAX_PATH = 107
 _BACKLOG = 1024
 
@@ -30,8 +35,10 @@ _BACKLOG = 1024
 class Connection(asyncio.Protocol):
     """One connection: one call, one reply."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, shared: bool = False) -> None:
+        """``shared``: the socket's own mode says who may connect."""
         self._server = server
+        self._shared = shared
         self._reader = RequestReader()
         self._answered = False
         self._import: imports.Import | None = None
@@ -46,7 +53,8 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
         try:
-            check_peer(transport.get_extra_info("socket"))
+            if not self._shared:
+                check_peer(transport.get_extra_info("socket"))
             if len(self._server.connections) > self._server.max_connections:
                 raise CasemateError("The daemon has too many connections; try again")
         except CasemateError as error:
@@ -67,7 +75,7 @@ class Connection(asyncio.Protocol):
             request = self._reader.begun(imports.METHODS)
             if request is None:
                 return
-            dispatch.find(request)
+            dispatch.find(request, self._server.methods)
             self._import = imports.Import(self._server.context, request)
         except Exception as error:
             self._answer(dispatch.reply_to(error, None))
@@ -113,7 +121,7 @@ class Connection(asyncio.Protocol):
         request: Request | None = None
         try:
             request = self._reader.finish()
-            method = dispatch.find(request)
+            method = dispatch.find(request, self._server.methods)
             if method.name in dispatch.STREAMS:
                 self._subscribe(request)
                 return True
@@ -127,7 +135,10 @@ class Connection(asyncio.Protocol):
         return True
 
     async def _put(self, data: imports.Import) -> None:
-        self._answer(await data.finish())
+        try:
+            self._answer(await data.finish())
+        except Exception as error:
+            self._answer(dispatch.reply_to(error, data.request))
 
     async def _execute(self, method: Method, request: Request) -> None:
         self._answer(await dispatch.execute(self._server.context, method, request))
@@ -180,12 +191,18 @@ class Connection(asyncio.Protocol):
 
 
 class Server:
-    """The listening socket of the Admin API."""
+    """A listening socket that serves one family of methods: the Admin API's, or a smaller one."""
 
     def __init__(
-        self, context: Context, *, request_seconds: float = REQUEST_SECONDS, max_connections: int = MAX_CONNECTIONS
+        self,
+        context: Context,
+        methods: Mapping[str, Method] = METHODS,
+        *,
+        request_seconds: float = REQUEST_SECONDS,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self.context = context
+        self.methods = methods
         self.request_seconds = request_seconds
         self.max_connections = max_connections
         self.connections: set[Connection] = set()
@@ -205,16 +222,26 @@ class Server:
             lambda: Connection(self), sock=listener, backlog=_BACKLOG
         )
 
+    @property
+    def name(self) -> str:
+        """The file name of the socket."""
+        return self._path.name if self._path is not None else ""
+
     async def also(self, path: Path) -> None:
-        """Listen on another path too, if nobody else does and we may."""
+        """Listen on another path too, if nobody else does and we may; for the members of GROUP too where it exists."""
+        shared = False
         try:
             listener = bind(path)
+            with contextlib.suppress(KeyError):
+                shutil.chown(path, group=grp.getgrnam(GROUP).gr_gid)
+                path.chmod(0o660)
+                shared = True
         except (CasemateError, OSError) as error:
             _log.info("not serving %s: %s", path, error)
             return
         self._others.append(path)
         self._second = await asyncio.get_running_loop().create_unix_server(
-            lambda: Connection(self), sock=listener, backlog=_BACKLOG
+            lambda: Connection(self, shared), sock=listener, backlog=_BACKLOG
         )
 
     async def close(self) -> None:

@@ -9,9 +9,11 @@ from types import TracebackType
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
 from casemate.api.guest_calls import GuestCalls
+from casemate.api.method import INTERNAL, MISC
 from casemate.api.server import Server
 from casemate.daemon.follow import Follower
 from casemate.engine.engine import Engine
+from casemate.engine.guests import Guests
 from casemate.host.files import remove_tree, replace_file
 from casemate.host.libvirt_machines import connect
 from casemate.host.process import Runner
@@ -21,8 +23,8 @@ from casemate.store.store import Store
 
 DEFAULT_POLICY = "90-default.policy"
 SYSTEM_STATE = Path("/var/lib/casemate")
-UPSTREAM_SOCKET = Path("/var/run/qubesd.sock")
-"""Where upstream's client looks; the state of the whole host is served there too, where nobody else does."""
+UPSTREAM_DIRECTORY = Path("/var/run")
+"""Where upstream's programs look; the state of the whole host is served there too, where nobody else does."""
 
 
 class Daemon:
@@ -43,13 +45,21 @@ class Daemon:
         await self.engine.reconcile()
         events = Subscriptions(store)
         self.engine.bus.subscribe(events.publish)
-        context = Context(store, self.engine, events, self.engine.status, self.engine.broker.allows)
+        context = Context(store, self.engine, events, self.engine.status, self.engine.broker.allows, Guests(settings))
         self.engine.serve_api = GuestCalls(context).serve
+        self.engine.api_services = MISC
         self._server = Server(context)
+        self._others = {
+            settings.internal_socket: Server(context, INTERNAL),
+            settings.misc_socket: Server(context, MISC),
+        }
         await self.engine.leases.start(settings.lease_socket)
         await self._server.start(settings.api_socket)
+        for path, server in self._others.items():
+            await server.start(path)
         if os.geteuid() == 0 and settings.state == SYSTEM_STATE:
-            await self._server.also(UPSTREAM_SOCKET)
+            for server in (self._server, *self._others.values()):
+                await server.also(UPSTREAM_DIRECTORY / server.name)
         self._follower = Follower(store)
         return self
 
@@ -57,5 +67,6 @@ class Daemon:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._follower.close()
-        await self._server.close()
+        for server in (self._server, *self._others.values()):
+            await server.close()
         await self.engine.close()

@@ -1,0 +1,121 @@
+"""``qubes.*``: what qubes tell this host about themselves; ``source`` is the qube, whoever carries the call.
+
+They come through qrexec and its policy, or from a program of this host on the socket ``qubesd.misc.sock``. All that a
+qube says is about itself alone, is checked word by word, and never overrides what a person has set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+from casemate.api.context import Context
+from casemate.api.method import Access, method
+from casemate.model.domain import Domain
+from casemate.model.system import System
+from casemate.wire import names
+from casemate.wire.errors import DisconnectedError, ProtocolError, printable
+
+REQUEST = "/features-request/"
+TOOLS = "/qubes-tools/"
+MAX_REQUESTED = 256
+MAX_VALUE = 128
+_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
+
+ONCE = ("qrexec", "gui", "gui-emulated")
+"""0 or 1, taken only where the qube has no such feature yet: a person's setting stays."""
+FREE = ("qubes-firewall", "vmexec")
+"""0 or 1, as the qube says."""
+TEXT = ("os", "os-distribution", "os-distribution-like", "os-version", "os-eol", "qubes-agent-version")
+"""Text, as the qube says."""
+SUPPORTED = ("supported-service.", "supported-feature.", "supported-rpc.")
+"""Prefixes of ``1``; those of a kind that is asked for and that are not among them any more are taken away."""
+
+
+def requested(tree: Mapping[str, bytes], prefix: str) -> dict[str, str]:
+    """The features in a part of a qube's database; ProtocolError for names or values that none could have."""
+    if len(tree) > MAX_REQUESTED:
+        raise ProtocolError(f"More than {MAX_REQUESTED} features are asked for")
+    found = {}
+    for path, untrusted_value in tree.items():
+        name = str(names.feature_name(path.removeprefix(prefix)))
+        value = untrusted_value.decode("ascii", "replace")
+        if len(value) > MAX_VALUE or not set(value) <= _SAFE:
+            raise ProtocolError(f"The value of {name} is not one that a feature may be asked to have")
+        found[name] = value
+    return found
+
+
+def apply_request(domain: Domain, asked: Mapping[str, str]) -> None:
+    """Give a qube of its own root those features that it asks for and may have; the others are ignored."""
+    have = domain.features
+    wanted: dict[str, str] = {}
+    for name, value in asked.items():
+        if name in TEXT:
+            wanted[name] = value
+        elif value in ("0", "1") and (name in FREE or (name in ONCE and name not in have)):
+            wanted[name] = "1" if value == "1" else ""
+        elif value == "1" and name.startswith(SUPPORTED):
+            wanted[name] = "1"
+    kinds = tuple(kind for kind in SUPPORTED if any(name.startswith(kind) for name in wanted))
+    for name in [name for name in have if kinds and name.startswith(kinds) and name not in wanted]:
+        have.remove(name)
+    for name, value in wanted.items():
+        if have.get(name) != value:
+            have.set(name, value)
+
+
+async def _written(context: Context, source: str, prefix: str) -> dict[str, bytes]:
+    if context.guests is None:
+        raise DisconnectedError(f"The database of {source} cannot be reached")
+    return await context.guests.database(source, prefix)
+
+
+async def _change(context: Context, source: str, change: Callable[[System, Domain], None]) -> None:
+    await asyncio.to_thread(context.store.change, lambda system: change(system, system.domains.find(source)))
+
+
+async def _request(context: Context, source: str, prefix: str) -> None:
+    domain = context.store.snapshot().domains.find(source)
+    asked = requested(await _written(context, domain.name, prefix), prefix)
+    context.events.publish(domain.name, "features-request", {"untrusted_features": printable(repr(asked), 8000)})
+    if domain.template is not None:
+        return  # what its template is decides
+    first = not domain.features.get("qrexec") and asked.get("qrexec") == "1" and "qrexec" not in domain.features
+    await _change(context, domain.name, lambda _system, qube: apply_request(qube, asked))
+    if first:
+        context.events.publish(domain.name, "template-postinstall")
+
+
+@method("qubes.FeaturesRequest", Access.EXECUTE)
+async def request_features(context: Context, source: str) -> None:
+    """Take the features that a qube has written below ``/features-request/`` in its database."""
+    await _request(context, source, REQUEST)
+
+
+@method("qubes.NotifyTools", Access.EXECUTE)
+async def notify_tools(context: Context, source: str) -> None:
+    """The same as older guests say it, below ``/qubes-tools/``."""
+    await _request(context, source, TOOLS)
+
+
+@method("qubes.NotifyUpdates", Access.EXECUTE)
+async def notify_updates(context: Context, source: str, payload: str) -> None:
+    """How many updates a qube could install: about itself, or a hint about its template while that does not run."""
+    count = names.number(payload.strip(), "number of updates", 0, 1 << 31)
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+
+    def change(system: System, qube: Domain) -> None:
+        about: Domain | None = qube
+        while about is not None and not about.updateable:
+            about = about.template
+        if about is None or (about is not qube and (not count or context.state(about) != "Halted")):
+            return
+        have = about.features
+        if have.get("updates-available") and not count:
+            have.set("last-update", now)
+        have.set("updates-available", "1" if count else "")
+        have.set("last-updates-check", now)
+
+    await _change(context, source, change)

@@ -1,0 +1,58 @@
+"""What the host asks of running qubes by itself: to run a service, and what they have written into their database."""
+
+from __future__ import annotations
+
+import asyncio
+
+from casemate.qdb.client import QubesDB
+from casemate.settings import Settings
+from casemate.wire.admin import ADMIN
+from casemate.wire.errors import DisconnectedError, ProtocolError
+from casemate.wire.names import qube_name
+from casemate.wire.qrexec import CallerSide, Command, exec_message
+
+_DATABASE_SECONDS = 10.0
+_CHUNK = 65536
+
+
+class Guests:
+    """Reaches qubes through their links; a qube that does not run, or does not answer, is DisconnectedError."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def database(self, name: str, prefix: str) -> dict[str, bytes]:
+        """Keys that begin with ``prefix`` and their values. The qube may have written anything there."""
+        path = self._settings.database_socket(qube_name(name))
+
+        def read() -> dict[str, bytes]:
+            with QubesDB(path) as database:
+                return database.multiread(prefix)
+
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(read), _DATABASE_SECONDS)
+        except TimeoutError:
+            raise DisconnectedError(f"The database of {name} does not answer") from None
+
+    async def run(self, name: str, service: str, user: str, within: float, stdin: bytes = b"") -> int:
+        """Run a service in the qube, throw its output away; its exit status, or TimeoutError after ``within`` s."""
+        side = CallerSide()
+        async with asyncio.timeout(within):
+            try:
+                reader, writer = await asyncio.open_unix_connection(self._settings.link_address(qube_name(name)))
+            except OSError as error:
+                raise DisconnectedError(f"{name} cannot be reached: {error.strerror}") from None
+            try:
+                writer.write(exec_message(Command(user, service, None, ADMIN).cmdline()))
+                writer.writelines([*side.stdin(stdin), *side.stdin_eof()])
+                while side.exit_code is None:
+                    data = await reader.read(_CHUNK)
+                    if not data:
+                        raise DisconnectedError(f"{name} went away while it ran {service}")
+                    for _piece in side.feed(data):
+                        pass
+            except (ConnectionError, ProtocolError) as error:
+                raise DisconnectedError(f"{name}: {service}: {error}") from None
+            finally:
+                writer.transport.abort()
+        return side.exit_code
