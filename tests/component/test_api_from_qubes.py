@@ -19,6 +19,7 @@ from casemate.api.method import METHODS
 from casemate.qrexec.broker import Actions, Broker
 from casemate.qrexec.evaluate import SystemInfo
 from casemate.qrexec.files import PolicyFiles, default_policy
+from casemate.qrexec.system import system_info
 from casemate.settings import Settings
 from casemate.store.store import Store
 from casemate.wire.admin import EventReader, failure
@@ -80,7 +81,7 @@ class World:
         async def on_host(stream: socket.socket, source: str, service: str, arg: str, target: str) -> None:
             await self.calls.serve(stream, source, service, arg, target)
 
-        info: Callable[[], SystemInfo] = lambda: SystemInfo.of(self.store.snapshot(), lambda name: "Halted")
+        info: Callable[[], SystemInfo] = lambda: system_info(self.store.snapshot(), lambda name: "Halted")
         nothing: Callable[[str], Awaitable[None]] = refuse  # type: ignore[assignment]
         self.broker = Broker(
             self.settings,

@@ -35,6 +35,7 @@ def _prepare(settings: Settings) -> None:
         settings.run / "qubes": 0o711,
         settings.state / "kernels": 0o711,
         settings.policy_dir: 0o700,
+        settings.policy_run_dir: 0o700,
         settings.run / "log": 0o700,
     }
     for directory, mode in modes.items():

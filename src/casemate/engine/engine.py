@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -31,6 +31,7 @@ from casemate.qrexec.broker import API_SERVICES, Actions, Broker
 from casemate.qrexec.evaluate import SystemInfo
 from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.host_service import run_on_host
+from casemate.qrexec.system import Systems
 from casemate.settings import Settings
 from casemate.storage.pool import Pools
 from casemate.store.store import Store
@@ -66,9 +67,11 @@ class Engine:
         self.creator = Creator(
             store, hypervisor, self.pools, self.lifecycle, self.bus, Intents(settings.state / "intents"), self._specify
         )
+        self._systems = Systems(store.snapshot, lambda name: self._states.of(name).value)
+        self.policy = PolicyFiles(settings.policy_dir, settings.policy_run_dir)
         self.broker = Broker(
             settings,
-            PolicyFiles(settings.policy_dir),
+            self.policy,
             Actions(
                 system_info=self.system_info,
                 start=self.lifecycle.start,
@@ -95,6 +98,8 @@ class Engine:
         self.import_volume = self.creator.import_volume
         self.serve_api: ApiCalls | None = None
         """Serves Admin API calls of qubes that the policy allows; set by whoever has the API."""
+        self.api_services: Container[str] = ()
+        """Further services of this host that it serves."""
 
     # -- what others ask
 
@@ -130,7 +135,7 @@ class Engine:
 
     def system_info(self) -> SystemInfo:
         """The system as the policy sees it."""
-        return SystemInfo.of(self.store.snapshot(), lambda name: self._states.of(name).value)
+        return self._systems()
 
     async def acceleration(self) -> Acceleration:
         """Whether KVM really runs a guest here; probed once per boot of the host."""
@@ -209,7 +214,7 @@ class Engine:
             await self.creator.remove(name)
 
     async def _run_on_host(self, stream: socket.socket, source: str, service: str, argument: str, target: str) -> None:
-        if service.startswith(API_SERVICES):
+        if service.startswith(API_SERVICES) or service in self.api_services:
             if self.serve_api is None:
                 raise CallRefusedError(f"nothing here serves {service}")
             await self.serve_api(stream, source, service, argument, target)

@@ -170,6 +170,8 @@ class Broker:
         decision = evaluate(policy, self._actions.system_info(), source, service, arg or "", target)
         if isinstance(decision, Deny):
             raise CallRefusedError(f"{call} to {printable(target)}: {decision.reason}")
+        if not isinstance(decision, Allow):
+            raise CallRefusedError(f"{call} to {printable(target)}: there is nobody to ask")
         return await self._join(source, service, arg, target, decision)
 
     def allows(self, source: str, service: str, argument: str, target: str) -> bool:

@@ -4,111 +4,198 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from casemate.qrexec.parser import Includes, Parser
 from casemate.qrexec.rules import Policy
 from casemate.wire.errors import PolicyError, printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from casemate.qrexec.watch import DirectoryWatch
+
 SUFFIX = ".policy"
 MAX_SIZE = 16 * 1024 * 1024
+MAX_PATH = 1024
 _NAME_BYTES = b"0123456789abcdefghijklmnopqrstuvwxyz_.-"
-
-_Mark = tuple[int, int, int, int] | None
-
-
-def _mark(path: Path) -> _Mark:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+_OLD_BYTES = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.-+"
+_OLD_COPIES = (".rpmsave", ".rpmnew", ".swp", "~")
 
 
 class _Reader(Includes):
-    """Reads files below a policy's directory and remembers what it looked at."""
+    """Reads files of a policy and remembers in which directories it looked."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, old: Path, instead: Mapping[Path, bytes | None]) -> None:
         self._directory = directory
-        self.marks: dict[Path, _Mark] = {}
+        self._old = old
+        self._instead = instead
+        self.begun: DirectoryWatch | None = None
+        self.places: set[str] = set()
+        self.blind = False
+
+    def _look_at(self, directory: Path) -> None:
+        """Watch a directory before anything in it is read, so that no later change is missed."""
+        place = str(directory)
+        if place not in self.places:
+            self.places.add(place)
+            if directory.is_symlink():
+                self._look_at(directory.parent)
+            if self.begun is not None and not self.begun.add(place):
+                self.blind = True
+
+    def _shown(self, path: Path) -> str:
+        return printable(str(path.relative_to(self._directory) if path.is_relative_to(self._directory) else path), 120)
+
+    def _included(self, path: str) -> Path:
+        if len(path) > MAX_PATH or ".." in path.split("/") or not path.isprintable():
+            raise PolicyError(f"{printable(path, 120)!r} is not a path to include: it may not have .. in it")
+        return self._directory / path
 
     def file(self, path: str) -> tuple[str, str]:
         """A file by its path, relative to the policy's directory."""
-        return self.read(self._directory / path)
+        return self.read(self._included(path))
 
     def directory(self, path: str) -> list[tuple[str, str]]:
         """The policy files of a directory."""
-        return [self.read(found) for found in self.names(self._directory / path)]
+        return [self.read(found) for found in self.names(self._included(path))]
+
+    def old(self) -> list[tuple[str, str, str]]:
+        """The files of the form that Qubes OS 4.0 had."""
+        found = []
+        for entry in self._entries(self._old):
+            unfit = entry.startswith(".") or entry.endswith(_OLD_COPIES)
+            if not unfit and not os.fsencode(entry).translate(None, _OLD_BYTES) and (self._old / entry).is_file():
+                found.append((entry, *self.read(self._old / entry)))
+        return found
 
     def read(self, path: Path) -> tuple[str, str]:
         """Name for messages, and text."""
-        self.marks[path] = _mark(path)
-        shown = printable(str(path.relative_to(self._directory) if path.is_relative_to(self._directory) else path), 120)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            with open(fd, "rb") as file:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise PolicyError(f"{shown}: not a regular file")
-                data = file.read(MAX_SIZE + 1)
-        except OSError as error:
-            raise PolicyError(f"{shown}: {error.strerror}") from error
-        if len(data) > MAX_SIZE:
-            raise PolicyError(f"{shown}: larger than {MAX_SIZE} bytes")
+        shown = self._shown(path)
+        data = self._instead.get(path)
+        if data is None:
+            data = self._bytes(path, shown)
         try:
             return shown, data.decode("utf-8")
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             raise PolicyError(f"{shown}:{line}: not UTF-8") from None
 
-    def names(self, directory: Path) -> list[Path]:
-        """The files of a directory that are policy, in order."""
-        self.marks[directory] = _mark(directory)
+    def _bytes(self, path: Path, shown: str) -> bytes:
+        self._look_at(path.parent)
         try:
-            entries = sorted(os.listdir(directory), key=os.fsencode)
+            if path.is_symlink():
+                self._look_at(path.resolve().parent)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            with open(fd, "rb") as file:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise PolicyError(f"{shown}: not a regular file")
+                if status.st_mode & stat.S_IWOTH:
+                    raise PolicyError(f"{shown}: everybody may write it, so it says nothing (chmod o-w)")
+                data = file.read(MAX_SIZE + 1)
+        except (OSError, RuntimeError) as error:
+            raise PolicyError(f"{shown}: {getattr(error, 'strerror', None) or error}") from error
+        if len(data) > MAX_SIZE:
+            raise PolicyError(f"{shown}: larger than {MAX_SIZE} bytes")
+        return data
+
+    def _entries(self, directory: Path) -> list[str]:
+        self._look_at(directory)
+        try:
+            entries = {os.fsencode(entry) for entry in os.listdir(directory)}
+            if directory.stat().st_mode & stat.S_IWOTH:
+                raise PolicyError(f"{printable(str(directory), 120)}: everybody may write there (chmod o-w)")
         except OSError as error:
             raise PolicyError(f"{printable(str(directory), 120)}: {error.strerror}") from error
+        for path, data in self._instead.items():
+            if path.parent == directory:
+                (entries.discard if data is None else entries.add)(os.fsencode(path.name))
+        return [os.fsdecode(entry) for entry in sorted(entries)]
+
+    def names(self, directory: Path) -> list[Path]:
+        """The files of a directory that are policy, in order."""
         found = []
-        for entry in entries:
+        for entry in self._entries(directory):
             if not entry.endswith(SUFFIX) or entry.startswith("."):
                 continue
             if os.fsencode(entry).translate(None, _NAME_BYTES):
                 raise PolicyError(f"{printable(entry, 80)}: a policy file's name has only 0-9 a-z _ . - in it")
             path = directory / entry
-            if path.is_dir():
+            if path not in self._instead and path.is_dir():
                 continue
             found.append(path)
         return found
 
 
 class PolicyFiles:
-    """The policy in a directory; parsed once, and again when a file or directory of it has changed."""
+    """The policy in a directory; parsed once, and again when a file or directory of it has changed.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._marks: dict[Path, _Mark] = {}
+    A file in the directory ``over`` hides the one of the same name; so a policy can be changed until the next boot.
+    Both must be there. The files that ``!compat-4.0`` means are in ``qubes-rpc/policy`` beside the directory.
+    """
+
+    def __init__(self, directory: Path, over: Path | None = None) -> None:
+        self.directory = directory
+        self.over = over
+        self._old = directory.parent / "qubes-rpc" / "policy"
+        self._watch: DirectoryWatch | None = None
         self._policy: Policy | None = None
         self._error = ""
 
     def current(self) -> Policy:
-        """The policy as the files have it now; PolicyError while any of them is broken: deny everything then."""
-        if not self._marks or any(_mark(path) != mark for path, mark in self._marks.items()):
-            self._load()
+        """The policy as the files have it now; PolicyError while any of them is broken: deny everything then.
+
+        While nothing has changed this asks the kernel one question, however many files there are.
+        """
+        if self._watch is None or self._watch.changed():
+            self._reload()
         if self._policy is None:
             raise PolicyError(self._error)
         return self._policy
 
-    def _load(self) -> None:
-        reader = _Reader(self._directory)
+    def fileno(self) -> int:
+        """A descriptor that is readable when the policy may have changed since ``current`` was called; -1: none."""
+        return -1 if self._watch is None else self._watch.fileno()
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def load(self, instead: Mapping[Path, bytes | None] | None = None) -> Policy:
+        """Read and parse everything now, once; ``instead`` has contents of files to suppose (None: no such file)."""
+        return self._read(_Reader(self.directory, self._old, instead or {}))
+
+    def _read(self, reader: _Reader) -> Policy:
+        files = {path.name: path for path in reader.names(self.directory)}
+        if self.over is not None:
+            files |= {path.name: path for path in reader.names(self.over)}
         parser = Parser(reader)
+        for _name, path in sorted(files.items()):
+            parser.parse(*reader.read(path))
+        return Policy(parser.rules)
+
+    def _reload(self) -> None:
+        from casemate.qrexec.watch import DirectoryWatch  # tools that read once need no watch
+
+        reader = _Reader(self.directory, self._old, {})
         self._policy = None
         try:
-            for path in reader.names(self._directory):
-                parser.parse(*reader.read(path))
-            self._policy = Policy(parser.rules)
+            if self._watch is None:
+                self._watch = DirectoryWatch()
+            reader.begun = self._watch
+        except OSError:
+            reader.blind = True
+        try:
+            self._policy = self._read(reader)
         except PolicyError as error:
             self._error = str(error)
-        finally:
-            self._marks = reader.marks
+        if reader.blind:
+            self.close()  # the next decision reads everything again: slow, and never out of date
+        elif self._watch is not None:
+            self._watch.only(reader.places)
 
 
 def default_policy() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import count
+from typing import TypeVar
 
 from casemate.qrexec import tokens
 from casemate.qrexec.rules import Action, Rule
@@ -11,6 +12,9 @@ from casemate.wire import names
 from casemate.wire.errors import CasemateError, PolicyError, printable
 
 MAX_DEPTH = 8
+MAX_RULES = 200_000
+"""Files that include others several times could make any number of rules."""
+_ACTIONS = {action.value: action for action in Action}
 _PARAMETERS = {
     Action.ALLOW: frozenset({"target", "user", "notify", "autostart"}),
     Action.ASK: frozenset({"target", "default_target", "user", "notify", "autostart"}),
@@ -29,6 +33,10 @@ class Includes:
         """The ``*.policy`` files of a directory, sorted."""
         raise PolicyError(f"cannot include {printable(path, 80)!r} here")
 
+    def old(self) -> list[tuple[str, str, str]]:
+        """The files of the form that Qubes OS 4.0 had, in any order: (SERVICE or SERVICE+ARGUMENT, name, text)."""
+        raise PolicyError("!compat-4.0 cannot be used here")
+
 
 class Parser:
     """Parses files one after the other; ``rules`` are all of them in order."""
@@ -38,14 +46,15 @@ class Parser:
         self._includes = includes if includes is not None else Includes()
         self._order = count()
         self._open: list[str] = []
+        self._sources: dict[str, tokens.Token] = {}
+        self._targets: dict[str, tokens.Token] = {}
+        self._services: dict[tuple[str, str], tuple[str | None, str | None]] = {}
 
     def parse(self, name: str, text: str) -> None:
         """Add the rules of a file; PolicyError names the file, the line and what is wrong with it."""
         self._lines(name, text, self._line)
 
     def _lines(self, name: str, text: str, handle: Callable[[str, int, str], None]) -> None:
-        if name in self._open or len(self._open) >= MAX_DEPTH:
-            raise PolicyError(f"{name}: included from itself, or too deep")
         self._open.append(name)
         for number, raw in enumerate(text.split("\n"), 1):
             line = raw.strip(" \t\r")
@@ -62,14 +71,14 @@ class Parser:
 
     def _line(self, name: str, number: int, line: str) -> None:
         if line.startswith("!"):
-            self._directive(name, line)
+            self._directive(name, number, line)
             return
         words = line.split()
         if len(words) < 5:
             raise PolicyError("a rule is: SERVICE ARGUMENT SOURCE TARGET ACTION [KEY=VALUE ...]")
         self._rule(name, number, words)
 
-    def _directive(self, name: str, line: str) -> None:
+    def _directive(self, name: str, number: int, line: str) -> None:
         word, *args = line.split()
         if word == "!include" and len(args) == 1:
             self._included([self._includes.file(args[0])], self._line)
@@ -77,15 +86,32 @@ class Parser:
             self._included(self._includes.directory(args[0]), self._line)
         elif word == "!include-service" and len(args) == 3:
             service, argument = args[:2]
-            _service(service, argument)
+            _service((service, argument))
             self._included([self._includes.file(args[2])], self._old_line(service, argument))
-        elif word == "!compat-4.0":
-            raise PolicyError("!compat-4.0 is not supported: write the old files' rules in the new form here")
+        elif word == "!compat-4.0" and not args:
+            self._compat(name, number)
         else:
             raise PolicyError(f"not a directive, or not its arguments: {printable(line, 80)!r}")
 
+    def _compat(self, name: str, number: int) -> None:
+        """The old files: by service; of one service those for an argument first, each the last word on its argument."""
+        files = []
+        for call, shown, text in self._includes.old():
+            service, plus, argument = call.partition("+")
+            files.append((service, not plus, argument, shown, text))
+        for service, every, argument, shown, text in sorted(files):
+            words = (service, "*" if every else f"+{argument}")
+            self._included([(shown, text)], self._old_line(*words))
+            if not every:
+                for target in ("@anyvm", "@adminvm"):
+                    self._rule(name, number, [*words, "@anyvm", target, "deny"])
+
     def _included(self, files: list[tuple[str, str]], handle: Callable[[str, int, str], None]) -> None:
         for name, text in files:
+            if name in self._open:
+                raise PolicyError(f"{name} would be included from itself")
+            if len(self._open) >= MAX_DEPTH:
+                raise PolicyError(f"{name} would be more than {MAX_DEPTH} files deep")
             try:
                 self._lines(name, text, handle)
             except PolicyError as error:
@@ -96,8 +122,8 @@ class Parser:
 
         def handle(name: str, number: int, line: str) -> None:
             line = line.replace("$", "@")
-            if line.startswith("@include:"):
-                self._included([self._includes.file(line[9:])], handle)
+            if line.startswith(("@include:", "!include ")):
+                self._included([self._includes.file(line[9:].strip())], handle)
                 return
             words = line.replace(",", " ").split()
             if len(words) < 3:
@@ -107,16 +133,19 @@ class Parser:
         return handle
 
     def _rule(self, name: str, number: int, words: list[str]) -> None:
-        service, argument = _service(words[0], words[1])
-        source, target = tokens.source(words[2]), tokens.target(words[3])
-        try:
-            action = Action(words[4])
-        except ValueError:
-            raise PolicyError(f"{printable(words[4], 40)!r} is not allow, ask or deny") from None
-        given = dict(_parameters(words[5:], action))
+        # The same words come again and again: each is checked once.
+        service, argument = _known(self._services, (words[0], words[1]), _service)
+        source = _known(self._sources, words[2], tokens.source)
+        target = _known(self._targets, words[3], tokens.target)
+        action = _ACTIONS.get(words[4])
+        if action is None:
+            raise PolicyError(f"{printable(words[4], 40)!r} is not allow, ask or deny")
+        given = dict(_parameters(words[5:], action)) if len(words) > 5 else {}
         redirect = tokens.redirect(given["target"]) if "target" in given else None
-        if action is Action.ALLOW and target == tokens.Token(tokens.Kind.EXACT, tokens.DEFAULT) and redirect is None:
+        if action is Action.ALLOW and redirect is None and target.value == tokens.DEFAULT:
             raise PolicyError("allow for @default needs target=")
+        if len(self.rules) >= MAX_RULES:
+            raise PolicyError(f"more than {MAX_RULES} rules")
         self.rules.append(
             Rule(
                 order=next(self._order),
@@ -144,7 +173,19 @@ def _placed(error: PolicyError) -> bool:
     return isinstance(error, _Placed)
 
 
-def _service(service: str, argument: str) -> tuple[str | None, str | None]:
+_Word = TypeVar("_Word")
+_Value = TypeVar("_Value")
+
+
+def _known(known: dict[_Word, _Value], word: _Word, parse: Callable[[_Word], _Value]) -> _Value:
+    found = known.get(word)
+    if found is None:
+        found = known[word] = parse(word)
+    return found
+
+
+def _service(words: tuple[str, str]) -> tuple[str | None, str | None]:
+    service, argument = words
     name = None if service == "*" else str(names.service_name(service))
     if argument == "*":
         return name, None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
 
-from casemate.qrexec.tokens import Kind, Token
+from casemate.qrexec.tokens import Token
 
 
 class Action(StrEnum):
@@ -42,41 +41,79 @@ class Rule:
         """``file:line``, for the log."""
         return f"{self.file}:{self.line}"
 
+    def __str__(self) -> str:
+        """The rule as it would be written."""
+        argument = "*" if self.argument is None else f"+{self.argument}"
+        words = [self.service or "*", argument, str(self.source), str(self.target), str(self.action)]
+        return " ".join(words + self.parameters())
 
-_order = attrgetter("order")
-_Key = tuple[str | None, str | None, str | None, str | None]
+    def parameters(self) -> list[str]:
+        """What the rule says besides the action, where it is not the default."""
+        found = [
+            f"{key}={value}"
+            for key, value in (("target", self.redirect), ("default_target", self.default_target), ("user", self.user))
+            if value is not None
+        ]
+        if self.notify != (self.action is Action.DENY):
+            found.append(f"notify={'yes' if self.notify else 'no'}")
+        return found if self.autostart else [*found, "autostart=no"]
 
 
-def _literal(token: Token) -> str | None:
-    return token.value if token.kind is Kind.EXACT else None
+Choice = tuple[str | None, str | None]
+"""Service and argument as a rule has them, None for ``*``."""
+
+
+def choices(service: str, argument: str) -> tuple[Choice, Choice, Choice]:
+    """What a rule may say of service and argument to fit a call."""
+    return (service, argument), (service, None), (None, None)
 
 
 class Policy:
-    """All rules in order.
+    """All rules in order, and where to find those that fit.
 
-    They are indexed by service, argument, source and target, where each is a literal or "not a literal": a decision
-    costs a few look-ups and the rules that are written with groups, however many rules name other qubes and services.
+    They are indexed by service and argument, then by source, then by target, as they are written. A call knows all
+    words that mean its source and its target (names, tags, class ...), so a decision looks those up and compares
+    nothing: it costs the same however many rules there are.
     """
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Iterable[Rule] = ()) -> None:
         self.rules = tuple(rules)
-        self._index: dict[_Key, list[Rule]] = {}
+        self._index: dict[Choice, dict[str, dict[str, list[Rule]]]] = {}
         for rule in self.rules:
-            key = (rule.service, rule.argument, _literal(rule.source), _literal(rule.target))
-            self._index.setdefault(key, []).append(rule)
+            by_source = self._index.setdefault((rule.service, rule.argument), {})
+            by_target = by_source.setdefault(str(rule.source), {})
+            by_target.setdefault(str(rule.target), []).append(rule)
 
-    def candidates(self, service: str, argument: str, sources: Iterable[str], targets: Iterable[str]) -> Iterator[Rule]:
-        """Rules that may fit, in order. ``sources`` and ``targets`` are all literals that mean them.
+    def first(self, service: str, argument: str, sources: Iterable[str], targets: Iterable[str]) -> Rule | None:
+        """The first rule that fits. ``sources`` and ``targets`` are all words that mean them."""
+        best: Rule | None = None
+        for choice in choices(service, argument):
+            by_source = self._index.get(choice)
+            if by_source is None:
+                continue
+            for source in sources:
+                by_target = by_source.get(source)
+                if by_target is None:
+                    continue
+                for target in targets:
+                    found = by_target.get(target)
+                    if found is not None and (best is None or found[0].order < best.order):
+                        best = found[0]
+        return best
 
-        Literals of a candidate fit already; its groups are still to be compared.
-        """
-        from_keys: list[str | None] = [*sources, None]
-        to_keys: list[str | None] = [*targets, None]
-        found = []
-        for name, arg in ((service, argument), (service, None), (None, None)):
-            for source in from_keys:
-                for target in to_keys:
-                    rules = self._index.get((name, arg, source, target))
-                    if rules is not None:
-                        found.append(rules)
-        return iter(found[0]) if len(found) == 1 else iter(heapq.merge(*found, key=_order))
+    def of_source(self, service: str, argument: str, sources: Iterable[str]) -> list[Rule]:
+        """All rules, in order, for any target."""
+        found: list[Rule] = []
+        for choice in choices(service, argument):
+            by_source = self._index.get(choice, {})
+            for source in sources:
+                for rules in by_source.get(source, {}).values():
+                    found += rules
+        return sorted(found, key=_order)
+
+    def services(self) -> list[tuple[str, str]]:
+        """Each service and argument that a rule names, sorted; the argument is empty for ``*``."""
+        return sorted({(service, argument or "") for service, argument in self._index if service is not None})
+
+
+_order = attrgetter("order")

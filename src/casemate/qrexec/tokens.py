@@ -10,6 +10,7 @@ from casemate.wire.errors import ValueInvalidError, printable
 
 ADMIN = "@adminvm"
 DEFAULT = "@default"
+HOST = "dom0"
 DISPOSABLE = "@dispvm"
 NIL_UUID = "uuid:00000000-0000-0000-0000-000000000000"
 
@@ -39,7 +40,7 @@ class Token:
     def __str__(self) -> str:
         if self.kind is Kind.EXACT:
             return self.value
-        return f"{self.kind}:{self.value}" if self.value else str(self.kind)
+        return f"{self.kind.value}:{self.value}" if self.value else self.kind.value
 
 
 def qube(text: str) -> str:
