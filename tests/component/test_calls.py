@@ -19,7 +19,7 @@ import pytest
 from casemate.wire import qfile, qrexec
 
 ROOT = Path(__file__).parents[2]
-RPC = ROOT / "src/casemate/agent/rpc"
+RPC = ROOT / "src/casemate/agent/guest/rpc"
 AGENT = [sys.executable, "-m", "casemate.agent.entry"]
 CLI = [sys.executable, "-m", "casemate.cli"]
 
@@ -39,7 +39,7 @@ class Place:
             **os.environ,
             "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
             "QREXEC_SERVICE_PATH": f"{self.services}:{RPC}",
-            "QUBES_RPC_CONFIG_PATH": str(RPC / "rpc-config"),
+            "QUBES_RPC_CONFIG_PATH": str(RPC.parent / "rpc-config"),
             "QREXEC_AGENT_SOCKET": str(path / "agent.sock"),
             "CASEMATE_STATE": str(path / "state"),
             "CASEMATE_RUN": str(path / "run"),

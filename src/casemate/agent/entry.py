@@ -11,6 +11,10 @@ TOOLS = {
     "qvm-move": "casemate.agent.copy",
     "qvm-copy-to-vm": "casemate.agent.copy",
     "qvm-move-to-vm": "casemate.agent.copy",
+    "qvm-open-in-vm": "casemate.agent.open_in_vm",
+    "qvm-open-in-dvm": "casemate.agent.open_in_vm",
+    "qvm-connect-tcp": "casemate.agent.connect_tcp",
+    "qvm-features-request": "casemate.agent.features_request",
     "qubesdb-read": "casemate.agent.qubesdb_tool",
     "qubesdb-write": "casemate.agent.qubesdb_tool",
     "qubesdb-rm": "casemate.agent.qubesdb_tool",
@@ -18,6 +22,7 @@ TOOLS = {
     "qubesdb-multiread": "casemate.agent.qubesdb_tool",
     "qubesdb-watch": "casemate.agent.qubesdb_tool",
     "qfile-unpacker": "casemate.agent.unpack",
+    "open-file": "casemate.agent.open_file",
     "vmexec": "casemate.agent.vmexec",
     "service-connect": "casemate.agent.connector",
 }

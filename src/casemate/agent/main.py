@@ -8,7 +8,9 @@ import socket
 import sys
 
 from casemate.agent.port import find_port, open_port
-from casemate.agent.service import find_service
+from casemate.agent.service import NoServiceError, Service, find_service
+from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
+from casemate.agent.sessions import Sessions
 from casemate.pump.callers import Callers
 from casemate.pump.channel import Channel, Stream, StreamHandler
 from casemate.pump.loop import READ, Loop
@@ -19,7 +21,21 @@ from casemate.qdb.server import DatabaseServer, DatabaseStream
 from casemate.qdb.session import Database, GuestMirror
 from casemate.wire.errors import CasemateError, ProtocolError
 from casemate.wire.link import CALL, DATABASE, POWER, READY
-from casemate.wire.qrexec import EXIT_FAILED, GUEST_REQUESTS, HEADER, HOST_REQUESTS, message, parse_command, parse_exec
+from casemate.wire.qrexec import (
+    EXIT_FAILED,
+    EXIT_NO_SERVICE,
+    GUEST_REQUESTS,
+    HEADER,
+    HOST_REQUESTS,
+    Command,
+    message,
+    parse_command,
+    parse_exec,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RUN = "/run/qubes"
 _POLL_SECONDS = 0.02
@@ -32,7 +48,8 @@ class Agent:
         self._loop = loop
         self._fd = fd
         self._channel: Channel | None = None
-        self._calls: dict[int, ServiceCall] = {}
+        self._exits: dict[int, Callable[[int], None]] = {}
+        self._sessions = Sessions(self._wait_for_session)
         self._callers = Callers(loop)
         self._accounts: dict[str, Account | None] = {}
         self._database = Database(guest=True)
@@ -137,15 +154,49 @@ class Agent:
             stream.abort()
 
     def _serve(self, stream: Stream, cmdline: str) -> None:
-        command = parse_command(cmdline)
-        default = (self._database.tree.read("/default-user") or b"user").decode("ascii")
-        found = find_service(command, default)
+        found = find_service(parse_command(cmdline), self._default_user())
+        # Without a graphical session there is none to wait for.
+        if found.config.wait_for_session and self._database.tree.read("/qubes-gui-enabled") == b"True":
+            self._account(found.user)
+            self._sessions.hold(stream, found.user, lambda: self._start_held(stream, found))
+        else:
+            self._start(stream, found)
+
+    def _default_user(self) -> str:
+        return (self._database.tree.read("/default-user") or b"user").decode("ascii")
+
+    def _start_held(self, stream: Stream, found: Service) -> None:
+        try:
+            self._start(stream, found)
+        except (CasemateError, OSError) as error:
+            refuse(stream, getattr(error, "exit_status", EXIT_FAILED), f"{error}\n")
+
+    def _start(self, stream: Stream, found: Service) -> None:
+        pid, stdin, stdout, stderr = self._spawn(found)
+        self._exits[pid] = ServiceCall(self._loop, stream, stdin, stdout, stderr, lambda _call: None).exited
+
+    def _spawn(self, found: Service) -> tuple[int, int, int, int | None]:
         account = self._account(found.user)
         environment = dict(found.environment)
         if account is not None:
             environment.update(account.environment())
-        pid, stdin, stdout, stderr = spawn(found.argv, environment, account)
-        self._calls[pid] = ServiceCall(self._loop, stream, stdin, stdout, stderr, lambda _call: None)
+        return spawn(found.argv, environment, account)
+
+    def _wait_for_session(self, user: str, done: Callable[[int], None]) -> None:
+        try:
+            found = find_service(Command("DEFAULT", WAIT_FOR_SESSION, None, "dom0"), self._default_user())
+            pid, stdin, stdout, stderr = self._spawn(found)
+        except NoServiceError:
+            self._loop.later(0, lambda: done(EXIT_NO_SERVICE))
+            return
+        except (CasemateError, OSError):
+            self._loop.later(0, lambda: done(EXIT_FAILED))
+            return
+        os.write(stdin, user.encode() + b"\n")
+        for fd in (stdin, stdout, stderr):
+            if fd is not None:
+                os.close(fd)
+        self._exits[pid] = done
 
     def _account(self, name: str) -> Account | None:
         if os.geteuid() != 0:
@@ -167,10 +218,10 @@ class Agent:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                call = self._calls.pop(pid, None)
-                if call is not None:
+                exited = self._exits.pop(pid, None)
+                if exited is not None:
                     code = os.waitstatus_to_exitcode(status)
-                    call.exited(code if code >= 0 else 128 - code)
+                    exited(code if code >= 0 else 128 - code)
         except ChildProcessError:
             return
 

@@ -14,16 +14,35 @@ import casemate
 
 _PACKAGES = ("wire", "pump", "qdb", "agent")
 _HERE = Path(casemate.__file__).parent
-_RPC = _HERE / "agent" / "rpc"
+_GUEST = _HERE / "agent" / "guest"
 _ARCHIVE = "/usr/lib/casemate/agent.pyz"
 _DATE = (1980, 1, 1, 0, 0, 0)
 _UNCHECKED = 0b01  # PEP 552: hash-based, never checked against the source
+
+PLACES = {
+    "rpc": "/etc/qubes-rpc",
+    "rpc-config": "/etc/qubes/rpc-config",
+    "bin": "/usr/bin",
+    "lib": "/usr/lib/qubes",
+    "post-install": "/etc/qubes/post-install.d",
+}
+"""Directories of ``agent/guest`` and where their files lie in a guest."""
+
+LINKS = {
+    "/etc/qubes-rpc/qubes.ConnectTCP": "/dev/tcp/127.0.0.1",
+    "/etc/qubes-rpc/qubes.UpdatesProxy": "/dev/tcp/127.0.0.1/8082",
+}
+"""Services that are connections to a port of the guest: the link says which (agent/service.py)."""
 
 TOOLS = (
     "qvm-copy",
     "qvm-move",
     "qvm-copy-to-vm",
     "qvm-move-to-vm",
+    "qvm-open-in-vm",
+    "qvm-open-in-dvm",
+    "qvm-connect-tcp",
+    "qvm-features-request",
     "qrexec-client-vm",
     "qubesdb-read",
     "qubesdb-write",
@@ -75,11 +94,12 @@ Unit=multi-user.target
 
 @dataclass(frozen=True, slots=True)
 class GuestFile:
-    """One file that goes into a template."""
+    """One file that goes into a template; ``link``: a symbolic link to there instead."""
 
     path: str
-    data: bytes
-    mode: int
+    data: bytes = b""
+    mode: int = 0o644
+    link: str = ""
 
 
 def zipapp(python: tuple[int, int] | None) -> bytes:
@@ -99,7 +119,7 @@ def zipapp(python: tuple[int, int] | None) -> bytes:
 def _modules() -> list[tuple[str, bytes]]:
     paths = [_HERE / "__init__.py"]
     for package in _PACKAGES:
-        paths.extend(sorted(p for p in (_HERE / package).rglob("*.py") if _RPC not in p.parents))
+        paths.extend(sorted(p for p in (_HERE / package).rglob("*.py") if _GUEST not in p.parents))
     return [(f"casemate/{path.relative_to(_HERE)}", path.read_bytes()) for path in paths]
 
 
@@ -122,16 +142,13 @@ def guest_files(kind: str, python: tuple[int, int] | None, run_as: bytes) -> lis
     files += [
         GuestFile(f"/usr/bin/{name}", _TOOL.format(archive=_ARCHIVE, name=name).encode(), 0o755) for name in TOOLS
     ]
-    if _RPC.is_dir():
-        files += [
-            GuestFile(f"/etc/qubes-rpc/{path.name}", path.read_bytes(), 0o755)
-            for path in sorted(_RPC.iterdir())
-            if path.is_file() and not path.name.startswith((".", "_")) and path.suffix != ".pyc"
-        ]
-        files += [
-            GuestFile(f"/etc/qubes/rpc-config/{path.name}", path.read_bytes(), 0o644)
-            for path in sorted((_RPC / "rpc-config").iterdir())
-        ]
+    for directory, place in PLACES.items():
+        for path in sorted((_GUEST / directory).iterdir()):
+            if path.name.startswith((".", "_")) or path.suffix == ".pyc":
+                continue
+            mode = 0o644 if directory == "rpc-config" else 0o755
+            files.append(GuestFile(f"{place}/{path.name}", path.read_bytes(), mode))
+    files += [GuestFile(path, link=target) for path, target in LINKS.items()]
     if kind == "systemd":
         files += [GuestFile(f"/usr/lib/systemd/system/{name}", text.encode(), 0o644) for name, text in _UNITS.items()]
     return files

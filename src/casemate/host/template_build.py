@@ -48,6 +48,9 @@ _EXCLUDED = (
 
 # No metadata checksums and no 64-bit fields: they cost an emulated guest time. uninit_bg: inode tables stay holes.
 _EXT4 = ("-t", "ext4", "-q", "-F", "-m", "0", "-O", "^metadata_csum,^64bit,uninit_bg")
+_THERE = frozenset({"/", "/etc", "/usr", "/usr/bin", "/usr/lib", "/usr/lib/systemd", "/usr/lib/systemd/system",
+                    "/usr/lib/casemate", "/etc/qubes", "/etc/qubes-rpc", "/etc/qubes/rpc-config"})  # fmt: skip
+"""Directories that every base image has."""
 EXT4_OPTIONS = (*_EXT4, "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard")
 """How file systems for guests are made (mke2fs)."""
 
@@ -262,7 +265,7 @@ async def _python_in(runner: Runner, image: Path) -> tuple[int, int] | None:
 def _digest_of(files: list[GuestFile]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.path}\0{file.mode}\0{len(file.data)}\0".encode() + file.data)
+        digest.update(f"{file.path}\0{file.mode}\0{file.link}\0{len(file.data)}\0".encode() + file.data)
     return digest.hexdigest()[:10]
 
 
@@ -271,8 +274,11 @@ async def _put_files(runner: Runner, base: Path, final: Path, files: list[GuestF
     with build_directory(final) as work:
         image = work / "image"
         copy_file(base, image)
-        commands = []
+        commands = [f"mkdir {path}" for path in _directories(files)]
         for number, file in enumerate(files):
+            if file.link:
+                commands.append(f"symlink {file.path} {file.link}")
+                continue
             (work / str(number)).write_bytes(file.data)
             commands += [
                 f"write {number} {file.path}",
@@ -286,6 +292,12 @@ async def _put_files(runner: Runner, base: Path, final: Path, files: list[GuestF
         fsync_file(image)
         image.chmod(0o644)
         image.replace(final)
+
+
+def _directories(files: list[GuestFile]) -> list[str]:
+    """Those of ours that a base image lacks, parents first."""
+    parents = {str(parent) for file in files for parent in Path(file.path).parents}
+    return sorted(path for path in parents if path not in _THERE)
 
 
 def _fields(file: GuestFile) -> tuple[tuple[str, str], ...]:
