@@ -133,6 +133,21 @@ class Settings:
         """Directory of policy files that hide those of the same name until the next boot."""
         return self.run / "policy.d"
 
+    @property
+    def prompt_socket(self) -> Path:
+        """Where programs connect that ask the user about calls."""
+        return self.run / "prompt.sock"
+
+    @property
+    def trace_socket(self) -> Path:
+        """Where programs connect that watch calls."""
+        return self.run / "trace.sock"
+
+    @property
+    def policy_socket(self) -> Path:
+        """Where qrexec daemons of others ask what the policy says."""
+        return self.run / "policy.sock"
+
     def qube_run(self, name: str) -> Path:
         """Run-time directory of one running qube: its channel, link, database and console sockets."""
         return self.run / "qubes" / name

@@ -54,6 +54,7 @@ class Daemon:
             settings.misc_socket: Server(context, MISC),
         }
         await self.engine.leases.start(settings.lease_socket)
+        await self.engine.desk.open()
         await self._server.start(settings.api_socket)
         for path, server in self._others.items():
             await server.start(path)

@@ -27,7 +27,10 @@ from casemate.host.hypervisor import Disk, Hypervisor, MachineInfo, MachineSpec,
 from casemate.host.process import Runner
 from casemate.host.protections import protections
 from casemate.model.domain import Domain
+from casemate.qrexec.ask import Prompters
 from casemate.qrexec.broker import API_SERVICES, Actions, Broker
+from casemate.qrexec.calls import Calls
+from casemate.qrexec.desk import Desk, policy_state
 from casemate.qrexec.evaluate import SystemInfo
 from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.host_service import run_on_host
@@ -69,6 +72,8 @@ class Engine:
         )
         self._systems = Systems(store.snapshot, lambda name: self._states.of(name).value)
         self.policy = PolicyFiles(settings.policy_dir, settings.policy_run_dir)
+        calls, prompters = Calls(), Prompters(settings.state / "prompter", runner)
+        self.desk = Desk(settings, self.policy, self._systems, prompters, calls)
         self.broker = Broker(
             settings,
             self.policy,
@@ -80,6 +85,9 @@ class Engine:
                 remove_disposable=self._end_disposable,
                 run_on_host=self._run_on_host,
             ),
+            prompters.ask,
+            calls,
+            prompters.notify,
         )
         self._refreshing: asyncio.Task[None] | None = None
         self.leases = Leases(self._end_disposable)
@@ -164,6 +172,7 @@ class Engine:
             "hypervisor": f"libvirt, {self.settings.hypervisor}",
             "state": str(self.settings.state),
             "running": len(self._states.all()),
+            "policy": policy_state(self.policy),
             "isolation": "each qube runs as a user of its own"
             if root
             else f"weaker: all qubes run as user {os.geteuid()}, as this daemon does; root would give each its own",
@@ -280,6 +289,7 @@ class Engine:
         if self._refreshing is not None:
             self._refreshing.cancel()
         await self.leases.close()
+        await self.desk.close()
         await self.broker.close()
         await self.lifecycle.close()
         self._links.release()

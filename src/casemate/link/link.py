@@ -21,6 +21,7 @@ from casemate.wire.qrexec import (
     GUEST_REQUESTS,
     HEADER,
     HOST_REQUESTS,
+    exit_code,
     message,
     parse_trigger4,
     service_connect,
@@ -144,9 +145,18 @@ class Asking(StreamHandler):
             return
         self._over = True
         self._link.loop.forget(self._sock.fileno())
-        keep = self._sock
         self._stream.write(service_connect(self._ident))
-        Splice(self._link.loop, socket.socket(fileno=self._fds[0]), self._stream, lambda _splice: keep.close())
+        Splice(self._link.loop, socket.socket(fileno=self._fds[0]), self._stream, self._ended)
+
+    def _ended(self, splice: Splice) -> None:
+        """Let go of the broker, and tell it how the call went where that is known."""
+        code = exit_code(splice.tail)
+        if code is not None:
+            try:
+                self._sock.send(b"exit %d\n" % code)
+            except OSError:
+                pass
+        self._sock.close()
 
     def _refuse(self) -> None:
         if self._over:
@@ -190,6 +200,7 @@ class Link:
         self._callers = Callers(self.loop)
         self._tokens = CALL_BURST
         self._tokens_at = time.monotonic()
+        self._told_rate_at = 0.0
         self.database = Database()
         for key, value in database.items():
             self.database.write(key, value.encode())
@@ -293,10 +304,25 @@ class Link:
             return
         if not self._allowed_rate():
             self.log(f"refused: too many calls: {trigger.call}")
+            self._tell_rate(trigger.call, trigger.target)
             stream.write(service_refused(ident))
             stream.eof()
             return
         Asking(self, stream, ident, trigger.call, trigger.target)
+
+    def _tell_rate(self, call: str, target: str) -> None:
+        """Let the broker know of a refusal, so that who watches calls sees it; once a second is enough."""
+        now = time.monotonic()
+        if now - self._told_rate_at < 1:
+            return
+        self._told_rate_at = now
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            try:
+                sock.connect(self.path("broker.sock"))
+                sock.send(json.dumps({"service": call, "target": target, "refused": "rate"}).encode() + b"\n")
+            except OSError:
+                pass
 
     def _allowed_rate(self) -> bool:
         now = time.monotonic()

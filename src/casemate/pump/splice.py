@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHUNK = 65536
+TAIL = 12
 
 
 class Splice(StreamHandler):
@@ -33,6 +34,8 @@ class Splice(StreamHandler):
         self._peer_eof = False
         self._done = False
         self._mask = 0
+        self.tail = b""
+        """The last bytes that were read from the socket: of a call, the message with its exit code."""
         sock.setblocking(False)
         stream.handler = self
         self._rewatch()
@@ -73,6 +76,7 @@ class Splice(StreamHandler):
             self._finish()
             return
         if data:
+            self.tail = data[-TAIL:] if len(data) >= TAIL else (self.tail + data)[-TAIL:]
             self._stream.write(data)
         else:
             self._read_open = False

@@ -72,7 +72,7 @@ async def decide(
     chosen = await asker(question)
     answer = first.chosen(chosen)
     if isinstance(answer, Deny):
-        return Deny(answer.reason, first.rule, cause=NOT_CHOSEN)
+        return Deny(answer.reason, first.rule, notify=False, cause=NOT_CHOSEN)
     now = decide_now(files, info(), source, service, argument, target)
     if isinstance(now, Ask):
         now = now.chosen(chosen)

@@ -142,13 +142,14 @@ class PolicyFiles:
         self._watch: DirectoryWatch | None = None
         self._policy: Policy | None = None
         self._error = ""
+        self._blind = False
 
     def current(self) -> Policy:
         """The policy as the files have it now; PolicyError while any of them is broken: deny everything then.
 
         While nothing has changed this asks the kernel one question, however many files there are.
         """
-        if self._watch is None or self._watch.changed():
+        if self._watch is None or self._watch.changed() or self._blind:
             self._reload()
         if self._policy is None:
             raise PolicyError(self._error)
@@ -192,9 +193,9 @@ class PolicyFiles:
             self._policy = self._read(reader)
         except PolicyError as error:
             self._error = str(error)
-        if reader.blind:
-            self.close()  # the next decision reads everything again: slow, and never out of date
-        elif self._watch is not None:
+        # Where the system has no more watches to give, each decision reads everything: slow, and never out of date.
+        self._blind = reader.blind
+        if self._watch is not None:
             self._watch.only(reader.places)
 
 

@@ -289,9 +289,16 @@ class PolicyTokenError(CasemateError):
 
 
 class CallRefusedError(CasemateError):
-    """A qrexec call that policy, limits or the target refused."""
+    """A qrexec call that policy, limits or the target refused.
+
+    ``cause`` is a word or two for the log and for local users, never for the caller.
+    """
 
     exit_status = 126
+
+    def __init__(self, message: str = "", cause: str = "refused") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 def all_errors() -> list[type[CasemateError]]:

@@ -450,6 +450,14 @@ class ServiceSide(_DataReader):
         return out
 
 
+def exit_code(end: bytes) -> int | None:
+    """The exit code in the last bytes of what a service sends; None when they are not that message."""
+    if len(end) < HEADER.size + _I32.size or HEADER.unpack_from(end, len(end) - 12) != (DATA_EXIT_CODE, _I32.size):
+        return None
+    (code,) = _I32.unpack_from(end, len(end) - 4)
+    return int(code) if 0 <= code <= 255 else EXIT_VANISHED
+
+
 # -- the argument of qubes.VMExec
 
 _PLAIN = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz._")

@@ -1,0 +1,103 @@
+"""The host's side of calls as one thing to open and close: sockets for prompters, watchers and qrexec daemons."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from casemate.qrexec.ask import Prompters
+from casemate.qrexec.calls import Calls
+from casemate.qrexec.evaluate import SystemInfo
+from casemate.qrexec.files import PolicyFiles
+from casemate.qrexec.local import listen
+from casemate.qrexec.policy_socket import END, MAX_REQUEST, serve_request
+from casemate.settings import Settings
+from casemate.wire.errors import PolicyError
+
+log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 10.0
+LOOK_SECONDS = 0.3
+"""How long after a change the policy is looked at: an editor writes more than once."""
+
+
+class Desk:
+    """``prompt.sock``, ``trace.sock`` and ``policy.sock`` in the run-time directory, and the policy's alarm."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        policy: PolicyFiles,
+        info: Callable[[], SystemInfo],
+        prompters: Prompters,
+        calls: Calls,
+    ) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._info = info
+        self._prompters = prompters
+        self._calls = calls
+        self._server: asyncio.Server | None = None
+        self._fd = -1
+        self._looking: asyncio.TimerHandle | None = None
+        self._said = ""
+
+    async def open(self) -> None:
+        """Listen; say at once what is wrong with the policy."""
+        await self._prompters.start(self._settings.prompt_socket)
+        await self._calls.start(self._settings.trace_socket)
+        self._server = await listen(self._settings.policy_socket, self._serve, MAX_REQUEST)
+        self._look()
+        self._fd = self._policy.fileno()
+        if self._fd >= 0:
+            asyncio.get_running_loop().add_reader(self._fd, self._changed)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._looking is not None:
+            self._looking.cancel()
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+        if self._server is not None:
+            self._server.close()
+        await self._prompters.close()
+        await self._calls.close()
+        self._policy.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            data = await reader.readuntil(END)
+        writer.write(await serve_request(data, self._policy, self._info, self._prompters.ask))
+
+    # -- the alarm
+
+    def _changed(self) -> None:
+        """The policy may have changed: look soon, if no call makes us look before."""
+        asyncio.get_running_loop().remove_reader(self._fd)
+        self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looking = None
+        self._look()
+        asyncio.get_running_loop().add_reader(self._fd, self._changed)
+
+    def _look(self) -> None:
+        try:
+            self._policy.current()
+        except PolicyError as error:
+            if self._said != str(error):
+                log.error("THE POLICY IS BROKEN, every call is denied until this is corrected: %s", error)
+            self._said = str(error)
+        else:
+            if self._said:
+                log.warning("the policy is in order again")
+            self._said = ""
+
+
+def policy_state(policy: PolicyFiles) -> str:
+    """What the host's status says of the policy."""
+    try:
+        return f"{len(policy.current().rules)} rules"
+    except PolicyError as error:
+        return f"BROKEN, every call is denied: {error}"
