@@ -1,0 +1,278 @@
+"""vchan over unix sockets: a byte stream between two domains, at the path where foreign programs look for it.
+
+The path is that of upstream's socket backend: ``DIRECTORY/vchan.SERVER.CLIENT.PORT.sock``, domains and port as decimal
+numbers; bytes on the socket are the bytes of the vchan. A server takes exactly one peer. It appears at its path
+already listening (bound elsewhere, then renamed), and its name goes when the peer has come or the owner gives it up:
+nobody ever finds the listener of an earlier call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+from casemate.pump.deadlines import Deadlines
+from casemate.pump.loop import READ, Loop
+from casemate.wire.errors import DisconnectedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+DIRECTORY = "/var/run/vchan"
+DATABASE_PORT = 111
+CONTROL_PORT = 512
+FIRST_DATA_PORT = 513
+DATA_PORTS = 256
+
+CONNECT_SECONDS = 120.0
+"""How long a peer is waited for in a data channel, as in upstream's agents."""
+BUFFER = 256 * 1024
+"""Bytes that the kernel keeps for a reader."""
+
+_SOON, _SELDOM = 0.001, 0.25
+_EVENT = struct.Struct("iIII")
+_CREATE, _MOVED_TO = 0x100, 0x80
+_count = 0
+
+
+class Place:
+    """Where the sockets are, and which domain we are."""
+
+    __slots__ = ("directory", "domain")
+
+    def __init__(self, directory: str, domain: int) -> None:
+        self.directory = directory
+        self.domain = domain
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str], domain: int | None = None) -> Place:
+        """As ``VCHAN_SOCKET_DIR`` and ``VCHAN_DOMAIN`` say."""
+        if domain is None:
+            domain = int(environ.get("VCHAN_DOMAIN") or 0)
+        return cls(environ.get("VCHAN_SOCKET_DIR") or DIRECTORY, domain)
+
+    def path(self, server: int, client: int, port: int) -> str:
+        """The socket between two domains."""
+        return f"{self.directory}/vchan.{server}.{client}.{port}.sock"
+
+    def serving(self, client: int, port: int) -> str:
+        """The socket at which we wait for another domain."""
+        return self.path(self.domain, client, port)
+
+
+class Listening:
+    """A listening socket under its name; ``close`` takes both away, and only a name that is still ours."""
+
+    __slots__ = ("_inode", "path", "sock")
+
+    def __init__(self, path: str) -> None:
+        global _count
+        _count += 1
+        self.path = path
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        hidden = f"{os.path.dirname(path)}/.{os.getpid()}.{_count}"
+        try:
+            try:
+                self.sock.bind(hidden)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                os.unlink(hidden)  # of a killed process that had our number
+                self.sock.bind(hidden)
+            self.sock.listen(1)
+            self._inode = os.stat(hidden).st_ino
+            os.rename(hidden, path)
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def accept(self) -> socket.socket:
+        """The peer; then nobody else finds us."""
+        peer, _address = self.sock.accept()
+        self.close()
+        return peer
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self.sock.fileno() >= 0:
+            self.sock.close()
+            try:
+                if os.stat(self.path).st_ino == self._inode:
+                    os.unlink(self.path)
+            except OSError:
+                pass
+
+
+class Server:
+    """Waits on a loop for the one peer; ``on_connected`` gets its socket. ``close`` gives up."""
+
+    def __init__(self, loop: Loop, path: str, on_connected: Callable[[socket.socket], None]) -> None:
+        self._loop = loop
+        self._on_connected = on_connected
+        self._listening = Listening(path)
+        self._listening.sock.setblocking(False)
+        self._fd = self._listening.sock.fileno()
+        loop.watch(self._fd, READ, self._ready)
+
+    def _ready(self, _mask: int) -> None:
+        self._loop.forget(self._fd)
+        try:
+            peer = self._listening.accept()
+        except OSError:  # gone again, or no descriptors
+            self._fd = self._listening.sock.fileno()
+            self._loop.later(_SELDOM, self._again)
+            return
+        self._fd = -1
+        self._on_connected(peer)
+
+    def _again(self) -> None:
+        if self._fd >= 0:
+            self._loop.watch(self._fd, READ, self._ready)
+
+    def close(self) -> None:
+        """Stop waiting; does nothing when the peer has come."""
+        if self._fd >= 0:
+            self._loop.forget(self._fd)
+            self._fd = -1
+            self._listening.close()
+
+
+class _Waiting:
+    __slots__ = ("on_connected", "on_failed", "path", "pause", "sock")
+
+    def __init__(
+        self, path: str, on_connected: Callable[[socket.socket], None], on_failed: Callable[[str], None]
+    ) -> None:
+        self.path = path
+        self.on_connected = on_connected
+        self.on_failed = on_failed
+        self.pause = _SOON
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.sock.setblocking(False)
+
+
+class Connector:
+    """Connects to servers that need not be there yet; nothing blocks and nothing is polled while they are not.
+
+    One watch of the directory wakes those whose server appears. ``on_failed(why)`` after ``seconds`` (None: never).
+    """
+
+    def __init__(self, loop: Loop, directory: str, seconds: float | None = CONNECT_SECONDS) -> None:
+        self._loop = loop
+        self._directory = directory
+        self._by_name: dict[str, set[_Waiting]] = {}
+        self._inotify = -1
+        self._deadlines = Deadlines(loop, seconds) if seconds is not None else None
+
+    def connect(
+        self, path: str, on_connected: Callable[[socket.socket], None], on_failed: Callable[[str], None]
+    ) -> object:
+        """Connect to the server at ``path``; returns what ``cancel`` takes. The answer may come before the return."""
+        waiting = _Waiting(path, on_connected, on_failed)
+        if not self._try(waiting, first=True):
+            self._by_name.setdefault(path.rpartition("/")[2], set()).add(waiting)
+            if self._deadlines is not None:
+                self._deadlines.add(waiting, lambda: self._fail(waiting, "nobody is there"))
+            self._watch()
+            # The server may have come between the attempt and the watch.
+            if waiting.sock.fileno() >= 0:
+                self._try(waiting)
+        return waiting
+
+    def cancel(self, waiting: object) -> None:
+        """Do not connect any more."""
+        assert isinstance(waiting, _Waiting)
+        if self._forget(waiting):
+            waiting.sock.close()
+
+    def _forget(self, waiting: _Waiting) -> bool:
+        name = waiting.path.rpartition("/")[2]
+        found = self._by_name.get(name)
+        if found is None or waiting not in found:
+            return False
+        found.discard(waiting)
+        if not found:
+            del self._by_name[name]
+        if self._deadlines is not None:
+            self._deadlines.discard(waiting)
+        return True
+
+    def _fail(self, waiting: _Waiting, why: str) -> None:
+        self._forget(waiting)
+        waiting.sock.close()
+        waiting.on_failed(why)
+
+    def _try(self, waiting: _Waiting, first: bool = False) -> bool:
+        """One attempt; True when it is over, well or not."""
+        number = waiting.sock.connect_ex(waiting.path)
+        if number == 0:
+            self._forget(waiting)
+            waiting.on_connected(waiting.sock)
+            return True
+        if number == errno.ENOENT:
+            if self._inotify < 0 and not first:
+                self._later(waiting)
+            return False
+        if number in (errno.ECONNREFUSED, errno.EAGAIN):
+            # Bound and not listening yet, or a name that a dead server left.
+            self._later(waiting)
+            return False
+        self._fail(waiting, os.strerror(number))
+        return True
+
+    def _later(self, waiting: _Waiting) -> None:
+        self._loop.later(waiting.pause, lambda: self._again(waiting))
+        waiting.pause = min(2 * waiting.pause, _SELDOM)
+
+    def _again(self, waiting: _Waiting) -> None:
+        if waiting in self._by_name.get(waiting.path.rpartition("/")[2], ()):
+            self._try(waiting)
+
+    def _watch(self) -> None:
+        if self._inotify >= 0:
+            return
+        import ctypes  # slow to import, and seldom wanted by a program of one call
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if fd >= 0 and libc.inotify_add_watch(fd, os.fsencode(self._directory), _CREATE | _MOVED_TO) < 0:
+            os.close(fd)
+            fd = -1
+        if fd >= 0:
+            self._inotify = fd
+            self._loop.watch(fd, READ, self._changed)
+
+    def _changed(self, _mask: int) -> None:
+        try:
+            data = os.read(self._inotify, 65536)
+        except BlockingIOError:
+            return
+        at = 0
+        while at < len(data):
+            number, _what, _cookie, length = _EVENT.unpack_from(data, at)
+            name = os.fsdecode(data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0"))
+            at += _EVENT.size + length
+            names = list(self._by_name) if number < 0 else [name]  # -1: events were lost
+            for name in names:
+                for waiting in list(self._by_name.get(name, ())):
+                    self._try(waiting)
+        if not self._by_name:
+            self._loop.forget(self._inotify)
+            os.close(self._inotify)
+            self._inotify = -1
+
+
+def accept_within(listening: Listening, seconds: float) -> socket.socket:
+    """For a program of one call: wait for the peer; DisconnectedError when it does not come."""
+    listening.sock.settimeout(seconds)
+    try:
+        peer = listening.accept()
+    except TimeoutError:
+        raise DisconnectedError("The other end of the call did not connect") from None
+    finally:
+        listening.close()
+    peer.settimeout(None)
+    return peer

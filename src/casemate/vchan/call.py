@@ -1,0 +1,301 @@
+"""One call being served: connects to the caller, starts the service, ends when both are done."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+
+from casemate.agent.service import find_service
+from casemate.pump.children import Children
+from casemate.pump.data_stream import DataStream
+from casemate.pump.deadlines import Deadlines
+from casemate.pump.loop import WRITE, Loop
+from casemate.pump.service import ServiceCall, refuse
+from casemate.pump.spawn import PATH, RUN_AS, Account, spawn
+from casemate.pump.vchan import CONNECT_SECONDS, Connector
+from casemate.wire.errors import CasemateError
+from casemate.wire.names import user_name
+from casemate.wire.qrexec import DATA_EXIT_CODE, EXIT_FAILED, message, parse_command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+class Program:
+    """A service that is a program; ``account`` None: as who we are. ``bare``: nothing but its exit code is told."""
+
+    __slots__ = ("account", "argv", "bare", "environment")
+
+    def __init__(
+        self, argv: Sequence[str], environment: Mapping[str, str], account: Account | None, bare: bool = False
+    ) -> None:
+        self.argv = argv
+        self.environment = environment
+        self.account = account
+        self.bare = bare
+
+
+class SocketService:
+    """A service that is a listening socket: ``address`` a path or (host, port)."""
+
+    __slots__ = ("address", "descriptor", "on_client_eof", "on_service_eof")
+
+    def __init__(self, address: str | tuple[str, int], descriptor: bytes, flags: str = "") -> None:
+        self.address = address
+        self.descriptor = descriptor
+        self.on_service_eof = "s" in flags
+        self.on_client_eof = "c" in flags
+
+
+class Failure:
+    """No service: what the caller is told instead."""
+
+    __slots__ = ("bare", "status", "why")
+
+    def __init__(self, status: int, why: str, bare: bool = False) -> None:
+        self.status = status
+        self.why = why
+        self.bare = bare
+
+
+Service = Program | SocketService | Failure
+
+
+class Served:
+    """The calls that this process serves; ``with_stderr``: services' stderr goes to the caller, else to ours."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        children: Children,
+        directory: str,
+        with_stderr: bool = True,
+        wait_for_hello: bool = False,
+        seconds: float = CONNECT_SECONDS,
+    ) -> None:
+        self._loop = loop
+        self._children = children
+        self._connector = Connector(loop, directory, seconds)
+        self._hellos = Deadlines(loop, seconds)
+        self._with_stderr = with_stderr
+        self._wait_for_hello = wait_for_hello
+
+    def serve(self, path: str, what: Service, on_closed: Callable[[], None]) -> None:
+        """Serve the caller that listens at ``path``; ``on_closed`` when all is over, also when nobody was there."""
+        if isinstance(what, SocketService):
+            self._reach(path, what, on_closed, 0)
+        else:
+            self._answer(path, lambda stream: self._begin(stream, what), on_closed)
+
+    def _answer(self, path: str, begin: Callable[[DataStream], None], on_closed: Callable[[], None]) -> None:
+        def closed(stream: DataStream) -> None:
+            self._hellos.discard(stream)
+            on_closed()
+
+        def connected(sock: socket.socket) -> None:
+            stream = DataStream(self._loop, sock, closed, self._wait_for_hello)
+            if not stream.closed:
+                self._hellos.add(stream, lambda: None if stream.greeted else stream.abort())
+            begin(stream)
+
+        self._connector.connect(path, connected, lambda _why: on_closed())
+
+    # -- programs
+
+    def _begin(self, stream: DataStream, what: Program | Failure) -> None:
+        if stream.closed:
+            return
+        if isinstance(what, Failure):
+            _refuse(stream, what)
+            return
+        try:
+            self._start(stream, what)
+        except OSError as error:
+            _refuse(stream, Failure(EXIT_FAILED, f"{what.argv[0]}: {error.strerror}\n", what.bare))
+
+    def _start(self, stream: DataStream, program: Program) -> None:
+        argv, environment, account = program.argv, program.environment, program.account
+        if account is not None:
+            environment = {**environment, **account.environment()}
+            if not os.access(RUN_AS, os.X_OK):
+                argv, account = _as_user(argv, account), None
+        if program.bare:
+            pid = _spawn_bare(argv, environment, account)
+            self._children.add(pid, lambda status: _tell_status(stream, status))
+        else:
+            pid, stdin, stdout, stderr = spawn(argv, environment, account, self._with_stderr)
+            self._children.add(pid, ServiceCall(self._loop, stream, stdin, stdout, stderr, _nothing).exited)
+
+    # -- sockets
+
+    def _reach(self, path: str, what: SocketService, on_closed: Callable[[], None], attempt: int) -> None:
+        """Connect to the service before its caller: what cannot be reached is told like any failure."""
+        try:
+            sock = _socket_of(what)
+            number = sock.connect_ex(what.address)
+        except OSError as error:
+            self._unreachable(path, error.errno or errno.EIO, on_closed)
+            return
+
+        def again() -> None:
+            sock.close()
+            self._reach(path, what, on_closed, attempt + 1)
+
+        def connected(_mask: int = 0) -> None:
+            self._loop.forget(sock.fileno())
+            failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failed:
+                sock.close()
+                self._unreachable(path, failed, on_closed)
+            else:
+                self._answer(path, begin, ended)
+
+        def begin(stream: DataStream) -> None:
+            if not stream.closed:
+                SocketCall(self._loop, stream, sock, what)
+
+        def ended() -> None:
+            if sock.fileno() >= 0:  # nobody came for it
+                sock.close()
+            on_closed()
+
+        if number == errno.EAGAIN and attempt < _ATTEMPTS:
+            self._loop.later(_PAUSE, again)  # its queue is full
+        elif number in (0, errno.EINPROGRESS):
+            if number:
+                self._loop.watch(sock.fileno(), WRITE, connected)
+            else:
+                connected()
+        else:
+            sock.close()
+            self._unreachable(path, number, on_closed)
+
+    def _unreachable(self, path: str, number: int, on_closed: Callable[[], None]) -> None:
+        self.serve(path, Failure(EXIT_FAILED, f"the service cannot be reached: {os.strerror(number)}\n"), on_closed)
+
+
+_ATTEMPTS, _PAUSE = 200, 0.02
+
+
+class SocketCall(ServiceCall):
+    """A call whose service is a socket: over when both directions are."""
+
+    def __init__(self, loop: Loop, stream: DataStream, sock: socket.socket, service: SocketService) -> None:
+        self._rules = service
+        writing = os.dup(sock.fileno())
+        super().__init__(loop, stream, writing, sock.detach(), None, _nothing)
+        if service.descriptor:
+            self._waiting.append(memoryview(service.descriptor))
+            stream.consumed(-len(service.descriptor))  # as if it had come from the caller
+            self._drain()
+
+    def _close_stdin(self) -> None:
+        if self._stdin >= 0:
+            sock = socket.socket(fileno=self._stdin)
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+            sock.detach()
+            super()._close_stdin()
+            if self._rules.on_client_eof and not self._done:
+                self._drop_outputs()
+            self._finish()
+
+    def _drop_outputs(self) -> None:
+        for fd in list(self._outputs):
+            del self._outputs[fd]
+            self._unwatch(fd)
+            os.close(fd)
+
+    def _finish(self) -> None:
+        if self._status is None and not self._outputs and not self._done:
+            if self._rules.on_service_eof and self._stdin >= 0:
+                self._status = 0
+                self._close_stdin()
+            elif self._stdin < 0:
+                self._status = 0
+        super()._finish()
+
+
+def _nothing(_call: ServiceCall) -> None:
+    pass
+
+
+def _refuse(stream: DataStream, failure: Failure) -> None:
+    if failure.bare:
+        _tell_status(stream, failure.status)
+    else:
+        refuse(stream, failure.status, failure.why)
+
+
+def _tell_status(stream: DataStream, status: int) -> None:
+    stream.write(message(DATA_EXIT_CODE, status.to_bytes(4, "little")))
+    stream.eof()
+
+
+def _socket_of(service: SocketService) -> socket.socket:
+    family = socket.AF_UNIX
+    if not isinstance(service.address, str):
+        family = socket.AF_INET6 if ":" in service.address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.setblocking(False)
+    return sock
+
+
+def _as_user(argv: Sequence[str], account: Account) -> list[str]:
+    """As our own small program does where it is installed: the user, its groups and its home, then the program."""
+    identity = [f"--reuid={account.uid}", f"--regid={account.gid}", f"--groups={account.group_list}"]
+    return ["/usr/bin/setpriv", *identity, "--", "/usr/bin/env", "-C", account.home, *argv]
+
+
+def _spawn_bare(argv: Sequence[str], environment: Mapping[str, str], account: Account | None) -> int:
+    words = list(argv)
+    if account is not None:
+        words = [RUN_AS, str(account.uid), str(account.gid), account.group_list, account.home, *words]
+    null: list[tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)
+    ]
+    return os.posix_spawn(
+        words[0], words, dict(environment), file_actions=null, setsid=True, setsigdef=(signal.SIGPIPE,)
+    )
+
+
+# -- what a command line asks for
+
+
+def service_of(
+    text: bytes,
+    default_user: str,
+    account_of: Callable[[str], Account | None],
+    bare: bool = False,
+    environ: Mapping[str, str] = os.environ,
+) -> Service:
+    """The service that a command line ``USER:[nogui:]COMMAND`` asks for.
+
+    ``account_of(user)`` raises a CasemateError for a user that may not be had. A command that is no QUBESRPC is one for
+    the user's shell.
+    """
+    user, _colon, rest = text.partition(b":")
+    rest = rest.removeprefix(b"nogui:")
+    try:
+        if not rest.startswith(b"QUBESRPC "):
+            account = account_of(default_user if user == b"DEFAULT" else user_name(user))
+            shell = account.shell if account is not None else "/bin/sh"
+            return Program([shell, "-c", os.fsdecode(rest)], {"PATH": PATH}, account, bare)
+        command = parse_command(text.decode("ascii", "replace"))
+        found = find_service(command, default_user, environ)
+        if found.kind == "exec":
+            return Program(found.argv, found.environment, account_of(found.user), bare)
+        kind, target, flags, descriptor = found.argv[-4:]
+        account_of(found.user)
+        address: str | tuple[str, int] = target
+        if kind == "tcp":
+            host, _space, port = target.rpartition(" ")
+            address = (host, int(port))
+        return SocketService(address, descriptor.encode("ascii") + b"\0" if descriptor else b"", flags)
+    except CasemateError as error:
+        return Failure(getattr(error, "exit_status", EXIT_FAILED), f"{error}\n", bare)
