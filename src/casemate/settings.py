@@ -114,8 +114,13 @@ class Settings:
         return self.run / "qubesd.internal.sock"
 
     @property
+    def misc_address(self) -> str:
+        """The path, as text, of the socket on which programs hand on what a qube says of itself (``qubes.*``)."""
+        return f"{self._run}/qubesd.misc.sock"
+
+    @property
     def misc_socket(self) -> Path:
-        """Where programs of this host hand on what a qube says of itself (``qubes.FeaturesRequest`` and its like)."""
+        """The socket on which programs of this host hand on what a qube says of itself (``qubes.*``)."""
         return self.run / "qubesd.misc.sock"
 
     @property

@@ -26,9 +26,11 @@ from casemate.wire.errors import (
     ProtocolError,
     StorageError,
 )
-from tests.component.rig import Rig, rig
+from tests.component.rig import SOURCE, Rig, rig
 from tests.fakes.daemon import FakeDaemon, running
 from tests.unit.test_api import client, exchange
+
+BIN = SOURCE.parent / "bin"
 
 
 @pytest.fixture
@@ -222,3 +224,29 @@ def test_a_second_place_for_the_group_of_administrators(daemon: FakeDaemon) -> N
             argv = ["setpriv", "--reuid", "65534", "--regid", "1", "--groups", groups, sys.executable, "-c", asked]
             done = subprocess.run([*argv, str(place)], capture_output=True, cwd="/")
             assert done.stdout.startswith(b"0\0") is answered, done
+
+
+def test_menus_of_a_template_are_its_qubes_menus(daemon: FakeDaemon, qubes: Qubes) -> None:
+    directory = daemon.socket.parent / "qubes" / "deb"
+    directory.mkdir(parents=True)
+    settings = qubes.transport.settings
+    env = {**os.environ, **settings.environment(), "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+    def tool(*argv: str, status: int = 0, data: str = "") -> str:
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, input=data, timeout=60)
+        assert done.returncode == status, done
+        return done.stdout
+
+    with rig(directory) as guest:
+        guest.service("qubes.GetAppmenus", r"printf '/usr/share/applications/ed.desktop:Name=Editor\n'")
+        assert tool("qvm-sync-appmenus", "deb") == "deb: 1 entries\n"
+        guest.service("qubes.GetAppmenus", "yes /x.desktop:Name=y")
+        tool("qvm-sync-appmenus", "deb", status=125)
+        tool("qvm-sync-appmenus", "work", status=2)
+    assert tool("qvm-appmenus", "--get-available", "work") == "ed.desktop - Editor\n"
+    assert tool("qvm-appmenus", "--get-available", "--fields", "name,icon", "work") == "ed.desktop|Editor|\n"
+    tool("qvm-appmenus", "--set-whitelist", "-", "work", data="ed.desktop\nother.desktop\n")
+    assert tool("qvm-appmenus", "--get-whitelist", "work") == "ed.desktop\nother.desktop\n"
+    assert tool("qvm-appmenus", "--update", "--force", "work") == ""
+    with pytest.raises(ProtocolError):
+        ask(daemon, "misc", "qubes.SyncAppMenus", payload=b"", source="work")

@@ -16,6 +16,7 @@ from casemate.model.domain import Domain
 from casemate.model.system import System
 from casemate.wire import names
 from casemate.wire.errors import DisconnectedError, ProtocolError, printable
+from casemate.wire.menus import build_lines, parse_menus
 
 REQUEST = "/features-request/"
 TOOLS = "/qubes-tools/"
@@ -64,6 +65,24 @@ def apply_request(domain: Domain, asked: Mapping[str, str]) -> None:
     for name, value in wanted.items():
         if have.get(name) != value:
             have.set(name, value)
+
+
+@method("qubes.SyncAppMenus", Access.EXECUTE)
+async def sync_menus(context: Context, source: str, payload: bytes = b"") -> None:
+    """Take the entries of a qube's menus; those of a qube with a template are its template's."""
+    domain = context.store.snapshot().domains.find(source)
+    if domain.template is not None:
+        raise ProtocolError(f"{domain.name} has its menus from its template")
+    text = build_lines(parse_menus(payload))
+    await asyncio.to_thread(context.files.set_menus, domain.uuid, text)
+
+
+@method("admin.casemate.Menus", Access.READ)
+def get_menus(context: Context, dest: Domain) -> str:
+    """The entries of a qube's menus, or its template's: lines of id, name, comment, icon, categories between tabs."""
+    while dest.template is not None:
+        dest = dest.template
+    return context.files.menus(dest.uuid)
 
 
 async def _written(context: Context, source: str, prefix: str) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from importlib import import_module
 
 TOOLS = {
     "qubes-prefs": "qubes_prefs",
+    "qvm-appmenus": "qvm_appmenus",
     "qvm-block": "qvm_block",
     "qvm-check": "qvm_check",
     "qvm-clone": "qvm_clone",
@@ -27,6 +28,7 @@ TOOLS = {
     "qvm-service": "qvm_service",
     "qvm-shutdown": "qvm_shutdown",
     "qvm-start": "qvm_start",
+    "qvm-sync-appmenus": "qvm_sync_appmenus",
     "qvm-tags": "qvm_tags",
     "qvm-unpause": "qvm_unpause",
     "qvm-usb": "qvm_usb",

@@ -41,6 +41,23 @@ class Transport:
                 parts.append(part)
         return parse_reply(b"".join(parts))
 
+    def speak_for(self, source: str, method: str, payload: bytes) -> None:
+        """Hand on what a qube says of itself (``qubes.*``), on the socket for that; raises the daemon's error."""
+        with self._connect() as awake:  # starts the daemon if it must
+            awake.close()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            try:
+                connection.connect(self.settings.misc_address)
+                connection.sendall(build_request(method, "", ADMIN, payload, source))
+                connection.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                    raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error
+            reply = b""
+            while part := _receive(connection):
+                reply += part
+        parse_reply(reply)
+
     def send_file(self, method: str, arg: str, dest: str, start: bytes, file: BinaryIO) -> bytes:
         """As ``call``, with a payload of ``start`` and all that a file has."""
         with self._connect() as connection:

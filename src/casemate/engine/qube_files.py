@@ -1,6 +1,6 @@
-"""What is kept of a qube beside the collection: firewall rules and notes, in a directory named by its UUID.
+"""What is kept of a qube beside the collection: firewall rules, notes and menus, in a directory named by its UUID.
 
-``STATE/qubes/UUID/firewall.xml`` and ``notes.txt``. A UUID is never used again, so a new qube that takes an old name
+``STATE/qubes/UUID/firewall.xml``, ``notes.txt`` and ``menus.tsv``. A UUID is never used again, so a new qube that takes an old name
 finds nothing of its predecessor.
 """
 
@@ -21,6 +21,7 @@ from casemate.wire.firewall import ALLOW_ALL, Rule
 
 MAX_FIREWALL = 1 << 20
 MAX_NOTES = 256_000
+MAX_MENUS = 1 << 20
 
 
 class QubeFiles:
@@ -106,6 +107,15 @@ class QubeFiles:
                 self._path(uuid, "notes.txt").unlink(missing_ok=True)
         except CasemateError as error:
             raise NotesError(str(error)) from error
+
+    def menus(self, uuid: UUID) -> str:
+        """The qube's menus, as wire.menus writes them."""
+        data = self._read(uuid, "menus.tsv", MAX_MENUS)
+        return "" if data is None else data.decode("ascii", "replace")
+
+    def set_menus(self, uuid: UUID, text: str) -> None:
+        """Replace the qube's menus."""
+        self._write(uuid, "menus.tsv", text.encode("ascii"))
 
     def remove(self, uuid: UUID) -> None:
         """Forget the files of a qube that was removed."""

@@ -32,6 +32,7 @@ LONG_REQUESTS = {
     "admin.casemate.List": 512 << 10,
     "admin.vm.volume.Import": 1 << 20,
     "admin.vm.volume.ImportWithSize": 1 << 20,
+    "qubes.SyncAppMenus": (1 << 20) + 4096,
     "policy.Replace": 128 << 10,
     "policy.include.Replace": 128 << 10,
 }
