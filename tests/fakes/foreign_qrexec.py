@@ -329,7 +329,8 @@ class ClientVm:
         sock.settimeout(60)
         sock.connect(str(self.path))
         fields = source.encode().ljust(64, b"\0") + target.encode().ljust(64, b"\0") + b"SOCKET".ljust(32, b"\0")
-        send(sock, TRIGGER4, fields + call.encode() + b"\0")
+        with contextlib.suppress(BrokenPipeError):
+            send(sock, TRIGGER4, fields + call.encode() + b"\0")
         return sock
 
     def call(self, target: str, call: str, stdin: bytes = b"") -> Result:

@@ -139,7 +139,7 @@ class DataStream:
         mask = HANGUP
         if self._unconsumed < WINDOW:
             mask |= READ
-        if self._output:
+        if self._output and not (self._silent and self._hello is not None):
             mask |= WRITE
         if mask != self._mask:
             self._mask = mask
@@ -184,9 +184,11 @@ class DataStream:
     def _greeted(self, data: bytes) -> bytes:
         control.HELLOS(HEADER.unpack_from(data))
         version = control.parse_hello(data[HEADER.size : _HELLO_SIZE])
-        if self._silent:
-            self._send(control.hello(control.DATA_VERSION))
         self._hello = None
+        if self._silent:
+            self._output.appendleft(control.hello(control.DATA_VERSION))
+            self._pending += _HELLO_SIZE
+            self._flush()
         self._most = control.chunk(version) + HEADER.size
         self._full = False
         if self._ended:
@@ -202,6 +204,8 @@ class DataStream:
 
     def _flush(self) -> None:
         output = self._output
+        if self._silent and self._hello is not None:
+            return  # our version comes first, and the peer's before it
         while output and not self._closed:
             try:
                 count = os.write(self._fd, output[0])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     OnRequest = Callable[["Client", int, int, int, bytes], None]
 
-REQUEST_SECONDS = 10.0
+REQUEST_SECONDS = 5.0
 """How long a client may take from its connection to the end of its request."""
 BACKLOG = 512
 UNDECIDED = 2048

@@ -63,7 +63,7 @@ class Request:
 
 
 class Domain:
-    """A domain that we are told of. ``on_request`` decides about requests of its programs; ``on_up``: its agent came."""
+    """A domain that we are told of. ``on_request`` decides about requests of its programs; ``on_up``: it is there."""
 
     def __init__(
         self,
