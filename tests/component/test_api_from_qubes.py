@@ -322,3 +322,18 @@ def test_a_rule_that_names_another_qube_replaces_what_the_call_is_about(tmp_path
         await world.broker.close()
 
     asyncio.run(body())
+
+
+def test_what_a_qube_says_of_itself_is_answered_by_a_status_and_limited(world: World) -> None:
+    async def test() -> None:
+        assert await world.call("qubes.NotifyUpdates", "dom0", b"3") == (0, b"")
+        assert world.store.snapshot().domains["deb"].features["updates-available"] == "1"
+        assert await world.call("qubes.NotifyUpdates", "dom0", b"many") == (1, b"")
+        assert await world.call("internal.GetSystemInfo", "dom0") == REFUSED
+        for service, target in (("qubes.NotifyUpdates", "mine"), ("qubes.NotifyUpdates+x", "dom0")):
+            assert await world.call(service, target, b"3") == REFUSED
+        answers = [(await world.call("qubes.NotifyUpdates", "dom0", b"0")) for _ in range(12)]
+        assert answers[0] == (0, b"") and answers[-1] == REFUSED
+        assert await world.call("qubes.NotifyUpdates", "dom0", b"0", source="other") == (0, b"")
+
+    run(world, test)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -23,6 +24,9 @@ from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, ServiceSide, requested
 
 REQUEST_SECONDS = 30.0
 CALLS_OF_ONE_QUBE = 32
+NEWS_BURST = 10.0
+NEWS_PER_MINUTE = 10.0
+"""How often a qube may tell something about itself: each time the store is written."""
 
 
 class GuestCalls:
@@ -32,6 +36,8 @@ class GuestCalls:
         self.context = context
         self.request_seconds = request_seconds
         self._busy: dict[str, int] = {}
+        self._news: dict[str, tuple[float, float]] = {}
+        """By qube: how much it may still tell, and when that was."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, stream: socket.socket, source: str, service: str, argument: str, target: str) -> None:
@@ -44,11 +50,20 @@ class GuestCalls:
             raise CallRefusedError(f"{service}+{argument}: {error}") from None
         if self._busy.get(source, 0) >= CALLS_OF_ONE_QUBE:
             raise CallRefusedError(f"{source} has {CALLS_OF_ONE_QUBE} calls under way already")
+        if service in MISC and not self._may_tell(source):
+            raise CallRefusedError(f"{service}: {source} tells too much about itself")
         own = stream.dup()
         own.setblocking(False)
         self._busy[source] = self._busy.get(source, 0) + 1
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: _GuestCall(self, method, request), sock=own)
+
+    def _may_tell(self, source: str) -> bool:
+        now = time.monotonic()
+        left, at = self._news.get(source, (NEWS_BURST, now))
+        left = min(NEWS_BURST, left + (now - at) * NEWS_PER_MINUTE / 60)
+        self._news[source] = (max(left - 1, 0.0) if left >= 1 else left, now)
+        return left >= 1
 
     @staticmethod
     def _known(request: Request) -> Method:

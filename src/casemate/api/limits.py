@@ -33,6 +33,15 @@ class Limit:
 
 
 LIMITS: dict[str, tuple[Limit, ...]] = {
+    "What a qube says of itself": (
+        Limit("times at once", "api.guest_calls", "NEWS_BURST", "times"),
+        Limit("times in the long run", "api.guest_calls", "NEWS_PER_MINUTE", "times a minute"),
+        Limit("features asked for at once", "api.misc", "MAX_REQUESTED", "features"),
+        Limit("entries of menus", "wire.menus", "MAX_ENTRIES", "entries"),
+        Limit("all entries of menus", "wire.menus", "MAX_TEXT", "bytes"),
+        Limit("one entry of menus", "wire.menus", "MAX_ENTRY", "bytes"),
+        Limit("calls that wait for a user's session", "agent.sessions", "MAX_HELD", "calls"),
+    ),
     "Channel of a qube": (
         Limit("bytes under way in one direction of one stream", "wire.mux", "WINDOW", "bytes"),
         Limit("streams that one end may have open at once", "wire.mux", "MAX_STREAMS", "streams"),
