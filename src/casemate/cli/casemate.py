@@ -1,4 +1,4 @@
-"""``casemate``: what belongs to no single qube: the tour, the host's status, templates, the policy, clean-up."""
+"""``casemate``: what belongs to no single qube: the tour, the host's status, templates, the policy, calls, clean-up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from casemate.cli import store_tool, tool
+from casemate.cli import interop, store_tool, tool
 from casemate.client.qubes import Qubes
 from casemate.settings import load
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
@@ -23,9 +23,10 @@ def _status(args: argparse.Namespace, qubes: Qubes) -> int:
         qubes.call("admin.casemate.Probe")
     status = qubes.status()
     for key, value in status.items():
-        if key == "protections":
+        if key in ("protections", "policy"):
             continue
         print(f"{key:<14} {printable(str(value))}")
+    print(f"{'policy':<14} {printable(str(status.get('policy', 'unknown')), 600)}")
     protections = status.get("protections", [])
     missing = [p for p in protections if not p["present"]]
     print(f"\nProtections: {len(protections) - len(missing)} present, {len(missing)} missing on this host")
@@ -95,6 +96,24 @@ def _clean(args: argparse.Namespace, _qubes: Qubes) -> int:
     return 0
 
 
+def _prompt(_args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.cli.prompt import run
+
+    return run(qubes)
+
+
+def _trace(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.cli.trace import run
+
+    return run(qubes, args.VMNAME, args.json)
+
+
+def _explain(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.cli.policy_explain import run
+
+    return run(qubes, args.SOURCE, args.SERVICE, args.TARGET)
+
+
 def _tour(_args: argparse.Namespace, _qubes: Qubes) -> int:
     from casemate.cli.tour import main as tour
 
@@ -131,6 +150,22 @@ def make_parser() -> tool.Parser:
         if verb == "restore":
             one.add_argument("name", nargs="?", help="as history names it (default: the newest that is sound)")
     store.set_defaults(body=_store, name=None)
+    policy = commands.add_parser("policy", help="explain what the policy says").add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
+    )
+    why = policy.add_parser("explain", help="which rule decides about a call, and what would change that")
+    why.add_argument("SOURCE", help="the qube that calls")
+    why.add_argument("SERVICE", help="SERVICE or SERVICE+ARGUMENT")
+    why.add_argument("TARGET", nargs="?", default="", help="the target that it asks for (default: none)")
+    why.set_defaults(body=_explain)
+    commands.add_parser("prompt", help="ask on this terminal about calls for which the policy says ask").set_defaults(
+        body=_prompt
+    )
+    trace = commands.add_parser("trace", help="show calls while they happen, each step with its time")
+    trace.add_argument("VMNAME", nargs="?", help="only calls that concern this qube")
+    trace.add_argument("--json", action="store_true", help="a line of JSON for each step")
+    trace.set_defaults(body=_trace)
+    interop.add_to(commands)
     clean = commands.add_parser("clean", help="end and remove what the tour has made")
     clean.add_argument("--all", action="store_true", help="remove also all qubes of this user, with their data")
     clean.set_defaults(body=_clean)

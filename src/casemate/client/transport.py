@@ -43,7 +43,7 @@ class Transport:
 
     def speak_for(self, source: str, method: str, payload: bytes) -> None:
         """Hand on what a qube says of itself (``qubes.*``), on the socket for that; raises the daemon's error."""
-        with self._connect() as awake:  # starts the daemon if it must
+        with self.connect() as awake:  # starts the daemon if it must
             awake.close()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             try:
@@ -60,7 +60,7 @@ class Transport:
 
     def send_file(self, method: str, arg: str, dest: str, start: bytes, file: BinaryIO) -> bytes:
         """As ``call``, with a payload of ``start`` and all that a file has."""
-        with self._connect() as connection:
+        with self.connect() as connection:
             try:
                 connection.sendall(build_request(method, arg, dest, start))
                 while data := file.read(_CHUNK):
@@ -78,7 +78,7 @@ class Transport:
         return Events(self._send(build_request("admin.Events", "", dest)), timeout)
 
     def _send(self, request: bytes) -> socket.socket:
-        connection = self._connect()
+        connection = self.connect()
         try:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
@@ -89,7 +89,8 @@ class Transport:
                 raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error
         return connection
 
-    def _connect(self) -> socket.socket:
+    def connect(self) -> socket.socket:
+        """A connection to the Admin API's socket; the daemon is started if nobody listens there."""
         connection = self._try_connect()
         if connection is not None:
             return connection
