@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import shutil
-import tempfile
 from pathlib import Path
 
 from casemate.api.context import Context
@@ -69,21 +67,10 @@ def _require(path: Path, token: str) -> None:
 
 def _change(context: Context, path: Path, data: bytes | None) -> None:
     """Put a file in place, or take it away, if the policy as a whole still parses then."""
-    top = context.store.path.parent / "policy.d"
-    with tempfile.TemporaryDirectory(prefix="casemate-policy-") as trial:
-        copy = Path(trial) / "policy.d"
-        if top.is_dir():
-            shutil.copytree(top, copy, symlinks=True)
-        target = copy / path.relative_to(top)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if data is None:
-            target.unlink(missing_ok=True)
-        else:
-            target.write_bytes(data)
-        try:
-            PolicyFiles(copy).current()
-        except PolicyError as error:
-            raise PolicySyntaxError(str(error)) from error
+    try:
+        PolicyFiles(context.store.path.parent / "policy.d").load({path: data})
+    except PolicyError as error:
+        raise PolicySyntaxError(str(error)) from error
     if data is None:
         path.unlink(missing_ok=True)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from casemate.cli.report import Report
 from casemate.client.qubes import Qubes
 from casemate.pump.call import connect
 from casemate.wire.admin import ADMIN
@@ -23,8 +24,23 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-def open_call(qubes: Qubes, name: str, command: Command, autostart: bool) -> socket.socket:
-    """The stream of a call that was sent to the qube. The daemon is only asked where the qube does not run."""
+def open_call(
+    qubes: Qubes, name: str, command: Command, autostart: bool, report: Report | None = None
+) -> socket.socket:
+    """The stream of a call that was sent to the qube. The daemon is only asked where the qube does not run.
+
+    ``report`` hears of each step up to the connection; its end is the caller's to tell.
+    """
+    try:
+        return _open(qubes, name, command, autostart, report)
+    except CasemateError as error:
+        if report is not None:
+            cause = "unreachable" if isinstance(error, DisconnectedError) else "start failed"
+            report.refused("not running" if isinstance(error, NotRunningError) else cause, error)
+        raise
+
+
+def _open(qubes: Qubes, name: str, command: Command, autostart: bool, report: Report | None) -> socket.socket:
     message = exec_message(command.cmdline())
     path = qubes.transport.settings.link_address(qube_name(name))
     try:
@@ -41,11 +57,15 @@ def open_call(qubes: Qubes, name: str, command: Command, autostart: bool) -> soc
             sock = connect(path)
         except DisconnectedError as error:
             raise DisconnectedError(f"{name} runs and cannot be reached: {error}") from None
+        if report is not None:
+            report.step("started")
     try:
         sock.sendall(message)
     except OSError as error:
         sock.close()
         raise DisconnectedError(f"{name} went away: {error.strerror}") from error
+    if report is not None:
+        report.step("connected")
     return sock
 
 

@@ -23,10 +23,9 @@ def _status(args: argparse.Namespace, qubes: Qubes) -> int:
         qubes.call("admin.casemate.Probe")
     status = qubes.status()
     for key, value in status.items():
-        if key in ("protections", "policy"):
+        if key == "protections":
             continue
         print(f"{key:<14} {printable(str(value))}")
-    print(f"{'policy':<14} {printable(str(status.get('policy', 'unknown')), 600)}")
     protections = status.get("protections", [])
     missing = [p for p in protections if not p["present"]]
     print(f"\nProtections: {len(protections) - len(missing)} present, {len(missing)} missing on this host")

@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 TOOLS = {
+    "qrexec-policy-exec": "qrexec_policy_exec",
+    "qrexec-policy-graph": "qrexec_policy_graph",
+    "qubes-policy": "qubes_policy",
+    "qubes-policy-lint": "qubes_policy_lint",
     "qubes-prefs": "qubes_prefs",
     "qvm-appmenus": "qvm_appmenus",
     "qvm-block": "qvm_block",

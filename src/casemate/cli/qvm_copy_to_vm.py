@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from casemate.cli import tool
 from casemate.cli.calling import open_call
+from casemate.cli.report import Report
 from casemate.client.qubes import Qubes
 from casemate.pump.copying import Progress, check_paths, remove_sent, send_files
 from casemate.wire.admin import ADMIN
@@ -26,12 +27,15 @@ def run(prog: str, remove: bool, argv: Sequence[str] | None) -> int:
 
     def body(args: argparse.Namespace, qubes: Qubes) -> int:
         check_paths(args.FILE)
-        sock = open_call(qubes, args.VMNAME, Command("DEFAULT", SERVICE, None, ADMIN), True)
+        command = Command("DEFAULT", SERVICE, None, ADMIN)
+        report = Report(qubes.transport.settings, command, args.VMNAME)
+        sock = open_call(qubes, args.VMNAME, command, True, report)
         progress = Progress(-1 if args.without_progress or args.quiet else 2)
         try:
             send_files(sock, args.FILE, progress, lambda text: _warn(prog, text))
         finally:
             progress.end()
+            report.step("ended")
         if remove:
             remove_sent(args.FILE)
         return 0

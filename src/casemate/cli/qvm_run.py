@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from casemate.cli import tool
 from casemate.cli.calling import Disposable, open_call
+from casemate.cli.report import Report
 from casemate.client.qubes import Qubes
 from casemate.pump.call import run_call, run_call_with
 from casemate.wire import qrexec
@@ -105,7 +106,9 @@ def _run_in(args: argparse.Namespace, qubes: Qubes, name: str, autostart: bool) 
     command = qrexec.Command(args.user or "DEFAULT", service, argument, ADMIN)
     if not args.quiet and not args.pass_io and not args.localcmd:
         sys.stderr.write(f"Running {' '.join(args.WORDS)!a} on {name}\n")
-    sock = open_call(qubes, name, command, autostart)
+    report = Report(qubes.transport.settings, command, name)
+    sock = open_call(qubes, name, command, autostart, report)
+    status = qrexec.EXIT_VANISHED
     try:
         if args.localcmd:
             status = run_call_with(sock, ["/bin/sh", "-c", args.localcmd], first)
@@ -118,6 +121,8 @@ def _run_in(args: argparse.Namespace, qubes: Qubes, name: str, autostart: bool) 
     except DisconnectedError as error:
         tool.say_error(PROG, f"{name}: {error}")
         return qrexec.EXIT_VANISHED
+    finally:
+        report.step("ended", status=status)
     if status == qrexec.EXIT_NO_SERVICE and args.service and not args.quiet:
         tool.say_error(PROG, f"{name}: the service ended with status 127; is there a {service}?")
     return status

@@ -48,26 +48,37 @@ class Parser:
         self._open: list[str] = []
         self._sources: dict[str, tokens.Token] = {}
         self._targets: dict[str, tokens.Token] = {}
+        self._found: list[str] | None = None
         self._services: dict[tuple[str, str], tuple[str | None, str | None]] = {}
 
     def parse(self, name: str, text: str) -> None:
         """Add the rules of a file; PolicyError names the file, the line and what is wrong with it."""
         self._lines(name, text, self._line)
 
+    def check(self, name: str, text: str, service: tuple[str, str] | None = None) -> list[str]:
+        """What is wrong with a file, all of it; ``service`` and argument for a file of the old form."""
+        self._found = []
+        self._lines(name, text, self._line if service is None else self._old_line(*service))
+        found, self._found = self._found, None
+        return found
+
     def _lines(self, name: str, text: str, handle: Callable[[str, int, str], None]) -> None:
         self._open.append(name)
-        for number, raw in enumerate(text.split("\n"), 1):
-            line = raw.strip(" \t\r")
-            if not line or line.startswith("#"):
-                continue
-            try:
-                handle(name, number, line)
-            except PolicyError as error:
-                # An error in an included file names its own place already.
-                raise PolicyError(str(error) if _placed(error) else f"{name}:{number}: {error}") from None
-            except CasemateError as error:
-                raise PolicyError(f"{name}:{number}: {error}") from None
-        self._open.pop()
+        try:
+            for number, raw in enumerate(text.split("\n"), 1):
+                line = raw.strip(" \t\r")
+                if not line or line.startswith("#"):
+                    continue
+                try:
+                    handle(name, number, line)
+                except CasemateError as error:
+                    # An error in an included file names its own place already.
+                    text = str(error) if isinstance(error, _Placed) else f"{name}:{number}: {error}"
+                    if self._found is None or len(self._open) > 1:
+                        raise PolicyError(text) from None
+                    self._found.append(text)
+        finally:
+            self._open.pop()
 
     def _line(self, name: str, number: int, line: str) -> None:
         if line.startswith("!"):
@@ -167,10 +178,6 @@ class Parser:
 
 class _Placed(PolicyError):
     """An error that names its place."""
-
-
-def _placed(error: PolicyError) -> bool:
-    return isinstance(error, _Placed)
 
 
 _Word = TypeVar("_Word")

@@ -86,15 +86,23 @@ class Policy:
 
     def first(self, service: str, argument: str, sources: Iterable[str], targets: Iterable[str]) -> Rule | None:
         """The first rule that fits. ``sources`` and ``targets`` are all words that mean them."""
+        words = tuple(sources), tuple(targets)
         best: Rule | None = None
         for choice in choices(service, argument):
-            by_source = self._index.get(choice)
-            if by_source is None:
-                continue
-            for source in sources:
-                by_target = by_source.get(source)
-                if by_target is None:
-                    continue
+            found = self.exact(choice, *words)
+            if found is not None and (best is None or found.order < best.order):
+                best = found
+        return best
+
+    def exact(self, choice: Choice, sources: Iterable[str], targets: Iterable[str]) -> Rule | None:
+        """The first rule that has just this service and argument, one of the sources and one of the targets."""
+        by_source = self._index.get(choice)
+        if by_source is None:
+            return None
+        best: Rule | None = None
+        for source in sources:
+            by_target = by_source.get(source)
+            if by_target is not None:
                 for target in targets:
                     found = by_target.get(target)
                     if found is not None and (best is None or found[0].order < best.order):

@@ -1,0 +1,42 @@
+"""``casemate policy explain``: which rule decides about a call, which nearly did, what would change it."""
+
+from __future__ import annotations
+
+from casemate.cli.policy_view import files, system
+from casemate.client.qubes import Qubes
+from casemate.qrexec.evaluate import Allow
+from casemate.qrexec.explain import explain, verdict
+from casemate.qrexec.tokens import ADMIN, HOST
+from casemate.wire.errors import CasemateError, NotFoundError, PolicyError, printable
+from casemate.wire.qrexec import parse_call, requested_target
+
+
+def run(qubes: Qubes, source: str, call: str, asked: str) -> int:
+    """Print the explanation."""
+    service, argument = parse_call(call)
+    target = requested_target(asked)
+    info = system(qubes)
+    if info.find(HOST if source == ADMIN else source) is None:
+        raise NotFoundError(source)
+    view = files(qubes.transport.settings)
+    try:
+        policy = view.load()
+    except PolicyError as error:
+        raise CasemateError(f"THE POLICY IS BROKEN, every call is denied until this is corrected: {error}") from None
+    found = explain(policy, info, source, service, argument or "", target)
+    decision = found.decision
+    print(f"{service}+{argument or ''} of {source} to {printable(asked) or '(no target)'}: {verdict(decision)}")
+    if decision.rule is not None:
+        print(f"\nThis rule decides:\n  {decision.rule.place}: {decision.rule}")
+    if found.near:
+        print("\nThese come before it and nearly fit:" if decision.rule is not None else "\nThese nearly fit:")
+        for rule, why in found.near:
+            print(f"  {rule.place}: {rule}\n      {why}")
+    if found.line:
+        what = "deny" if isinstance(decision, Allow) else "allow"
+        where = view.directory / found.file if "/" not in found.file else found.file
+        line = f", before line {found.before}" if found.before else ""
+        print(f"\nTo {what} it put this line into {where}{line}:\n  {found.line}")
+    else:
+        print("\nNo rule can change this.")
+    return 0

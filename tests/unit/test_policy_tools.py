@@ -1,0 +1,416 @@
+"""The policy's tools: what they print and return, over a real daemon's socket; the prompt on a real terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import socket
+import sys
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from casemate.cli import entry, prompt, trace
+from casemate.cli.report import Report
+from casemate.client import transport
+from casemate.settings import Settings
+from casemate.wire.qrexec import Command
+from tests.fakes.daemon import running
+from tests.unit.test_cli import Shell
+
+POLICY = """\
+# Ours
+qubes.Filecopy  *      work        vault       allow
+qubes.Filecopy  *      @tag:mail   @anyvm      ask default_target=vault
+qubes.OpenURL   +https work        @dispvm     allow notify=yes
+my.Service      +x     @anyvm      @default    allow target=vault user=root
+"""
+DENIALS = "qubes.Filecopy * @anyvm @anyvm deny\n* * @anyvm @adminvm deny\n"
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
+    monkeypatch.setenv("CASEMATE_STATE", str(tmp_path))
+    monkeypatch.setattr(transport, "DAEMON", ())
+    (tmp_path / "policy.d").mkdir(mode=0o700)
+    (tmp_path / "policy.d" / "30-user.policy").write_text(POLICY)
+    (tmp_path / "policy.d" / "90-default.policy").write_text(DENIALS)
+    with running(tmp_path) as daemon:
+        found = Shell(daemon, capsys)
+        found("qvm-create -C TemplateVM -l black deb")
+        for name in ("work", "vault", "letters", "dvm"):
+            found(f"qvm-create -l blue -t deb {name} --prop netvm=")
+        found("qvm-tags letters add mail")
+        found("qvm-prefs dvm template_for_dispvms True")
+        found("qvm-prefs work default_dispvm dvm")
+        yield found
+
+
+# -- explain
+
+
+def test_explain_what_is_allowed(shell: Shell, tmp_path: Path) -> None:
+    assert shell("casemate policy explain work qubes.Filecopy vault") == (
+        "qubes.Filecopy+ of work to vault: allowed, goes to vault\n"
+        "\n"
+        "This rule decides:\n"
+        "  30-user.policy:2: qubes.Filecopy * work vault allow\n"
+        "\n"
+        f"To deny it put this line into {tmp_path}/policy.d/30-user.policy, before line 2:\n"
+        "  qubes.Filecopy * work vault deny\n"
+    )
+
+
+def test_explain_what_is_denied(shell: Shell, tmp_path: Path) -> None:
+    assert shell("casemate policy explain work qubes.Filecopy deb") == (
+        "qubes.Filecopy+ of work to deb: denied: denied by 90-default.policy:1\n"
+        "\n"
+        "This rule decides:\n"
+        "  90-default.policy:1: qubes.Filecopy * @anyvm @anyvm deny\n"
+        "\n"
+        "These come before it and nearly fit:\n"
+        "  30-user.policy:3: qubes.Filecopy * @tag:mail @anyvm ask default_target=vault\n"
+        "      the source work does not have the tag mail\n"
+        "  30-user.policy:2: qubes.Filecopy * work vault allow\n"
+        "      the target is deb, not vault\n"
+        "\n"
+        f"To allow it put this line into {tmp_path}/policy.d/30-user.policy:\n"
+        "  qubes.Filecopy * work deb allow\n"
+    )
+    out = shell("casemate policy explain work qubes.OpenURL+ftp @dispvm")
+    assert "no rule fits" in out and "the argument is +ftp, not +https" in out
+    assert out.endswith("  qubes.OpenURL +ftp work @dispvm allow\n")
+
+
+def test_what_explain_suggests_does_it(shell: Shell, tmp_path: Path) -> None:
+    calls = (
+        "work qubes.Filecopy deb", "work my.Service vault", "letters qubes.Filecopy work", "vault x dom0",
+        "work my.Service+x", "work qubes.OpenURL+a-b @dispvm", "work other.Service+y @dispvm:dvm",
+    )  # fmt: skip
+    for call in calls:
+        words = shell(f"casemate policy explain {call}").split("put this line into ")[1]
+        place, _, line = words.partition(":\n  ")
+        file, _, before = place.partition(", before line ")
+        path = Path(file)
+        old = path.read_text()
+        lines = old.splitlines(keepends=True)
+        lines.insert(int(before) - 1 if before else len(lines), line)
+        was_allowed = "allowed" in shell(f"casemate policy explain {call}").splitlines()[0]
+        path.write_text("".join(lines))
+        assert ("allowed" in shell(f"casemate policy explain {call}").splitlines()[0]) != was_allowed, call
+        path.write_text(old)
+
+
+def test_explain_what_no_rule_can_change(shell: Shell) -> None:
+    for call in ("work qubes.Filecopy work", "work qubes.Filecopy @dispvm:vault"):
+        assert shell(f"casemate policy explain {call}").endswith("No rule can change this.\n")
+    assert "there is no such qube" in shell("casemate policy explain work my.Service+y nobody")
+    shell("casemate policy explain nobody qubes.Filecopy vault", status=2)
+    shell("casemate policy explain work", status=2)
+    shell("casemate policy explain work +x vault", status=1)
+
+
+def test_a_broken_policy_is_said_by_all(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "policy.d" / "50-bad.policy").write_text("\nqubes.Filecopy * work vault maybe\n")
+    shell("casemate policy explain work qubes.Filecopy vault", status=1)
+    assert "THE POLICY IS BROKEN" in shell.err and "50-bad.policy:2: 'maybe' is not" in shell.err
+    shell("qubes-policy")
+    assert "50-bad.policy:2" in shell.err
+    assert "50-bad.policy:2" in shell("qubes-policy-lint", status=1)
+
+
+# -- the files
+
+
+def test_policy_files(shell: Shell, tmp_path: Path) -> None:
+    assert shell("qubes-policy") == shell("qubes-policy --list") == "30-user\n90-default\n"
+    assert shell("qubes-policy -g 30-user") == POLICY
+    assert shell("qubes-policy --service my.Service") == "30-user\n"
+    new = tmp_path / "new"
+    new.write_text("my.Other * work vault allow\n")
+    shell(f"qubes-policy --replace 20-mine --token new --file {new}")
+    shell(f"qubes-policy --replace 20-mine --token new --file {new}", status=1)
+    assert shell("qubes-policy --get 20-mine --with-token") == new.read_text()
+    token = shell.err.strip()
+    assert token.startswith("sha256:")
+    new.write_text("my.Other * work vault perhaps\n")
+    shell(f"qubes-policy -r 20-mine -f {new}", status=1)
+    assert "20-mine.policy:1: 'perhaps'" in shell.err
+    new.write_text("my.Other * work vault deny\n")
+    shell(f"qubes-policy -r 20-mine -f {new} -t {token}")
+    shell(f"qubes-policy -r 20-mine -f {new} -t {token}", status=1)
+    shell(f"qubes-policy -d 20-mine -t {token}", status=1)
+    shell("qubes-policy -d 20-mine")
+    shell(f"qubes-policy -r include/shared -f {new}")
+    assert shell("qubes-policy --list --include") == "shared\n"
+    assert shell("qubes-policy --get shared --include") == shell("qubes-policy --get include/shared") == new.read_text()
+    shell("qubes-policy --remove include/shared")
+    shell("qubes-policy --get nothing", status=1)
+    new.write_bytes(b"\xff")
+    shell(f"qubes-policy -r 20-mine -f {new}", status=1)
+
+
+def test_lint(shell: Shell, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.policy"
+    bad.write_text(
+        "a * work vault allow\nb work vault allow\n\nc * @x vault allow\n!include gone\nd + * @default allow\n"
+    )
+    assert shell(f"qubes-policy-lint {bad}", status=1) == (
+        f"{bad}:2: a rule is: SERVICE ARGUMENT SOURCE TARGET ACTION [KEY=VALUE ...]\n"
+        f"{bad}:4: '@x' cannot be a source\n"
+        f"{bad}:5: gone: No such file or directory\n"
+        f"{bad}:6: allow for @default needs target=\n"
+    )
+    assert "    c * @x vault allow\n" in shell(f"qubes-policy-lint --show {bad}", status=1)
+    good = tmp_path / "good.policy"
+    good.write_text(
+        "a * @anyvm * deny\na +x work vault allow\nb * * * deny\nb * @tag:x @anyvm allow\nc + work vault ask\n"
+    )
+    assert shell(f"qubes-policy-lint {good}") == (
+        f"{good}:2: warning: never decides, {good}:1 fits whatever it would fit\n"
+        f"{good}:4: warning: never decides, {good}:3 fits whatever it would fit\n"
+    )
+    old = tmp_path / "old"
+    old.write_text("work $anyvm allow,target=vault\n$anyvm $anyvm deny\n")
+    assert shell(f"qubes-policy-lint --include-service {old}") == ""
+    shell(f"qubes-policy-lint {old}", status=1)
+    assert shell("qubes-policy-lint") == ""
+    shell("qubes-policy-lint missing", status=1)
+
+
+def test_lint_of_standard_input(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "input").write_text("a b\n")
+    with open(tmp_path / "input") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert shell("qubes-policy-lint -", status=1).startswith("stdin:1: a rule is: ")
+
+
+# -- evaluation
+
+
+def test_exec_with_a_policy_elsewhere(shell: Shell, tmp_path: Path) -> None:
+    path = f"--path {tmp_path / 'policy.d'}"
+    uuid = shell("qvm-prefs vault uuid").strip()
+    assert shell(f"qrexec-policy-exec {path} work vault qubes.Filecopy") == (
+        f"result=allow\nuser=DEFAULT\ntarget=vault\nrequested_target=vault\nautostart=True\ntarget_uuid=uuid:{uuid}\n"
+    )
+    assert shell(f"qrexec-policy-exec {path} work deb qubes.Filecopy", status=1) == "result=deny\n"
+    assert shell(f"qrexec-policy-exec {path} letters vault qubes.Filecopy", status=1) == "result=deny\n"
+    out = shell(f"qrexec-policy-exec {path} --assume-yes-for-ask letters vault qubes.Filecopy")
+    assert "target=vault\n" in out
+    out = shell(f"qrexec-policy-exec {path} work", "", "my.Service+x")
+    assert "user=root\ntarget=vault\nrequested_target=@default\n" in out
+    assert "target=@dispvm:dvm\n" in shell(f"qrexec-policy-exec {path} work @dispvm qubes.OpenURL+https")
+    over = tmp_path / "over"
+    over.mkdir()
+    (over / "30-user.policy").write_text("")
+    shell(f"qrexec-policy-exec --path {over} {path} work vault qubes.Filecopy", status=1)
+    for wrong in ("work vault a/b", "work v/x a", "w/k vault a"):
+        shell(f"qrexec-policy-exec {path} {wrong}", status=2)
+    shell("qrexec-policy-exec work vault a", status=1)  # this daemon has no such socket
+    assert shell.err.startswith("qrexec-policy-exec: error: ")
+
+
+def test_graph(shell: Shell, tmp_path: Path) -> None:
+    assert shell("qrexec-policy-graph --source work --full-output") == (
+        "digraph g {\n"
+        '  "work" -> "vault" [color=red label="my.Service+x target=vault user=root" tooltip="30-user.policy:5"];\n'
+        '  "work" -> "vault" [color=red label="qubes.Filecopy" tooltip="30-user.policy:2"];\n'
+        '  "work" -> "@dispvm:dvm" [color=red label="qubes.OpenURL+https notify=yes" tooltip="30-user.policy:4"];\n'
+        "}\n"
+    )
+    asks = shell("qrexec-policy-graph --include-ask --service qubes.Filecopy --source letters --target vault work")
+    assert asks == (
+        'digraph g {\n  "letters" -> "vault" [color=orange label="qubes.Filecopy"];\n'
+        '  "letters" -> "work" [color=orange label="qubes.Filecopy"];\n}\n'
+    )
+    assert shell("qrexec-policy-graph --source letters --service qubes.Filecopy") == "digraph g {\n}\n"
+    assert shell("qrexec-policy-graph --source work --target vault --skip-labels") == (
+        'digraph g {\n  "work" -> "vault" [color=red];\n}\n'
+    )
+    system = tmp_path / "system.json"
+    system.write_text(json.dumps({"domains": {
+        "work": {"type": "AppVM", "tags": [], "uuid": "1"}, "vault": {"type": "AppVM", "tags": [], "uuid": "2"},
+    }}))  # fmt: skip
+    out = tmp_path / "out.dot"
+    shell(f"qrexec-policy-graph --system-info {system} --service qubes.Filecopy --output {out}")
+    assert out.read_text() == 'digraph g {\n  "work" -> "vault" [color=red label="qubes.Filecopy"];\n}\n'
+    system.write_text("[]")
+    shell(f"qrexec-policy-graph --system-info {system}", status=1)
+
+
+# -- the prompt
+
+
+class Terminal:
+    """A prompt on a terminal of its own; the test is the daemon at one side and the person at the other."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = pty.openpty()
+        self.daemon, end = socket.socketpair()
+        self.daemon.settimeout(5)
+        self.prompt = prompt.Prompt(end, self.theirs, self.theirs)
+        self._shown = b""
+        self.thread = threading.Thread(target=self.prompt.run, daemon=True)
+        self.thread.start()
+
+    def send(self, **body: object) -> None:
+        self.daemon.sendall(json.dumps(body).encode() + b"\n")
+
+    def ask(self, number: int, targets: list[str], default: str = "", **more: str) -> None:
+        question = {"source": "work", "service": "qubes.Gpg", "argument": "+", "targets": targets,
+                    "default_target": default, "icons": {}} | more  # fmt: skip
+        self.send(ask=question, id=number, seconds=60.0)
+
+    def type(self, text: str) -> None:
+        os.write(self.ours, text.encode())
+
+    def until(self, text: str) -> str:
+        """What is shown up to a text."""
+        limit = time.monotonic() + 5
+        while text.encode() not in self._shown:
+            assert select.select([self.ours], (), (), max(0, limit - time.monotonic()))[0], (text, self._shown)
+            self._shown += os.read(self.ours, 65536)
+        before, _, self._shown = self._shown.partition(text.encode())
+        return before.decode()
+
+    def answer(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.daemon.recv(4096))
+        return found
+
+    def close(self) -> None:
+        self.daemon.close()
+        self.thread.join(5)
+        assert not self.thread.is_alive()
+        for fd in (self.ours, self.theirs):
+            os.close(fd)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    found = Terminal()
+    yield found
+    found.close()
+
+
+def test_the_prompt_shows_and_takes_a_choice(terminal: Terminal) -> None:
+    terminal.ask(7, ["@dispvm:dvm", "dom0", "vault"], "vault")
+    shown = terminal.until("Allow? (a number, y for the default, n to deny) ")
+    for line in ("source    work", "service   qubes.Gpg", "argument  +", "1  @dispvm:dvm", "3  vault   (default)"):
+        assert line in shown
+    terminal.type("4\n")
+    terminal.until("Allow? ")
+    terminal.type("\n")
+    terminal.until("Allow? ")
+    terminal.type("1\n")
+    assert terminal.answer() == {"id": 7, "answer": "allow:@dispvm:dvm"}
+    for word, answer in (("y", "allow:vault"), ("n", "deny"), ("NO", "deny"), ("\x04", "deny")):
+        terminal.ask(8, ["dom0", "vault"], "vault")
+        terminal.until("Allow? ")
+        terminal.type(word if word == "\x04" else word + "\n")
+        assert terminal.answer() == {"id": 8, "answer": answer}
+
+
+def test_yes_needs_a_default_or_one_target(terminal: Terminal) -> None:
+    terminal.ask(1, ["dom0", "vault"])
+    terminal.until("Allow? (a number, n to deny) ")
+    terminal.type("y\n")
+    terminal.until("Allow? ")
+    terminal.type("2\n")
+    assert terminal.answer()["answer"] == "allow:vault"
+    terminal.ask(2, ["vault"])
+    terminal.until("Allow? ")
+    terminal.type("y\n")
+    assert terminal.answer()["answer"] == "allow:vault"
+
+
+def test_what_was_typed_before_does_not_count(terminal: Terminal) -> None:
+    terminal.type("y\n1\n")
+    begin = time.monotonic()
+    terminal.ask(1, ["vault"], "vault")
+    terminal.until("vault   (default)")
+    terminal.type("y\ny\n1\n")
+    terminal.until("Allow? ")
+    assert time.monotonic() - begin >= prompt.DEAF_SECONDS
+    terminal.daemon.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        terminal.answer()
+    terminal.type("n\n")
+    terminal.daemon.settimeout(5)
+    assert terminal.answer() == {"id": 1, "answer": "deny"}
+
+
+def test_a_withdrawn_question_takes_no_answer(terminal: Terminal) -> None:
+    terminal.ask(1, ["vault"])
+    terminal.until("Allow? ")
+    terminal.send(withdrawn=1)
+    terminal.until("withdrawn")
+    terminal.type("y\n")
+    terminal.ask(2, ["vault"])
+    terminal.until("Allow? ")
+    terminal.type("n\n")
+    assert terminal.answer() == {"id": 2, "answer": "deny"}
+    assert termios.tcgetattr(terminal.theirs)[3] & termios.ECHO
+
+
+def test_control_characters_are_shown_not_obeyed(terminal: Terminal) -> None:
+    terminal.ask(1, ["va\x1b[2Jult"], argument="+\x1b]0;x\x07\u202e")
+    shown = terminal.until("Allow? ")
+    assert "\x1b" not in shown and "\x07" not in shown and "\\x1b]0;x\\x07\\u202e" in shown
+    terminal.send(notify={"resolution": "deny", "source": "work", "service": "a", "argument": "+\x1b", "target": "b",
+                          "suppressed": 3})  # fmt: skip
+    assert "\x1b" not in terminal.until("(and 3 more)")
+
+
+def test_a_prompt_needs_a_terminal(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "input").write_text("")
+    with open(tmp_path / "input") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        shell("casemate prompt", status=1)
+    assert "needs a terminal" in shell.err
+
+
+# -- the trace
+
+
+def test_lines_of_the_trace() -> None:
+    step = {"id": "4", "phase": "refused", "at": 0.0123, "source": "work", "service": "a", "argument": "x",
+            "target": "vault", "cause": "busy", "why": "\x1btoo many"}  # fmt: skip
+    assert trace.line_of(step, "10:00:00") == (
+        "10:00:00      4       12.3 ms  refused   work -> vault  a+x  (busy) \\x1btoo many"
+    )
+    assert trace.concerns(step, "vault") and not trace.concerns(step, "other")
+    step = {
+        "id": "4",
+        "phase": "ended",
+        "at": 1,
+        "source": "work",
+        "service": "a",
+        "argument": "",
+        "target": "v",
+        "status": 3,
+    }
+    assert trace.line_of(step, "10:00:00").endswith("1000.0 ms  ended     work -> v  a+  status 3")
+
+
+def test_tools_report_only_to_somebody(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, tmp_path, tmp_path)
+    Report(settings, Command("user", "a", None, "dom0"), "work").step("ended", status=0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as watcher:
+        watcher.bind(str(tmp_path / "reports.sock"))
+        watcher.settimeout(5)
+        Report(settings, Command("user", "a", "b", "dom0"), "work").step("ended", status=3)
+        asked, ended = json.loads(watcher.recv(4096)), json.loads(watcher.recv(4096))
+    assert asked["phase"] == "asked" and asked["argument"] == "b" and asked["id"].startswith(f"t{os.getpid()}.")
+    assert (ended["phase"], ended["status"], ended["id"]) == ("ended", 3, asked["id"])
+
+
+def test_every_tool_has_help() -> None:
+    for name in ("qubes-policy", "qubes-policy-lint", "qrexec-policy-exec", "qrexec-policy-graph"):
+        assert entry.main([name, "--help"]) == 0
