@@ -33,6 +33,7 @@ os.geteuid = lambda: 1000  # serve as who we are: this is not a machine of its o
 loop = Loop()
 fd = int(sys.argv[1])
 os.set_blocking(fd, False)
+os.set_inheritable(fd, False)  # as a port is opened
 Agent(loop, fd, sys.argv[2])
 loop.run()
 """
@@ -109,8 +110,8 @@ class Rig:
     def caller(self) -> socket.socket:
         """A connection to the link."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(20)
         sock.connect(str(self.directory / "link.sock"))
+        sock.settimeout(20)
         return sock
 
     def call(

@@ -20,6 +20,7 @@ from casemate.wire import admin
 from casemate.wire.errors import CasemateError, ValueInvalidError, all_errors
 from tests.contract.upstream import CALLS, STREAMS, fits, names
 from tests.fakes.daemon import FakeDaemon, running
+from tests.fakes.engine import add_block
 from tests.unit.test_api import exchange
 
 ERROR = re.compile(rb"2\0([A-Za-z]+)\0\0[^\0]+\0")
@@ -31,6 +32,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeDaemon]:
         for klass, name, template in (("TemplateVM", "deb", None), ("AppVM", "work", "deb"), ("AppVM", "dvm", "deb")):
             client(found).create(klass, name, "blue", template)
         client(found).set("dvm", "template_for_dispvms", "True")
+        add_block(found.engine.sys, "loop0", loop__backing_file="/images/a")
         yield found
 
 
@@ -149,7 +151,7 @@ def test_notes_may_be_long_and_empty(daemon: FakeDaemon) -> None:
     assert exchange(daemon.socket, head + b"x" * (300 << 10)).startswith(b"2\0ProtocolError\0")
 
 
-def test_a_policy_that_does_not_parse_changes_nothing(daemon: FakeDaemon) -> None:
+def test_lesson_L14_a_policy_that_does_not_parse_changes_nothing(daemon: FakeDaemon) -> None:
     qubes = client(daemon)
     qubes.call("policy.Replace", "40-mine", payload="any\ntest.A * work dom0 allow\n")
     token, _, text = qubes.call("policy.Get", "40-mine").partition("\n")

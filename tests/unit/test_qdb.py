@@ -105,7 +105,7 @@ def test_tree_is_bounded_apart_for_host_and_guest(monkeypatch: pytest.MonkeyPatc
         ("/qubes-ip", None, False),
     ],
 )
-def test_where_a_guest_may_write(path: str, value: bytes | None, allowed: bool) -> None:
+def test_lesson_L25_where_a_guest_may_write(path: str, value: bytes | None, allowed: bool) -> None:
     assert trees.guest_may_write(path, value) is allowed
 
 
@@ -128,7 +128,7 @@ def test_local_requests() -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/", "/a/", "a", "/a//b", "/../x"])
-def test_a_path_that_cannot_be_stored_is_an_error_and_the_connection_lives(path: str) -> None:
+def test_lesson_L25_a_path_that_cannot_be_stored_is_an_error_and_the_connection_lives(path: str) -> None:
     session = LocalSession(Database())
     assert ask(session, qdb.WRITE, path, b"x") == [(qdb.ERROR, path, b"")]
     assert ask(session, qdb.WRITE, "/a", b"x\0") == [(qdb.ERROR, "/a", b"")]
@@ -166,7 +166,7 @@ def test_a_session_has_so_many_watches() -> None:
     assert ask(session, qdb.WATCH, "/x") == [(qdb.ERROR, "/x", b"")]
 
 
-def test_a_client_that_does_not_read_costs_bounded_memory_and_only_itself() -> None:
+def test_lesson_L24_a_client_that_does_not_read_costs_bounded_memory_and_only_itself() -> None:
     database = Database()
     database.write("/a", b"x" * 3000)
     lazy, other = LocalSession(database), LocalSession(database)
@@ -195,7 +195,7 @@ def test_a_read_only_session_changes_nothing() -> None:
     assert ask(session, qdb.WATCH, "/a") == [(qdb.OK, "/a", b"")]
 
 
-def test_half_a_message_stops_nobody() -> None:
+def test_lesson_L24_half_a_message_stops_nobody() -> None:
     database = Database()
     stalled, other = LocalSession(database), LocalSession(database)
     stalled.feed(qdb.record(qdb.READ, "/a")[:50])
@@ -282,7 +282,7 @@ def test_a_change_during_the_dump_comes_after_it() -> None:
     assert guest.tree.read("/k/0") == b"new"
 
 
-def test_a_guest_cannot_write_what_is_the_hosts() -> None:
+def test_lesson_L25_a_guest_cannot_write_what_is_the_hosts() -> None:
     host = Database()
     host.write("/name", b"work")
     mirror = HostMirror(host)
@@ -313,7 +313,7 @@ def test_a_guest_cannot_write_what_is_the_hosts() -> None:
         (True, qdb.RECORD.pack(qdb.WRITE, b"x" * 64, 0)),
     ],
 )
-def test_a_guest_that_breaks_the_protocol_is_cut_off(first: bool, record: bytes) -> None:
+def test_lesson_L24_a_guest_that_breaks_the_protocol_is_cut_off(first: bool, record: bytes) -> None:
     host = Database()
     mirror, other, told = HostMirror(host), LocalSession(host), list[int]()
     mirror.on_output = lambda: told.append(1)

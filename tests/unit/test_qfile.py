@@ -115,7 +115,7 @@ def test_names_that_are_taken(name: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_names_that_are_not(name: bytes) -> None:
+def test_lesson_L19_names_that_are_not_taken(name: bytes) -> None:
     with pytest.raises(FileError) as info:
         qfile.parse_name(name + b"\0")
     assert info.value.code == qfile.EILSEQ
@@ -137,7 +137,7 @@ def test_a_name_has_one_nul_at_its_end() -> None:
         ("a/b/c/l", "../../../x", False), ("a/l", "..x", True), ("a/l", "...", True), ("a/l", "a\u202e", False),
     ],
 )  # fmt: skip
-def test_links_stay_in_their_top_directory(where: str, target: str, good: bool) -> None:
+def test_lesson_L18_links_stay_in_their_top_directory(where: str, target: str, good: bool) -> None:
     parts = where.encode().split(b"/")
     if good:
         qfile.check_link(parts, target.encode())
@@ -175,7 +175,7 @@ def test_short_and_hostile_results() -> None:
         reader.feed(bytes(20000))
 
 
-def test_what_is_shown_cannot_hurt() -> None:
+def test_lesson_L19_what_is_shown_cannot_hurt() -> None:
     assert qfile.shown(b'a"b\x1b[2J\xff\n') == "a_b\\x1b[2J\\xff\\n"
 
 
@@ -245,7 +245,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attack_leaves_nothing(tmp_path: Path, attack: str) -> None:
+def test_qsb_014_lesson_L17_L18_an_attack_leaves_nothing(tmp_path: Path, attack: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/theirs").write_text("kept")
     before = sorted(p for p in tmp_path.rglob("*"))
@@ -255,7 +255,7 @@ def test_an_attack_leaves_nothing(tmp_path: Path, attack: str) -> None:
     assert sorted(p for p in tmp_path.rglob("*")) == before
 
 
-def test_limits_are_exact(tmp_path: Path) -> None:
+def test_lesson_L17_limits_are_exact(tmp_path: Path) -> None:
     stream = (
         entry(b"a", FILE, b"x" * 600) + entry(b"b", FILE, b"x" * 400) + entry(b"d", DIR) + entry(b"d", DIR) + qfile.END
     )
@@ -304,7 +304,7 @@ def test_a_sender_that_stops_is_not_waited_for(tmp_path: Path) -> None:
         os.close(fd)
 
 
-def test_directories_that_are_moved_away_meanwhile_take_nothing_along(tmp_path: Path) -> None:
+def test_qsb_014_directories_that_are_moved_away_meanwhile_take_nothing_along(tmp_path: Path) -> None:
     """The user moves what arrives while deep paths come in: all of it is in a directory that only we know."""
     stream = b"".join(
         entry(b"/".join([b"d"] * depth), DIR) for depth in range(1, 40)
