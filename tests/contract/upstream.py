@@ -39,16 +39,32 @@ def _properties(prefix: str, dest: str) -> list[Call]:
 
 def _devices(klass: str) -> list[Call]:
     start = f"admin.vm.device.{klass}"
-    assigned = b"device_id='*' port_id='loop0' devclass='block' backend_domain='dom0' mode='manual'"
+    assigned = f"port_id='loop0' devclass='{klass}' backend_domain='dom0' mode='required' _read-only='yes'".encode()
+    device = "dom0+loop0+_"
+    if klass != "block":
+        refused = "!QubesNotImplementedError"
+        return [
+            Call(f"{start}.Available", "dom0", reply=LINES),
+            Call(f"{start}.Assigned", "work"),
+            Call(f"{start}.Attached", "work"),
+            Call(f"{start}.Assign", "work", device, assigned, refused),
+            Call(f"{start}.Attach", "work", device, assigned, refused),
+            Call(f"{start}.Set.assignment", "work", device, b"required", "!DeviceNotAssigned"),
+            Call(f"{start}.Unassign", "work", device, reply="!DeviceNotAssigned"),
+            Call(f"{start}.Detach", "work", device, reply="!QubesVMNotRunningError"),
+        ]
+    line = r"dom0\+loop0:\S+ ([a-z_-]+='[^']*' ?)+\n"
     return [
-        Call(f"{start}.Available", "dom0", reply=LINES),
-        Call(f"{start}.Assigned", "work"),
-        Call(f"{start}.Attached", "work"),
-        Call(f"{start}.Assign", "work", "dom0+loop0+_", assigned, "!QubesNotImplementedError"),
-        Call(f"{start}.Attach", "work", "dom0+loop0+_", assigned, "!QubesNotImplementedError"),
-        Call(f"{start}.Set.assignment", "work", "dom0+loop0+_", b"required", "!QubesNotImplementedError"),
-        Call(f"{start}.Unassign", "work", "dom0+loop0+_", reply="!DeviceNotAssigned"),
-        Call(f"{start}.Detach", "work", "dom0+loop0+_", reply="!DeviceNotAssigned"),
+        Call(f"{start}.Available", "dom0", reply=r"loop0:file-[0-9a-f]{16} ([a-z_]+='[^']*' ?)+\n"),
+        Call(f"{start}.Assign", "work", device, assigned),
+        Call(f"{start}.Assigned", "work", reply=line),
+        Call(f"{start}.Set.assignment", "work", device, b"auto-attach"),
+        Call(f"{start}.Unassign", "work", device),
+        Call("admin.vm.Start", "dvm"),
+        Call(f"{start}.Attach", "dvm", device, b"_read-only='yes'"),
+        Call(f"{start}.Attached", "dvm", reply=line),
+        Call(f"{start}.Detach", "dvm", device),
+        Call("admin.vm.Kill", "dvm"),
     ]
 
 

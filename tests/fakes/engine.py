@@ -6,10 +6,16 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+from casemate.engine.devices import Devices
+from casemate.engine.operations import OperationLocks
+from casemate.host.devices import HostDevice, HostDevices
+from casemate.host.hypervisor import HostDisk, PowerState
+from casemate.settings import load
 from casemate.store.store import Store
 from casemate.wire.errors import (
+    DeviceBusyError,
     InUseError,
     NotFoundError,
     NotHaltedError,
@@ -32,6 +38,45 @@ class FakeMachine:
     cpu_time_ns: int = 1_000_000
 
 
+class FakeDisks:
+    """The part of a hypervisor that devices need. ``stuck`` machines do not let go of anything."""
+
+    def __init__(self) -> None:
+        self.disks: dict[UUID, list[HostDisk]] = {}
+        self.stuck: set[UUID] = set()
+
+    async def host_disks(self) -> Mapping[UUID, list[HostDisk]]:
+        return self.disks
+
+    async def attach_disk(self, uuid: UUID, disk: HostDisk) -> None:
+        await asyncio.sleep(0)
+        self.disks.setdefault(uuid, []).append(disk)
+
+    async def detach_disk(self, uuid: UUID, target: str) -> None:
+        await asyncio.sleep(0)
+        if uuid in self.stuck:
+            raise DeviceBusyError(f"The guest does not let go of its disk {target}")
+        self.disks[uuid] = [disk for disk in self.disks.get(uuid, []) if disk.target != target]
+
+
+class FakeHost(HostDevices):
+    """The host's devices as files say them; their nodes are not opened, as there are none."""
+
+    def node(self, device: HostDevice) -> Path:
+        return self.path(device.port)
+
+
+def add_block(root: Path, name: str, size: int = 8, **texts: str) -> Path:
+    """Describe a block device below a fake /sys: ``size`` in sectors; texts such as ``loop__backing_file``."""
+    place = root / "block" / name
+    place.mkdir(parents=True)
+    for key, text in {"size": str(size), "ro": "0", "dev": "7:0", **texts}.items():
+        path = place / key.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return place
+
+
 Listener = Callable[[str, str, dict[str, str]], None]
 
 
@@ -46,6 +91,15 @@ class FakeEngine:
         self.listeners: list[Listener] = []
         self.images: dict[tuple[str, str], bytes] = {}
         self._next_xid = 1
+        self.disks = FakeDisks()
+        self.sys = store.path.parent / "sys"
+        self.devices = Devices(
+            load(), store, self.disks, self, self, OperationLocks(),  # type: ignore[arg-type]
+            host=FakeHost(self.sys, self.sys / "proc", self.sys / "dev"), root=False,
+        )  # fmt: skip
+
+    def of(self, name: str) -> PowerState:
+        return PowerState(self.machines[name].state) if name in self.machines else PowerState.HALTED
 
     def say(self, subject: str, event: str, **details: str) -> None:
         for listener in self.listeners:

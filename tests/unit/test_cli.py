@@ -309,8 +309,10 @@ def test_pools(shell: Shell) -> None:
 
 def test_devices(shell: Shell) -> None:
     device = HostDevice("usb", "1-2", "1234:5678::u000000", "1234", "5678", "it's a \\ stick", "", "u080650")
-    shell.daemon.context.devices.list = lambda klass: [device] if klass == "usb" else []  # type: ignore[method-assign]
-    assert shell("qvm-usb") == "BACKEND:DEVID  DESCRIPTION\ndom0:1-2       1234 5678 it's a \\ stick\n"
+    shell.daemon.engine.devices.host.list = lambda klass: [device] if klass == "usb" else []  # type: ignore[method-assign]
+    assert shell("qvm-usb") == (
+        "BACKEND:DEVID  DESCRIPTION               USED BY\ndom0:1-2       1234 5678 it's a \\ stick\n"
+    )
     assert json.loads(shell("qvm-device --format json usb list dom0"))[0]["interfaces"] == "u080650"
     assert shell("qvm-block list") == "" and shell("qvm-device --list-device-classes") == "block\npci\nusb\n"
     shell("qvm-usb attach work dom0:1-2", status=1)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from casemate.api.imports import Imports
 from casemate.api.stats import Stats
 from casemate.engine.qube_files import QubeFiles
-from casemate.host.devices import HostDevices
 from casemate.model.domain import Domain
 from casemate.store.store import Store
 from casemate.wire.admin import ADMIN
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casemate.api.events import Subscriptions
+    from casemate.engine.devices import Devices
 
 
 class Machine(Protocol):
@@ -55,6 +55,10 @@ class Guests(Protocol):
 
 class Engine(Protocol):
     """What the Admin API asks of the engine; names are those of qubes that exist in the store."""
+
+    @property
+    def devices(self) -> Devices:
+        """The host's devices, and who has them."""
 
     def states(self) -> Mapping[str, Machine]:
         """The qubes that are not halted, from a cache."""
@@ -165,7 +169,6 @@ class Context:
     guests: Guests | None = None
     """None: no qube can be asked anything."""
     imports: Imports = field(default_factory=Imports)
-    devices: HostDevices = field(default_factory=HostDevices)
     tokens: CloneTokens = field(default_factory=CloneTokens)
     files: QubeFiles = field(init=False)
     stats: Stats = field(init=False)

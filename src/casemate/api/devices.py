@@ -1,18 +1,121 @@
-"""Methods of devices: the host's are listed as its kernel knows them; none can be given to a qube yet."""
+"""Methods of devices: what the host and qubes offer, who has it, who is to get it.
+
+Block devices of the host can be given to qubes; PCI and USB devices are listed. A device is written
+``BACKEND+PORT+IDENTITY`` in an argument, ``BACKEND:PORT:IDENTITY`` in an event, ``PORT:IDENTITY key='value' ...`` in a
+list.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
+
 from casemate.api.context import Context
 from casemate.api.method import Access, method
+from casemate.engine.devices import BLOCK, Attachment, check_supported
 from casemate.host.devices import HostDevice, HostDevices
+from casemate.model.devices import ANY, MODES, Assignment, DeviceRef, identity, options, port
 from casemate.model.domain import Domain
 from casemate.model.system import System
-from casemate.wire.errors import DeviceNotAssignedError, NotImplementedHereError, ValueInvalidError, printable
+from casemate.wire import names
+from casemate.wire.errors import (
+    DeviceNotAssignedError,
+    DisconnectedError,
+    ProtocolError,
+    ValueInvalidError,
+    printable,
+)
 
 CLASSES = (*HostDevices.CLASSES, "mic")
 """Classes that upstream's clients ask for by name; of microphones there is none."""
 
+OFFERED_PREFIX = "/qubes-block-devices/"
+"""Where a qube says in its database which block devices it offers: ``NAME/desc``, ``NAME/size``, ``NAME/mode``."""
+MAX_OFFERED = 64
+
 CODE = 7
+_UNKNOWN = "?******"
+_PAIR = re.compile(r"([a-z_][a-z0-9_-]{0,39})='((?:[^'\\\\]|\\\\.)*)'(?: |$)")
+_OFFERED_NAME = re.compile(rb"[a-z][a-z0-9]{0,11}")
+_OFFERED_SIZE = re.compile(rb"[0-9]{1,19}")
+_DESCRIPTION = re.compile(rb"[ -~]{0,128}")
+
+
+# -- how devices are written
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _line(place: str, pairs: Mapping[str, str]) -> str:
+    return " ".join([place, *(f"{key}={_quoted(text)}" for key, text in pairs.items() if text)]) + "\n"
+
+
+def _pairs(payload: str) -> dict[str, str]:
+    """The list ``key='value' ...`` of a payload."""
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(payload):
+        match = _PAIR.match(payload, at)
+        if match is None or match[1] in found:
+            raise ProtocolError(f"Not a list of key='value': {printable(payload[at:], 40)!r}")
+        found[match[1]] = re.sub(r"\\(.)", r"\1", match[2])
+        at = match.end()
+    return found
+
+
+def parse_ref(devclass: str, arg: str) -> DeviceRef:
+    """A device in an argument. In an identity ``:`` is written ``+``; ``_`` stands for any."""
+    parts = arg.split("+", 2)
+    if len(parts) < 2:
+        raise ProtocolError("A device is written BACKEND+PORT+IDENTITY")
+    backend, place, ident = parts[0], parts[1], parts[2] if len(parts) == 3 else "_"
+    ident = ident.replace("_______", _UNKNOWN).replace("+", ":")
+    return DeviceRef(
+        devclass,
+        str(names.qube_name(backend)),
+        ANY if place == "_" else port(place),
+        ANY if ident in ("_", "0000:0000::" + _UNKNOWN, _UNKNOWN) else identity(ident),
+    )
+
+
+def _given_options(pairs: Mapping[str, str]) -> dict[str, str]:
+    return {key[1:]: text for key, text in pairs.items() if key.startswith("_")}
+
+
+def _check_payload(device: DeviceRef, dest: Domain, pairs: Mapping[str, str]) -> None:
+    """What a payload says again must not contradict the call."""
+    same = {
+        "backend_domain": device.backend,
+        "port_id": device.port,
+        "devclass": device.devclass,
+        "frontend_domain": dest.name,
+    }
+    for key, expected in same.items():
+        if key in pairs and pairs[key] not in (expected, ANY) and expected != ANY:
+            raise ProtocolError(f"{key} is {printable(pairs[key], 40)!r} in the payload and {expected!r} in the call")
+
+
+def line(device: HostDevice, backend: str) -> str:
+    """A device as the list of available ones has it."""
+    return _line(f"{device.port}:{device.ident}", _described(device, backend))
+
+
+def _described(device: HostDevice, backend: str) -> dict[str, str]:
+    found = {
+        "device_id": device.ident, "port_id": device.port, "devclass": device.klass, "backend_domain": backend,
+        "vendor": device.vendor, "product": device.product, "name": device.name, "serial": device.serial,
+        "interfaces": device.interfaces, "parent_port_id": device.whole,
+        "parent_devclass": device.klass if device.whole else "",
+    }  # fmt: skip
+    if device.klass == BLOCK:
+        # Facts beyond upstream's fixed keys travel as it lets classes add theirs.
+        found.update({"_size": str(device.size), "_mode": "r" if device.readonly else "w"})
+    return found
+
+
+# -- what there is
 
 
 @method("admin.deviceclass.List", Access.READ)
@@ -21,51 +124,161 @@ def list_classes() -> str:
     return "".join(f"{name}\n" for name in HostDevices.CLASSES)
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+@method("admin.vm.device.{klass}.Available", Access.EXECUTE, klass=CLASSES)
+async def available(context: Context, klass: str, dest: Domain, arg: str = "") -> str:
+    """The devices that a qube offers; the argument names one port.
+
+    dom0 offers those of the host that it does not use itself, other qubes the block devices that they name in their
+    database (which are what the qube says, and cannot be attached to others here).
+    """
+    if dest is dest.system.admin:
+        found = context.engine.devices.host.list(klass) if klass in HostDevices.CLASSES else []
+    else:
+        found = await _offered(context, dest) if klass == BLOCK else []
+    return "".join(line(device, dest.name) for device in found if arg in ("", device.port))
 
 
-def line(device: HostDevice, backend: str) -> str:
-    """A device as the list of available ones has it."""
+async def _offered(context: Context, dest: Domain) -> list[HostDevice]:
+    if context.guests is None or context.state(dest) != "Running":
+        return []
+    try:
+        untrusted_keys = await context.guests.database(dest.name, OFFERED_PREFIX)
+    except DisconnectedError:
+        return []
+    return parse_offered(untrusted_keys)
+
+
+def parse_offered(untrusted_keys: Mapping[str, bytes]) -> list[HostDevice]:
+    """The block devices that a qube says it has; what is not written as it should be is left out."""
+    by_name: dict[str, dict[str, bytes]] = {}
+    for path, untrusted_value in untrusted_keys.items():
+        name, _, key = path.removeprefix(OFFERED_PREFIX).partition("/")
+        if _OFFERED_NAME.fullmatch(name.encode("utf-8", "replace")) and key in ("desc", "size", "mode"):
+            if name not in by_name and len(by_name) >= MAX_OFFERED:
+                continue
+            by_name.setdefault(name, {})[key] = untrusted_value
+    found = []
+    for name, untrusted in sorted(by_name.items()):
+        size, text = untrusted.get("size", b""), untrusted.get("desc", b"")
+        if not _OFFERED_SIZE.fullmatch(size) or int(size) % 512:
+            continue
+        shown = text.decode("ascii") if _DESCRIPTION.fullmatch(text) else ""
+        readonly = untrusted.get("mode", b"r") != b"w"
+        found.append(HostDevice(BLOCK, name, name, name=shown, interfaces="b******", size=int(size), readonly=readonly))
+    return found
+
+
+# -- who is to get it
+
+
+def _place_filter(arg: str) -> tuple[str, str]:
+    backend, _, where = arg.partition("+")
+    return backend, where
+
+
+@method("admin.vm.device.{klass}.Assigned", Access.READ, klass=CLASSES)
+def list_assigned(klass: str, dest: Domain, arg: str = "") -> str:
+    """The devices that a qube is to get; the argument names one, ``BACKEND+PORT``."""
+    backend, where = _place_filter(arg)
+    found = []
+    for one in dest.devices:
+        device = one.device
+        if device.devclass != klass or (arg and (device.backend, device.port) != (backend, where)):
+            continue
+        found.append(_given_line(dest, device, one.mode, one.options))
+    return "".join(found)
+
+
+def _given_line(dest: Domain, device: DeviceRef, mode: str, given: Iterable[tuple[str, str]]) -> str:
     pairs = {
-        "device_id": device.ident, "port_id": device.port, "devclass": device.klass, "backend_domain": backend,
-        "vendor": device.vendor, "product": device.product, "name": device.name, "serial": device.serial,
-        "interfaces": device.interfaces,
+        "device_id": device.ident, "port_id": device.port, "devclass": device.devclass,
+        "backend_domain": device.backend, "mode": mode, "frontend_domain": dest.name,
+        **{f"_{key}": text for key, text in given},
     }  # fmt: skip
-    words = " ".join(f"{key}={_quoted(text)}" for key, text in pairs.items() if text)
-    return f"{device.port}:{device.ident} {words}"
+    return _line(f"{device.backend}+{device.port}:{device.ident}", pairs)
 
 
-@method("admin.vm.device.{klass}.Available", Access.READ, klass=CLASSES)
-def available(context: Context, system: System, klass: str, dest: Domain, arg: str = "") -> str:
-    """The devices that a qube offers: dom0 those of the host, other qubes none yet; the argument names one port."""
-    if dest is not system.admin or klass not in HostDevices.CLASSES:
-        return ""
-    found = [device for device in context.devices.list(klass) if arg in ("", device.port)]
-    return "".join(f"{line(device, dest.name)}\n" for device in found)
+@method("admin.vm.device.{klass}.Assign", Access.WRITE, klass=CLASSES)
+def assign(system: System, klass: str, dest: Domain, arg: str, payload: str = "") -> None:
+    """Give a qube a device at each start."""
+    device, pairs = parse_ref(klass, arg), _pairs(payload)
+    check_supported(device)
+    system.domains.find(device.backend)
+    if dest is system.admin:
+        raise ValueInvalidError(f"Devices are not assigned to {dest.name}")
+    _check_payload(device, dest, pairs)
+    device = DeviceRef(klass, device.backend, device.port, _ident_of(device, pairs))
+    dest.devices.add(Assignment(device, pairs.get("mode", "required"), options(_given_options(pairs))))
 
 
-@method("admin.vm.device.{klass}.{what}", Access.READ, klass=CLASSES, what=("Assigned", "Attached"))
-def list_given(klass: str, what: str, dest: Domain, arg: str = "") -> str:
-    """The devices that a qube is to get, or has: none yet."""
-    return ""
+def _ident_of(device: DeviceRef, pairs: Mapping[str, str]) -> str:
+    """Clients say the identity in the argument, in the payload or in both."""
+    said = pairs.get("device_id", ANY)
+    return identity(said) if device.ident == ANY and said != _UNKNOWN else device.ident
 
 
-@method(
-    "admin.vm.device.{klass}.{what}",
-    Access.EXECUTE,
-    klass=CLASSES,
-    what=("Assign", "Attach", "Set.assignment"),
-)
-async def change_devices(klass: str, what: str, dest: Domain, arg: str, payload: str = "") -> None:
-    """Give a qube a device: not supported here yet."""
-    raise NotImplementedHereError(f"{dest.name}: {klass} devices cannot be given to a qube here yet")
+@method("admin.vm.device.{klass}.Unassign", Access.WRITE, klass=CLASSES)
+def unassign(klass: str, dest: Domain, arg: str) -> None:
+    """Give a qube a device no more."""
+    dest.devices.remove(_assigned(dest, parse_ref(klass, arg)))
 
 
-@method("admin.vm.device.{klass}.{what}", Access.EXECUTE, klass=CLASSES, what=("Unassign", "Detach"))
-async def take_devices(klass: str, what: str, dest: Domain, arg: str) -> None:
-    """Take a device back: no qube has any."""
-    raise DeviceNotAssignedError(f"{dest.name} has no device {printable(arg, 80)!r}")
+@method("admin.vm.device.{klass}.Set.assignment", Access.WRITE, klass=CLASSES)
+def set_assignment(klass: str, dest: Domain, arg: str, payload: str) -> None:
+    """Change how a qube is to get a device: required, auto-attach or ask-to-attach."""
+    device = _assigned(dest, parse_ref(klass, arg))
+    if payload not in MODES:
+        raise ProtocolError(f"Not a mode of an assignment: {printable(payload, 40)!r}; there are {', '.join(MODES)}")
+    dest.devices.set_mode(device, payload)
+
+
+def _assigned(dest: Domain, device: DeviceRef) -> DeviceRef:
+    """The assignment that is meant: exactly that device, or the only one of that port."""
+    if device in dest.devices:
+        return device
+    same = [one.device for one in dest.devices if one.device.place() == device.place()]
+    same = [one for one in same if one.devclass == device.devclass and ANY in (device.ident, one.ident)]
+    if len(same) != 1:
+        raise DeviceNotAssignedError(f"{device.devclass} device {device} is not assigned to {dest.name}")
+    return same[0]
+
+
+# -- who has it
+
+
+@method("admin.vm.device.{klass}.Attached", Access.EXECUTE, klass=CLASSES)
+async def list_attached(context: Context, klass: str, dest: Domain, arg: str = "") -> str:
+    """The devices that a running qube has; the argument names one, ``BACKEND+PORT``."""
+    backend, where = _place_filter(arg)
+    found = await context.engine.devices.attached(dest, klass)
+    return "".join(
+        _attached_line(dest, one)
+        for one in found
+        if not arg or (one.device.backend, one.device.port) == (backend, where)
+    )
+
+
+def _attached_line(dest: Domain, one: Attachment) -> str:
+    # Attached is attached: how it came about matters to Assigned only.
+    return _given_line(dest, one.device, "manual", sorted(one.options().items()))
+
+
+@method("admin.vm.device.{klass}.Attach", Access.EXECUTE, klass=CLASSES)
+async def attach(context: Context, klass: str, dest: Domain, arg: str, payload: str = "") -> None:
+    """Give a running qube a device, until it stops or the device is detached."""
+    device, pairs = parse_ref(klass, arg), _pairs(payload)
+    check_supported(device)
+    _check_payload(device, dest, pairs)
+    await context.engine.devices.attach(dest.name, device, dict(options(_given_options(pairs))))
+
+
+@method("admin.vm.device.{klass}.Detach", Access.EXECUTE, klass=CLASSES)
+async def detach(context: Context, klass: str, dest: Domain, arg: str) -> None:
+    """Take a device back from a running qube."""
+    await context.engine.devices.detach(dest.name, parse_ref(klass, arg))
+
+
+# -- what a qube may not have
 
 
 def codes(text: str) -> list[str]:

@@ -232,6 +232,14 @@ def frames_of(change: ch.Change, system: System) -> Iterator[Event]:
                     yield Event(name, f"domain-tag-add:{tag}", {"tag": tag})
         case ch.DomainRemoved(name, _):
             yield Event("", "domain-delete", {"vm": name})
+        case ch.DeviceAssigned(domain, devclass, device, options):
+            details = {"device": device, "options": str(dict(options))}
+            for word in ("device-pre-assign", "device-assign"):
+                yield Event(domain, f"{word}:{devclass}", details)
+        case ch.DeviceAssignmentChanged(domain, devclass, device):
+            yield Event(domain, f"device-assignment-changed:{devclass}", {"device": device})
+        case ch.DeviceUnassigned(domain, devclass, device):
+            yield Event(domain, f"device-unassign:{devclass}", {"device": device})
         case ch.PoolAdded(name):
             yield Event("", "pool-add", {"pool": name})
         case ch.PoolRemoved(name):

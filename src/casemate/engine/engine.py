@@ -67,6 +67,7 @@ class Engine:
             settings, store, hypervisor, self.pools, self._links, self.bus, self._states, self._accelerate,
             self._open_door, self._close_door,
         )  # fmt: skip
+        self.devices = self.lifecycle.devices
         self.creator = Creator(
             store, hypervisor, self.pools, self.lifecycle, self.bus, Intents(settings.state / "intents"), self._specify
         )
@@ -265,6 +266,7 @@ class Engine:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
         self._refreshing = asyncio.create_task(self._keep_fresh())
+        await self.devices.watch()
 
     def _has_left_overs(self, domain: Domain) -> bool:
         """True when something of a start is still there, though the qube does not run."""
@@ -288,6 +290,7 @@ class Engine:
         """Stop serving; qubes and links go on."""
         if self._refreshing is not None:
             self._refreshing.cancel()
+        self.devices.close()
         await self.leases.close()
         await self.desk.close()
         await self.broker.close()

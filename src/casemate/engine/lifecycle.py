@@ -8,16 +8,19 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 from casemate.engine.bus import Bus
 from casemate.engine.content import database_content
+from casemate.engine.devices import Devices
 from casemate.engine.links import Links, LinkSpec
 from casemate.engine.machine import TARGETS, group_of, machine_spec, owner_of
 from casemate.engine.operations import OperationLocks
 from casemate.engine.states import States
 from casemate.engine.steps import Start, Step, take_down, take_up
+from casemate.host.devices import HostDevices
 from casemate.host.hypervisor import Disk, EventKind, Hypervisor, MachineEvent, MachineInfo, PowerState
 from casemate.model.classes import Template
 from casemate.model.domain import Domain
@@ -109,18 +112,28 @@ class MachineStep:
         self,
         settings: Settings,
         hypervisor: Hypervisor,
+        states: States,
         acceleration: Callable[[], Awaitable[str]],
         root: bool,
     ) -> None:
         self._settings = settings
         self._hypervisor = hypervisor
+        self._states = states
         self._acceleration = acceleration
         self._root = root
 
     async def up(self, start: Start) -> None:
         """Define it anew and create it."""
-        spec = machine_spec(self._settings, start.domain, start.disks, await self._acceleration(), self._root)
+        domain = start.domain
+        spec = machine_spec(self._settings, domain, start.disks, await self._acceleration(), self._root)
+        start.say("domain-pre-spawn", start_guid=start.guid)
         await self._hypervisor.start_paused(spec)
+        info = await self._hypervisor.info(domain.uuid)
+        if info is not None:
+            self._states.set_all([info])  # its id; that it is starting stays so
+        for lost in ("xid", "stubdom_xid", "start_time"):
+            start.say(f"property-reset:{lost}", name=lost)
+        start.say("domain-spawn", start_guid=start.guid)
 
     async def down(self, domain: Domain) -> None:
         """Destroy it."""
@@ -147,6 +160,7 @@ class LinkStep:
     async def up(self, start: Start) -> None:
         """Open the door, then start the link with the content of the qube's database."""
         await self.attach(start.domain)
+        start.say("domain-qdb-create")
 
     async def attach(self, domain: Domain) -> None:
         """Give a running qube its link (at start, and again when one was killed)."""
@@ -182,7 +196,9 @@ class AgentStep:
     async def up(self, start: Start) -> None:
         """Let the machine run and wait for its agent; a StartError shows the end of its console."""
         domain = start.domain
+        start.say("domain-pre-unpaused")
         await self._hypervisor.resume(domain.uuid)
+        start.say("domain-unpaused")
         try:
             within = domain.qrexec_timeout
             answer = await self._links.ask(domain.name, within + 5, op="ready", within=within)
@@ -235,11 +251,13 @@ class Lifecycle:
         self.after_halt: list[Callable[[str], Awaitable[None]]] = []
         """Called with the name of a qube after it has halted and its lock is free (disposables are removed there)."""
         root = os.geteuid() == 0
+        self.devices = Devices(settings, store, hypervisor, bus, states, self.locks, HostDevices(), root)
         self._link_step = LinkStep(settings, links, door, close_door, root)
         self._steps: tuple[Step, ...] = (
             VolumesStep(settings, pools, root),
             DirectoryStep(settings, root),
-            MachineStep(settings, hypervisor, acceleration, root),
+            MachineStep(settings, hypervisor, states, acceleration, root),
+            self.devices,
             self._link_step,
             AgentStep(hypervisor, links),
         )
@@ -276,8 +294,7 @@ class Lifecycle:
             guid = str(uuid4())
             self._bus.say(name, "domain-pre-start", start_guid=guid, mem_required=str(domain.memory << 20))
             try:
-                self._bus.say(name, "domain-pre-spawn", start_guid=guid)
-                start = Start(domain)
+                start = Start(domain, partial(self._bus.say, name), guid)
                 await take_up(self._steps, start)
                 log.info("%s: started: %s", name, ", ".join(f"{k} {v:.2f} s" for k, v in start.seconds.items()))
             except BaseException as error:
@@ -288,12 +305,9 @@ class Lifecycle:
             self._up_mark(name).touch()
             self.states.put(name, domain.uuid, PowerState.RUNNING)
             info = await self._hypervisor.info(domain.uuid)
-            for lost in ("xid", "stubdom_xid", "start_time"):
-                self._bus.say(name, f"property-reset:{lost}", name=lost)
-            self._bus.say(name, "domain-spawn", start_guid=guid)
-            for event in ("domain-qdb-create", "domain-pre-unpaused", "domain-unpaused"):
-                self._bus.say(name, event)
             self._bus.say(name, "domain-start", start_guid=guid)
+            for announce in start.later:
+                announce()
         if info is None or info.state is PowerState.HALTED:
             # It ended while its start was ending; the event came when nobody could act on it.
             await self._settle(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +17,12 @@ class Start:
     """One attempt to start a qube: what its steps know and hand on."""
 
     domain: Domain
+    say: Callable[..., None]
+    """Announces an event of the qube: (event, **details)."""
+    guid: str = ""
+    """The id of this start, in its events."""
+    later: list[Callable[[], None]] = field(default_factory=list)
+    """What is announced when the start is over."""
     disks: dict[str, Disk] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     """How long each step took, for the log."""

@@ -15,6 +15,9 @@ CHANNEL = "org.casemate.channel.0"
 KERNEL_OPTIONS = "console=ttyS0 quiet panic=1 cryptomgr.notests random.trust_cpu=on"
 """For every guest: complain on the console and end; no self-tests of crypto (half a second when emulated)."""
 
+HOTPLUG_PORTS = 4
+"""How many devices a running machine can be given at a time. Each port costs an emulated guest 35 ms of its start."""
+
 _MODERN = "virtio-non-transitional"
 _FIRST_SLOT = 2
 
@@ -26,10 +29,14 @@ class _Slots:
     def __init__(self) -> None:
         self._next = _FIRST_SLOT
 
+    def take(self) -> int:
+        """The next place."""
+        self._next += 1
+        return self._next - 1
+
     def put(self, element: etree._Element) -> None:
         """Give a device the next place."""
-        child(element, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{self._next:02x}", function="0x0")
-        self._next += 1
+        child(element, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{self.take():02x}", function="0x0")
 
 
 def qemu_xml(spec: MachineSpec, prefix: str) -> str:
@@ -49,6 +56,7 @@ def qemu_xml(spec: MachineSpec, prefix: str) -> str:
     slots.put(child(devices, "controller", type="virtio-serial", index=0, ports=4, model=_MODERN))
     for disk in spec.disks:
         slots.put(_disk(devices, disk))
+    _ports(devices, slots)
     _sockets(devices, spec)
     slots.put(_random(devices))
     if spec.uid is not None and spec.gid is not None:
@@ -104,6 +112,19 @@ def _disk(devices: etree._Element, disk: Disk) -> etree._Element:
         child(element, "readonly")
     child(element, "serial", disk.serial)
     return element
+
+
+def _ports(devices: etree._Element, slots: _Slots) -> None:
+    """Empty ports for devices that come while the machine runs: functions of one place on the root bus."""
+    place = slots.take()
+    for number in range(HOTPLUG_PORTS):
+        port = child(devices, "controller", type="pci", index=number + 1, model="pcie-root-port")
+        child(port, "model", name="pcie-root-port")
+        child(port, "target", chassis=number + 1, port=f"0x{place << 3 | number:x}")
+        child(
+            port, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{place:02x}", function=f"0x{number}",
+            multifunction="on" if number == 0 else None,
+        )  # fmt: skip
 
 
 def _sockets(devices: etree._Element, spec: MachineSpec) -> None:

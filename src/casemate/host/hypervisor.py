@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -93,6 +93,19 @@ class MachineSpec:
     gid: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class HostDisk:
+    """A block device of the host as a disk of a machine. ``target`` is the disk's name there, such as ``vdd``.
+
+    ``cdrom``: asked for as a CD-ROM; it is a disk that cannot be written.
+    """
+
+    node: Path
+    target: str
+    readonly: bool = False
+    cdrom: bool = False
+
+
 class Hypervisor(Protocol):
     """Machines of one installation. Every call raises HypervisorError (or a narrower error of ours) on failure."""
 
@@ -119,6 +132,15 @@ class Hypervisor(Protocol):
 
     async def list(self) -> list[MachineInfo]:
         """All machines of ours, in one call."""
+
+    async def attach_disk(self, uuid: UUID, disk: HostDisk) -> None:
+        """Give a machine that was started a block device of the host, until it ends or detach_disk()."""
+
+    async def detach_disk(self, uuid: UUID, target: str) -> None:
+        """Take it back; DeviceBusyError when the guest does not let go of it. Absent is fine."""
+
+    async def host_disks(self) -> Mapping[UUID, Sequence[HostDisk]]:
+        """The block devices of the host that machines of ours have now, as the hypervisor knows it."""
 
     def subscribe(self, callback: Callable[[MachineEvent], None]) -> None:
         """Hear of every event of our machines, in the event loop's thread."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -14,13 +15,22 @@ from uuid import UUID
 import libvirt
 
 from casemate.host import libvirt_embed, qemu_access
-from casemate.host.domain_xml_qemu import qemu_xml
-from casemate.host.hypervisor import EventKind, Hypervisor, MachineEvent, MachineInfo, MachineSpec, PowerState
+from casemate.host.domain_xml_disk import disk_xml, disks_of, element_of
+from casemate.host.domain_xml_qemu import HOTPLUG_PORTS, qemu_xml
+from casemate.host.hypervisor import (
+    EventKind,
+    HostDisk,
+    Hypervisor,
+    MachineEvent,
+    MachineInfo,
+    MachineSpec,
+    PowerState,
+)
 from casemate.host.libvirt_errors import code_of, translated
 from casemate.host.process import is_subreaper, watch_orphans
 from casemate.host.tsc import tsc_khz
 from casemate.settings import Settings
-from casemate.wire.errors import HypervisorError, NotHaltedError
+from casemate.wire.errors import DeviceBusyError, HypervisorError, NotHaltedError
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +39,9 @@ T = TypeVar("T")
 _THREADS = 8
 _RECONNECTS = 2
 """How often a call is tried anew when libvirt's daemon goes away; the first may meet the old one's last breath."""
+_RELEASE_SECONDS = 10.0
+"""How long a guest may take to let go of a device. Emulated guests need half a second."""
+_NO_SLOT = "No more available PCI slots"
 _ABSENT = (libvirt.VIR_ERR_NO_DOMAIN,)
 _OFF = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 _LOST = (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_NO_CONNECT)
@@ -289,6 +302,63 @@ class LibvirtMachines(Hypervisor):
             memory_kib=0 if halted else int(stats.get("balloon.current", 0)),
             cpu_time_ns=0 if halted else int(stats.get("cpu.time", 0)),
         )
+
+    # -- block devices of the host
+
+    async def attach_disk(self, uuid: UUID, disk: HostDisk) -> None:
+        """Give a machine a block device, by a free port of its bus."""
+        xml = disk_xml(disk)
+
+        def work(connection: Any) -> None:
+            try:
+                connection.lookupByUUID(uuid.bytes).attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            except libvirt.libvirtError as error:
+                if _NO_SLOT in str(error):
+                    raise DeviceBusyError(
+                        f"{disk.node} cannot be attached: a qube can have {HOTPLUG_PORTS} devices at a time"
+                    ) from None
+                raise
+
+        await self._call(f"attach {disk.node}", work)
+
+    async def detach_disk(self, uuid: UUID, target: str) -> None:
+        """Ask for a disk back and wait until QEMU has closed it."""
+
+        def work(connection: Any) -> None:
+            try:
+                domain = connection.lookupByUUID(uuid.bytes)
+                end = time.monotonic() + _RELEASE_SECONDS
+                asked = False
+                while (xml := element_of(domain.XMLDesc(0), target)) is not None:
+                    if time.monotonic() > end:
+                        raise DeviceBusyError(f"The guest does not let go of its disk {target}")
+                    if not asked:
+                        domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+                        asked = True
+                    else:
+                        time.sleep(0.05)
+            except libvirt.libvirtError as error:
+                if code_of(error) not in (*_OFF, libvirt.VIR_ERR_DEVICE_MISSING):
+                    raise
+
+        await self._call(f"detach disk {target}", work)
+
+    async def host_disks(self) -> Mapping[UUID, Sequence[HostDisk]]:
+        """The block devices of the host that machines have, from the descriptions of those that run."""
+
+        def work(connection: Any) -> Mapping[UUID, Sequence[HostDisk]]:
+            found = {}
+            for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+                if not domain.name().startswith(self._prefix):
+                    continue
+                try:
+                    found[UUID(bytes=domain.UUID())] = disks_of(domain.XMLDesc(0))
+                except libvirt.libvirtError as error:
+                    if code_of(error) not in _OFF:
+                        raise
+            return found
+
+        return await self._call("list attached disks", work)
 
     # -- events
 

@@ -20,7 +20,7 @@ KVM = Path("/dev/kvm")
 _ACL = "system.posix_acl_access"
 _ENTRY = struct.Struct("<HHI")  # linux/posix_acl_xattr.h
 _VERSION = struct.pack("<I", 2)
-_USER_OBJ, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x04, 0x08, 0x10, 0x20
+_USER, _USER_OBJ, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x02, 0x01, 0x04, 0x08, 0x10, 0x20
 _UNDEFINED = 0xFFFFFFFF
 
 
@@ -69,13 +69,37 @@ def allow_group(path: Path, gid: int) -> None:
     status = path.stat()
     if status.st_mode & 0o006 == 0o006 or (status.st_gid == gid and status.st_mode & 0o060 == 0o060):
         return
+    _change(path, _GROUP, gid, 6)
+
+
+def lend(path: Path, uid: int, readonly: bool) -> None:
+    """Let a qube's user use a block device of the host, by an access list entry."""
+    _need_block(path)
+    _change(path, _USER, uid, 4 if readonly else 6)
+
+
+def take_back(path: Path, uid: int) -> None:
+    """Take it back. A device that has gone meanwhile is fine."""
+    try:
+        _need_block(path)
+        _change(path, _USER, uid, 0)
+    except FileNotFoundError:
+        return
+
+
+def _need_block(path: Path) -> None:
+    if not stat.S_ISBLK(path.lstat().st_mode):
+        raise HypervisorError(f"{path} is not a block device")
+
+
+def _change(path: Path, tag: int, ident: int, bits: int) -> None:
     try:
         present = os.getxattr(path, _ACL)
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
             raise
         present = b""
-    wanted = with_group(present, stat.S_IMODE(status.st_mode), gid)
+    wanted = with_entry(present, stat.S_IMODE(path.stat().st_mode), tag, ident, bits)
     if wanted == present:
         return
     try:
@@ -86,6 +110,14 @@ def allow_group(path: Path, gid: int) -> None:
 
 def with_group(acl: bytes, mode: int, gid: int) -> bytes:
     """A POSIX access list with read and write for one more group; from the mode bits where there was no list."""
+    return with_entry(acl, mode, _GROUP, gid, 6)
+
+
+def with_entry(acl: bytes, mode: int, tag: int, ident: int, bits: int) -> bytes:
+    """A POSIX access list in which a user or group has these rights (0: no entry); empty where it need not be a list.
+
+    ``mode`` are the file's mode bits, which count where there was no list.
+    """
     if acl:
         entries = [_ENTRY.unpack_from(acl, at) for at in range(len(_VERSION), len(acl), _ENTRY.size)]
     else:
@@ -94,8 +126,12 @@ def with_group(acl: bytes, mode: int, gid: int) -> bytes:
             (_GROUP_OBJ, mode >> 3 & 7, _UNDEFINED),
             (_OTHER, mode & 7, _UNDEFINED),
         ]
-    mask = next((bits for tag, bits, _id in entries if tag == _MASK), mode >> 3 & 7) | 6
-    entries = [e for e in entries if (e[0], e[2]) != (_GROUP, gid) and e[0] != _MASK]
-    entries += [(_GROUP, 6, gid), (_MASK, mask, _UNDEFINED)]
+    mask = next((have for kind, have, _id in entries if kind == _MASK), mode >> 3 & 7) | bits
+    entries = [e for e in entries if (e[0], e[2]) != (tag, ident) and e[0] != _MASK]
+    if bits:
+        entries.append((tag, bits, ident))
+    if not any(entry[0] in (_USER, _GROUP) for entry in entries):
+        return b"" if not acl else _VERSION + b"".join(_ENTRY.pack(*entry) for entry in sorted(entries))
+    entries.append((_MASK, mask, _UNDEFINED))
     entries.sort(key=lambda entry: (entry[0], entry[2]))
     return _VERSION + b"".join(_ENTRY.pack(*entry) for entry in entries)

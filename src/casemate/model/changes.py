@@ -94,6 +94,34 @@ class VolumeChanged(Change):
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceAssigned(Change):
+    """A qube is to get a device; ``device`` is ``BACKEND:PORT:IDENTITY``."""
+
+    domain: str
+    devclass: str
+    device: str
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceAssignmentChanged(Change):
+    """A qube is to get a device in another way."""
+
+    domain: str
+    devclass: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUnassigned(Change):
+    """A qube is to get a device no more."""
+
+    domain: str
+    devclass: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class LabelAdded(Change):
     """A label exists now."""
 

@@ -71,6 +71,14 @@ def _domain(old: Domain, new: Domain) -> Iterator[ch.Change]:
         yield ch.TagAdded(name, tag)
     for tag in sorted(was.tags - now.tags):
         yield ch.TagRemoved(name, tag)
+    for device in sorted(now.devices):
+        before, after = was.devices.get(device), now.devices[device]
+        if before is None:
+            yield ch.DeviceAssigned(name, device.devclass, str(device), after.options)
+        elif before != after:
+            yield ch.DeviceAssignmentChanged(name, device.devclass, str(device))
+    for device in sorted(was.devices.keys() - now.devices.keys()):
+        yield ch.DeviceUnassigned(name, device.devclass, str(device))
     for volume in sorted({*was.volumes, *now.volumes}):
         if was.volumes.get(volume) != now.volumes.get(volume):
             yield ch.VolumeChanged(name, volume)

@@ -11,6 +11,7 @@ from uuid import UUID
 from casemate.model import addresses
 from casemate.model.changes import Change, PropertySet, VolumeChanged
 from casemate.model.defaults import Computed, FromSystem, FromTemplate
+from casemate.model.devices import Assignments
 from casemate.model.features import Features
 from casemate.model.kinds import (
     Bool,
@@ -436,6 +437,11 @@ class Domain(Holder):
     def tags(self) -> Tags:
         """The qube's tags."""
         return Tags(self)
+
+    @property
+    def devices(self) -> Assignments:
+        """The devices that the qube is to get."""
+        return Assignments(self)
 
     @property
     def templates(self) -> Iterator[Domain]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from casemate.model.changes import (
     Change,
+    DeviceAssigned,
     DomainAdded,
     DomainRemoved,
     LabelRemoved,
@@ -127,6 +128,16 @@ def no_netvm_loop(system: System) -> None:
         done.update(path)
 
 
+def device_backends_exist(system: System) -> None:
+    """What offers an assigned device exists."""
+    for state in system.domains.states():
+        for device in state.devices:
+            if device.backend not in system.domains:
+                raise InUseError(
+                    f"{device.backend} offers {device.devclass} device {device}, assigned to {state.values['name']}"
+                )
+
+
 @dataclass(frozen=True, slots=True)
 class Invariant:
     """Something that must hold, and what has to change for it not to hold any more."""
@@ -157,6 +168,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(templates_fit, frozenset({"template", "template_for_dispvms", "default_template"})),
     Invariant(disposable_templates_fit, frozenset({"default_dispvm", "management_dispvm", "template_for_dispvms"})),
     Invariant(no_netvm_loop, frozenset({"netvm", "default_netvm"})),
+    Invariant(device_backends_exist, frozenset(), (DeviceAssigned, DomainRemoved)),
     Invariant(net_qubes_fit, frozenset({"netvm", "default_netvm", "provides_network"})),
 )
 """All invariants, those first that others rely on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from casemate.model.devices import Assignment, DeviceRef
 from casemate.model.kinds import Stored
 from casemate.model.volumes import Volume
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 class State:
     """The values of one qube. Shared ones are never changed: a qube takes a copy of its own first."""
 
-    __slots__ = ("features", "klass", "tags", "text", "unknown", "unknown_attributes", "values", "volumes")
+    __slots__ = ("devices", "features", "klass", "tags", "text", "unknown", "unknown_attributes", "values", "volumes")
 
     def __init__(self, klass: type[Domain], values: dict[str, Stored]) -> None:
         self.klass = klass
@@ -22,6 +23,7 @@ class State:
         self.features: dict[str, str] = {}
         self.tags: set[str] = set()
         self.volumes: dict[str, Volume] = {}
+        self.devices: dict[DeviceRef, Assignment] = {}
         self.unknown: tuple[tuple[str, bytes], ...] = ()
         """What the store holds and we do not know: (parent's tag, or "" for the qube; the element verbatim)."""
         self.unknown_attributes: tuple[tuple[str, str, str], ...] = ()
@@ -35,6 +37,7 @@ class State:
         new.features = self.features.copy()
         new.tags = self.tags.copy()
         new.volumes = self.volumes.copy()
+        new.devices = self.devices.copy()
         new.unknown = self.unknown
         new.unknown_attributes = self.unknown_attributes
         return new

@@ -19,6 +19,7 @@ from uuid import UUID, uuid5
 from lxml import etree
 
 from casemate.model.classes import CLASSES, Admin
+from casemate.model.devices import Assignment, DeviceRef, device_class, identity, options, port
 from casemate.model.domain import Domain
 from casemate.model.features import feature_value
 from casemate.model.invariants import references
@@ -294,6 +295,12 @@ class _Reader:
                         state.volumes[volume.name] = volume
                     else:
                         unknown.append(("volume-config", _verbatim(child)))
+            elif section.tag == "devices":
+                found = _devices(section)
+                if found is None:
+                    unknown.append(("", _verbatim(section)))
+                else:
+                    state.devices.update(found)
             else:
                 unknown.append(("", _verbatim(section)))
         self.identity(element, domain)
@@ -450,6 +457,62 @@ def _volume(element: etree._Element) -> Volume:
     )
 
 
+_MODE_OF = {"yes": "required", "no": "auto-attach"}
+"""What R4.2 wrote as ``required``; before it, whatever was assigned was required."""
+
+
+def _devices(section: etree._Element) -> dict[DeviceRef, Assignment] | None:
+    """The assignments of one class; None where anything in it is not known here, so that all is kept as it is."""
+    found: dict[DeviceRef, Assignment] = {}
+    try:
+        devclass = device_class(section.get("class", ""))
+        if len(section.attrib) != 1 or not len(section):
+            return None
+        for element in section:
+            given = dict(_attributes(element, ()))
+            written = tuple(key for key in given if key not in ("backend-domain", "id"))
+            ref = DeviceRef(
+                devclass,
+                str(names.qube_name(given.pop("backend-domain"))),
+                port(given.pop("id", "*")),
+                identity(given.pop("identity", "*")),
+            )
+            mode = given.pop("mode", None)
+            if mode is None:
+                mode = _MODE_OF[given.pop("required", "yes")]
+            pairs = {option.get("name", ""): option.text or "" for option in element}
+            plain = all(option.tag == "option" and len(option.attrib) == 1 and not len(option) for option in element)
+            if element.tag != "device" or given or not plain or len(pairs) != len(element) or ref in found:
+                return None
+            found[ref] = Assignment(ref, mode, options(pairs), None if "mode" in written else written)
+    except (CasemateError, KeyError):
+        return None
+    return found
+
+
+def _device_sections(assignments: Iterable[Assignment]) -> Iterator[bytes]:
+    opened = ""
+    for one in assignments:
+        if one.device.devclass != opened:
+            if opened:
+                yield b"      </devices>\n"
+            opened = one.device.devclass
+            yield b"      " + _open("devices", {"class": opened}) + b"\n"
+        required = "yes" if one.mode == "required" else "no"
+        said = {"identity": one.device.ident, "mode": one.mode, "required": required}
+        attributes = {"backend-domain": one.device.backend, "id": one.device.port}
+        attributes.update((key, said[key]) for key in (("identity", "mode") if one.written is None else one.written))
+        if one.options:
+            yield b"        " + _open("device", attributes) + b"\n"
+            for key, value in one.options:
+                yield b"          " + _leaf("option", {"name": key}, value) + b"\n"
+            yield b"        </device>\n"
+        else:
+            yield b"        " + _leaf("device", attributes) + b"\n"
+    if opened:
+        yield b"      </devices>\n"
+
+
 @lru_cache(1024)
 def _count(text: str) -> int:
     return names.number(text)
@@ -531,6 +594,7 @@ def _domain(domain: Domain) -> bytes:
     out += _section("tags", 3, tags, unknown)
     volumes = [_leaf("volume", _volume_attributes(v)) for v in domain.volumes.values() if v is not None]
     out += _section("volume-config", 3, volumes, unknown)
+    out += _device_sections(domain.devices)
     out += [b"      " + element + b"\n" for place, element in unknown if place == ""]
     out.append(b"    </domain>\n")
     return b"".join(out)

@@ -186,6 +186,38 @@ class DeviceNotFoundError(CasemateError):
     wire_name = "DeviceNotFound"
 
 
+class DeviceAlreadyAttachedError(CasemateError):
+    """The device is attached to a qube already."""
+
+    wire_name = "DeviceAlreadyAttached"
+
+
+class DeviceAlreadyAssignedError(CasemateError):
+    """The device is assigned to the qube already."""
+
+    wire_name = "DeviceAlreadyAssigned"
+
+
+class DeviceUnrecognizedError(CasemateError):
+    """The device at that port is not the one that was meant."""
+
+    wire_name = "UnrecognizedDevice"
+
+
+class DeviceAssignmentModeError(CasemateError):
+    """No such mode of an assignment."""
+
+    wire_name = "QubesUnrecognizedDeviceAssignmentMode"
+
+
+class DeviceDeniedError(CasemateError):
+    """The qube may not get devices of that kind."""
+
+
+class DeviceBusyError(CasemateError):
+    """The device is in use, or the qube does not let go of it."""
+
+
 class DeviceNotAssignedError(CasemateError):
     """The device is not assigned or attached to the qube."""
 

@@ -1,0 +1,164 @@
+"""Devices that qubes are to get: assignments, as the store keeps them and a start carries them out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from casemate.model.changes import DeviceAssigned, DeviceAssignmentChanged, DeviceUnassigned
+from casemate.wire.errors import (
+    DeviceAlreadyAssignedError,
+    DeviceAssignmentModeError,
+    DeviceNotAssignedError,
+    ValueInvalidError,
+    printable,
+)
+
+if TYPE_CHECKING:
+    from casemate.model.domain import Domain
+
+ANY = "*"
+"""For a port or an identity: whatever is there."""
+MODES = ("auto-attach", "ask-to-attach", "required")
+"""Modes of an assignment. A device that was attached by hand has the mode ``manual`` and is not stored."""
+MAX_ASSIGNMENTS = 64
+
+_PORT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_IDENT = re.compile(r"[A-Za-z0-9_:.,+-]{1,128}")
+_CLASS = re.compile(r"[a-z]{1,16}")
+_OPTION = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_VALUE = re.compile(r"[A-Za-z0-9_.:/-]{0,64}")
+
+
+def _need(pattern: re.Pattern[str], text: str, what: str) -> str:
+    if pattern.fullmatch(text) is None:
+        raise ValueInvalidError(f"Not {what}: {printable(text, 80)!r}")
+    return text
+
+
+def device_class(text: str) -> str:
+    """The name of a class of devices."""
+    return _need(_CLASS, text, "a class of devices")
+
+
+def port(text: str) -> str:
+    """Where a device is, in the words of its backend: ``loop0``, ``1-1``; or ANY."""
+    return text if text == ANY else _need(_PORT, text, "a port of a device")
+
+
+def identity(text: str) -> str:
+    """What a device is, in the words of its backend; or ANY."""
+    return text if text == ANY else _need(_IDENT, text, "the identity of a device")
+
+
+def options(pairs: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Options of an attachment, in order of names."""
+    return tuple(
+        (_need(_OPTION, key, "an option of a device"), _need(_VALUE, pairs[key], f"a value of option {printable(key)}"))
+        for key in sorted(pairs)
+    )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DeviceRef:
+    """One device, or any of a port or of an identity."""
+
+    devclass: str
+    backend: str
+    port: str = ANY
+    ident: str = ANY
+
+    def __str__(self) -> str:
+        """As events have it: ``BACKEND:PORT:IDENTITY``."""
+        return f"{self.backend}:{self.port}:{self.ident}"
+
+    def place(self) -> str:
+        """Where it is: ``BACKEND:PORT``."""
+        return f"{self.backend}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A device that a qube is to get at its start: replaced, never changed."""
+
+    device: DeviceRef
+    mode: str
+    options: tuple[tuple[str, str], ...] = ()
+    written: tuple[str, ...] | None = None
+    """Attributes that its element in the store has beside backend and port; None: all that there are now. Files of
+    older versions have fewer, and stay as they are until the assignment is changed."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise DeviceAssignmentModeError(
+                f"Not a mode of an assignment: {printable(self.mode, 40)!r}; there are {', '.join(MODES)}"
+            )
+        if self.device.port == ANY and self.device.ident == ANY:
+            raise ValueInvalidError("An assignment names a port or an identity, or both")
+
+
+class Assignments:
+    """The assignments of one qube, in order; a view that also changes them."""
+
+    __slots__ = ("_domain",)
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+
+    @property
+    def _values(self) -> dict[DeviceRef, Assignment]:
+        return self._domain.state.devices
+
+    def __contains__(self, device: object) -> bool:
+        return device in self._values
+
+    def __iter__(self) -> Iterator[Assignment]:
+        return iter([self._values[key] for key in sorted(self._values)])
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def find(self, device: DeviceRef) -> Assignment:
+        """The assignment of exactly that device; raises DeviceNotAssignedError."""
+        try:
+            return self._values[device]
+        except KeyError:
+            raise DeviceNotAssignedError(f"{device} is not assigned to {self._domain.name}") from None
+
+    def add(self, assignment: Assignment) -> None:
+        """Assign a device; raises DeviceAlreadyAssignedError."""
+        device = assignment.device
+        if device in self._values:
+            raise DeviceAlreadyAssignedError(f"{device} is assigned to {self._domain.name} already")
+        if len(self._values) >= MAX_ASSIGNMENTS:
+            raise ValueInvalidError(f"{self._domain.name}: a qube has at most {MAX_ASSIGNMENTS} assigned devices")
+        self._domain.record(DeviceAssigned(self._domain.name, device.devclass, str(device), assignment.options))
+        self._values[device] = assignment
+
+    def set_mode(self, device: DeviceRef, mode: str) -> None:
+        """Change the mode of an assignment."""
+        found = replace(self.find(device), mode=mode, written=None)
+        self._domain.record(DeviceAssignmentChanged(self._domain.name, device.devclass, str(device)))
+        self._values[device] = found
+
+    def remove(self, device: DeviceRef) -> None:
+        """Assign a device no more; raises DeviceNotAssignedError."""
+        self.find(device)
+        self._domain.record(DeviceUnassigned(self._domain.name, device.devclass, str(device)))
+        self._values.pop(device)
+
+
+def denies(devices_denied: str, interfaces: str) -> str:
+    """The first of a device's interfaces that a list of denied ones covers; empty where none does.
+
+    Interfaces are codes of 7 characters, a letter for the kind and six hexadecimal digits; ``*`` stands for any
+    character, on both sides.
+    """
+    denied = [devices_denied[at : at + 7] for at in range(0, len(devices_denied), 7)]
+    for at in range(0, len(interfaces), 7):
+        code = interfaces[at : at + 7]
+        if any(all(b in (a, "*") or a == "*" for a, b in zip(code, one, strict=False)) for one in denied):
+            return code
+    return ""

@@ -1,0 +1,369 @@
+"""Devices: what the host offers, what may be given, how it is written in the store and on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from casemate.api.devices import parse_offered, parse_ref
+from casemate.client.qubes import Qubes
+from casemate.client.transport import Transport
+from casemate.engine.devices import BlockOptions
+from casemate.host.devices import HostDevices
+from casemate.host.domain_xml_disk import disk_xml, disks_of, element_of
+from casemate.host.hypervisor import HostDisk
+from casemate.host.qemu_access import with_entry
+from casemate.model.devices import Assignment, DeviceRef, denies
+from casemate.settings import Settings
+from casemate.store import xml
+from casemate.wire.admin import CONNECTED
+from casemate.wire.errors import (
+    CasemateError,
+    DeviceAlreadyAssignedError,
+    DeviceAlreadyAttachedError,
+    DeviceNotAssignedError,
+    DeviceNotFoundError,
+    DeviceUnrecognizedError,
+    InUseError,
+    NotImplementedHereError,
+    NotRunningError,
+    ProtocolError,
+    ValueInvalidError,
+)
+from tests.builders import small_system
+from tests.fakes.daemon import FakeDaemon, running
+from tests.fakes.engine import add_block
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    with running(tmp_path) as found:
+        for klass, name, template in (("TemplateVM", "deb", None), ("AppVM", "one", "deb"), ("AppVM", "two", "deb")):
+            client(found).create(klass, name, "blue", template)
+        add_block(found.engine.sys, "loop0", loop__backing_file="/images/a")
+        yield found
+
+
+def client(daemon: FakeDaemon) -> Qubes:
+    base = daemon.socket.parent
+    return Qubes(Transport(Settings(state=base.parent, run=base, cache=base / "cache"), daemon=()))
+
+
+# -- what the host offers
+
+
+def host(root: Path, mountinfo: str = "", swaps: str = "") -> HostDevices:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/mountinfo").write_text(mountinfo)
+    (root / "proc/swaps").write_text("Filename Type Size\n" + swaps)
+    return HostDevices(root, root / "proc", root / "dev")
+
+
+def ports(devices: HostDevices) -> list[str]:
+    return [device.port for device in devices.list("block")]
+
+
+def disk_with_parts(root: Path, name: str, major: int) -> None:
+    place = add_block(root, name, dev=f"{major}:0", device__serial="S 1/2", device__model="Stick")
+    for number in (1, 2):
+        part = place / f"{name}{number}"
+        part.mkdir()
+        for key, text in {"partition": str(number), "size": "4", "ro": "0", "dev": f"{major}:{number}"}.items():
+            (part / key).write_text(text)
+
+
+def test_what_the_host_uses_itself_is_not_offered(tmp_path: Path) -> None:
+    for number, name in enumerate(("sda", "sdb", "sdc", "sdd")):
+        disk_with_parts(tmp_path, name, 8 + number)
+    add_block(tmp_path, "loop0", loop__backing_file="/a")
+    add_block(tmp_path, "loop1")
+    add_block(tmp_path, "zram0")
+    add_block(tmp_path, "sr0", size=0)
+    (tmp_path / "block/sdd/holders/dm-0").mkdir(parents=True)
+    found = host(
+        tmp_path, "1 1 8:1 / / rw - ext4 /dev/root rw\n2 1 0:40 / /b rw - btrfs /dev/sdc2 rw\n", "/dev/sdb1 x\n"
+    )
+    # A disk of which a part is used is not offered as a whole, its other parts are; a disk that is held has none.
+    assert ports(found) == ["loop0", "sda2", "sdb2", "sdc1"]
+    part = {device.port: device for device in found.list("block")}["sda2"]
+    assert (part.ident, part.whole, part.size, part.name) == ("S-1-2:p2", "sda", 2048, "Stick")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="block devices need root")
+def test_a_node_that_is_not_the_listed_device_is_refused(tmp_path: Path) -> None:
+    add_block(tmp_path, "loop0", loop__backing_file="/a")
+    found = host(tmp_path)
+    with pytest.raises(DeviceNotFoundError):
+        found.node(found.list("block")[0])
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/loop0").symlink_to("/dev/zero")
+    with pytest.raises(CasemateError):
+        found.node(found.list("block")[0])
+    (tmp_path / "dev/loop0").unlink()
+    (tmp_path / "dev/loop0").write_text("a file")
+    with pytest.raises(CasemateError, match="not the device"):
+        found.node(found.list("block")[0])
+
+
+def test_what_a_qube_offers_is_only_what_it_writes_properly() -> None:
+    keys = {
+        "sda/desc": b"stick", "sda/size": b"1024", "sda/mode": b"w",
+        "sdb/desc": b"\x1b[2J", "sdb/size": b"512", "sdb/mode": b"x",
+        "../x/size": b"512", "sdc/size": b"513", "sdd/size": b"1" * 20, "sde/desc": b"no size", "SDF/size": b"512",
+    }  # fmt: skip
+    found = parse_offered({f"/qubes-block-devices/{key}": value for key, value in keys.items()})
+    assert [(d.port, d.name, d.size, d.readonly) for d in found] == [
+        ("sda", "stick", 1024, False), ("sdb", "", 512, True),
+    ]  # fmt: skip
+    many = {f"/qubes-block-devices/d{n}/size": b"512" for n in range(200)}
+    assert len(parse_offered(many)) == 64
+
+
+# -- forms
+
+
+@pytest.mark.parametrize(
+    ("arg", "port", "ident"),
+    [
+        ("dom0+loop0", "loop0", "*"),
+        ("dom0+loop0+_", "loop0", "*"),
+        ("dom0+_+file-1", "*", "file-1"),
+        ("dom0+sda1+a++p1", "sda1", "a::p1"),
+        ("dom0+1-1+0000+0000++_______", "1-1", "*"),
+    ],
+)
+def test_a_device_in_an_argument(arg: str, port: str, ident: str) -> None:
+    assert parse_ref("block", arg) == DeviceRef("block", "dom0", port, ident)
+
+
+@pytest.mark.parametrize("arg", ["dom0", "dom0+../x", "dom0+", "../a+loop0", "dom0+loop0+a b", "dom0+" + "x" * 65])
+def test_what_is_no_device(arg: str) -> None:
+    with pytest.raises(CasemateError):
+        parse_ref("block", arg)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"x": "1"}, {"devtype": "floppy"}, {"frontend-dev": "../vda"}, {"read-only": "maybe"},
+     {"devtype": "cdrom", "read-only": "no"}],
+)  # fmt: skip
+def test_options_that_are_refused(given: dict[str, str]) -> None:
+    with pytest.raises(ValueInvalidError):
+        BlockOptions.of(given)
+
+
+def test_denied_interfaces() -> None:
+    assert denies("u03****", "u080650u030101") == "u030101"
+    assert denies("b******", "b******") == "b******"
+    assert denies("u03****", "b******") == "" and denies("", "u030101") == ""
+
+
+def test_disk_in_xml_and_back() -> None:
+    disk = HostDisk(Path("/dev/loop0"), "vdd", readonly=True, cdrom=True)
+    machine = f"<domain><devices><disk type='file'><target dev='vda'/></disk>{disk_xml(disk)}</devices></domain>"
+    assert disks_of(machine) == [disk]
+    assert element_of(machine, "vda") is None and "loop0" in (element_of(machine, "vdd") or "")
+    assert 'type="raw"' in disk_xml(disk) and "<backingStore/>" in disk_xml(disk)
+
+
+def test_a_right_that_was_lent_leaves_nothing_behind() -> None:
+    lent = with_entry(b"", 0o660, 0x02, 1000, 6)
+    assert with_entry(lent, 0o660, 0x02, 1000, 6) == lent
+    both = with_entry(lent, 0o660, 0x02, 1001, 4)
+    assert with_entry(both, 0o660, 0x02, 1001, 0) == lent
+    assert len(with_entry(lent, 0o660, 0x02, 1000, 0)) == 4 + 3 * 8  # the mode's own three entries: no list any more
+    assert with_entry(b"", 0o660, 0x02, 1000, 0) == b""
+
+
+# -- the store
+
+
+def test_assignments_are_written_and_read_again() -> None:
+    before = small_system()
+    work = before.domains["work"]
+    work.devices.add(Assignment(DeviceRef("block", "dom0", "loop0"), "required", (("read-only", "yes"),)))
+    work.devices.add(Assignment(DeviceRef("usb", "net", "*", "1234:5678"), "ask-to-attach"))
+    text = xml.write(before)
+    after = xml.read(text)
+    assert list(after.domains["work"].devices) == list(work.devices)
+    assert xml.write(after) == text
+    # What nobody changed stays as it is when something else of the qube changes.
+    after.domains["work"].memory = 500
+    assert b'<device backend-domain="net" id="*" identity="1234:5678" mode="ask-to-attach"/>' in xml.write(after)
+
+
+def test_an_assignment_of_an_older_version_changes_its_form_only_when_it_is_changed() -> None:
+    text = xml.write(small_system()).replace(
+        b'</volume-config>\n    </domain>\n    <domain id="domain-4',
+        b"</volume-config>\n<devices class='pci'><device backend-domain='dom0' id='00_1f.3' required='no'/></devices>"
+        b'</domain>\n    <domain id="domain-4',
+    )
+    system = xml.read(text)
+    one, *others = system.domains["work"].devices
+    assert (one.mode, one.device.port, others) == ("auto-attach", "00_1f.3", [])
+    system.domains["work"].memory = 500
+    assert b'id="00_1f.3" required="no"/>' in xml.write(system)
+    system.domains["work"].devices.set_mode(one.device, "required")
+    assert b'id="00_1f.3" identity="*" mode="required"/>' in xml.write(system)
+
+
+def test_who_offers_an_assigned_device_cannot_be_removed() -> None:
+    from casemate.model import invariants
+
+    system = small_system()
+    system.domains["work"].devices.add(Assignment(DeviceRef("usb", "net", "1-1"), "required"))
+    system.remove("net")
+    with pytest.raises(InUseError, match="net"):
+        invariants.device_backends_exist(system)
+
+
+# -- calls
+
+
+def test_a_device_goes_to_one_qube_at_a_time(daemon: FakeDaemon) -> None:
+    qubes = client(daemon)
+    attach, device = "admin.vm.device.block.Attach", "dom0+loop0"
+    with pytest.raises(NotRunningError):
+        qubes.call(attach, device, "one")
+    for name in ("one", "two"):
+        qubes.call("admin.vm.Start", "", name)
+    for wrong, error in (
+        ("dom0+loop1", DeviceNotFoundError),
+        ("dom0+loop0+other", DeviceUnrecognizedError),
+        ("two+sda", NotImplementedHereError),
+    ):
+        with pytest.raises(error):
+            qubes.call(attach, wrong, "one")
+    with pytest.raises(ProtocolError):
+        qubes.call(attach, device, "one", "port_id='loop1'")
+    with qubes.transport.events("one") as events:
+        assert events.next(10).name == CONNECTED
+        qubes.call(attach, device, "one", "_read-only='yes' _frontend-dev='vdi'")
+        for name in ("one", "two"):
+            with pytest.raises(DeviceAlreadyAttachedError):
+                qubes.call(attach, device, name)
+        listed = qubes.call("admin.vm.device.block.Attached", "", "one")
+        assert "_frontend-dev='vdi'" in listed and "_read-only='yes'" in listed
+        daemon.engine.disks.stuck.add(daemon.store.snapshot().domains["one"].uuid)
+        with pytest.raises(CasemateError, match="does not let go"):
+            qubes.call("admin.vm.device.block.Detach", device, "one")
+        daemon.engine.disks.stuck.clear()
+        qubes.call("admin.vm.device.block.Detach", device, "one")
+        got = [(event.name, event.details) for event in (events.next(10) for _ in range(5))]
+    ident = daemon.engine.devices.host.list("block")[0].ident
+    options = str({"frontend-dev": "vdi", "read-only": "yes"})
+    about = {"device": f"dom0:loop0:{ident}", "options": options}
+    pre = ("device-pre-detach:block", {"port": "dom0:loop0"})
+    assert got == [
+        ("device-pre-attach:block", about), ("device-attach:block", about), pre, pre,
+        ("device-detach:block", {"port": "dom0:loop0"}),
+    ]  # fmt: skip
+    with pytest.raises(DeviceNotAssignedError):
+        qubes.call("admin.vm.device.block.Detach", device, "one")
+    qubes.call("admin.vm.device.denied.Add", "", "two", "b******")
+    with pytest.raises(CasemateError, match="devices_denied"):
+        qubes.call(attach, device, "two")
+
+
+def test_two_qubes_that_want_a_device_at_once(daemon: FakeDaemon) -> None:
+    async def both() -> list[BaseException | None]:
+        device = DeviceRef("block", "dom0", "loop0")
+        work = (daemon.engine.devices.attach(name, device, {}) for name in ("one", "two"))
+        return await asyncio.gather(*work, return_exceptions=True)
+
+    for name in ("one", "two"):
+        client(daemon).call("admin.vm.Start", "", name)
+    results = asyncio.run_coroutine_threadsafe(both(), daemon.loop).result(10)
+    assert results.count(None) == 1
+    assert sum(isinstance(one, DeviceAlreadyAttachedError) for one in results) == 1
+
+
+def test_a_disk_and_its_part_are_one_device(daemon: FakeDaemon) -> None:
+    qubes = client(daemon)
+    disk_with_parts(daemon.engine.sys, "sdx", 65)
+    for name in ("one", "two"):
+        qubes.call("admin.vm.Start", "", name)
+    qubes.call("admin.vm.device.block.Attach", "dom0+sdx1", "one")
+    with pytest.raises(DeviceAlreadyAttachedError, match="sdx1"):
+        qubes.call("admin.vm.device.block.Attach", "dom0+sdx", "two")
+    qubes.call("admin.vm.device.block.Attach", "dom0+sdx2", "two")
+    qubes.call("admin.vm.device.block.Detach", "dom0+sdx1", "one")
+    with pytest.raises(DeviceAlreadyAttachedError, match="sdx2"):
+        qubes.call("admin.vm.device.block.Attach", "dom0+sdx", "one")
+
+
+def test_assignments_and_their_events(daemon: FakeDaemon) -> None:
+    qubes = client(daemon)
+    device = "dom0+loop0"
+    with qubes.transport.events("one") as events:
+        events.next(10)
+        qubes.call("admin.vm.device.block.Assign", device, "one", "mode='required' _read-only='yes'")
+        with pytest.raises(DeviceAlreadyAssignedError):
+            qubes.call("admin.vm.device.block.Assign", device, "one", "mode='required'")
+        qubes.call("admin.vm.device.block.Set.assignment", device, "one", "ask-to-attach")
+        assert "mode='ask-to-attach'" in qubes.call("admin.vm.device.block.Assigned", "", "one")
+        qubes.call("admin.vm.device.block.Unassign", device, "one")
+        got = [(event.name, event.details) for event in (events.next(10) for _ in range(4))]
+    about = {"device": "dom0:loop0:*", "options": "{'read-only': 'yes'}"}
+    assert got == [
+        ("device-pre-assign:block", about), ("device-assign:block", about),
+        ("device-assignment-changed:block", {"device": "dom0:loop0:*"}),
+        ("device-unassign:block", {"device": "dom0:loop0:*"}),
+    ]  # fmt: skip
+    for wrong in ("mode='manual'", "mode='x'", "mode='required' mode='required'", "no pairs", "_a b='1'"):
+        with pytest.raises(CasemateError):
+            qubes.call("admin.vm.device.block.Assign", device, "one", wrong)
+    with pytest.raises(ValueInvalidError):
+        qubes.call("admin.vm.device.block.Assign", "dom0+_", "one", "mode='required'")
+
+
+def test_a_device_that_comes_goes_to_who_waits_for_it(daemon: FakeDaemon) -> None:
+    qubes = client(daemon)
+    qubes.call("admin.vm.device.block.Assign", "dom0+sdy", "one", "mode='auto-attach'")
+    qubes.call("admin.vm.Start", "", "one")
+
+    def look() -> None:
+        asyncio.run_coroutine_threadsafe(daemon.engine.devices.look(), daemon.loop).result(10)
+
+    with qubes.transport.events("dom0") as events:
+        events.next(10)
+        look()
+        place = add_block(daemon.engine.sys, "sdy")
+        look()
+        names = [events.next(10).name for _ in range(4)]
+        assert names == ["device-added:block", "device-list-change:block", "device-pre-attach:block", "device-attach:block"]  # fmt: skip  # noqa: E501
+        assert "sdy" in qubes.call("admin.vm.device.block.Attached", "", "one")
+        (place / "size").write_text("0")
+        look()
+        assert [events.next(10).name for _ in range(2)] == ["device-removed:block", "device-list-change:block"]
+
+
+def test_a_start_with_devices(daemon: FakeDaemon) -> None:
+    from casemate.engine.steps import Start
+    from casemate.wire.errors import StartError
+
+    qubes = client(daemon)
+    said: list[str] = []
+
+    def up() -> None:
+        start = Start(daemon.store.snapshot().domains["one"], lambda event, **details: said.append(event))
+        asyncio.run_coroutine_threadsafe(daemon.engine.devices.up(start), daemon.loop).result(10)
+
+    qubes.call("admin.vm.device.block.Assign", "dom0+nothing", "one", "mode='auto-attach'")
+    qubes.call("admin.vm.device.block.Assign", "dom0+loop0", "one", "mode='required'")
+    up()
+    assert "loop0" in qubes.call("admin.vm.device.block.Attached", "", "one")
+    daemon.engine.disks.disks.clear()
+    qubes.call("admin.vm.device.block.Set.assignment", "dom0+nothing", "one", "required")
+    with pytest.raises(StartError, match="requires block device dom0:nothing"):
+        up()
+
+
+def test_a_path_is_no_device() -> None:
+    for path in ("../../etc/passwd", "/dev/sda", "loop0/../sda"):
+        with pytest.raises(CasemateError):
+            parse_ref("block", f"dom0+{path}")
