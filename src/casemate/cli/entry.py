@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 TOOLS = {
+    "qrexec-client": "qrexec_client",
     "qrexec-policy-exec": "qrexec_policy_exec",
     "qrexec-policy-graph": "qrexec_policy_graph",
     "qubes-policy": "qubes_policy",

@@ -160,13 +160,16 @@ class Call:
         stderr: Output,
         first: bytes = b"",
         stop_when_broken: bool = True,
+        chunk: int = CHUNK,
     ) -> None:
         self._sock = sock
+        self._chunk = chunk
         self._side = qrexec.CallerSide()
         self._stdin = stdin
         self._outputs = {qrexec.DATA_STDOUT: stdout, qrexec.DATA_STDERR: stderr}
         self._stop_when_broken = stop_when_broken and not stdout.broken
-        self._sending: list[bytes | memoryview] = list(self._side.stdin(first))
+        pieces = [first[at : at + chunk] for at in range(0, len(first), chunk)]
+        self._sending: list[bytes | memoryview] = [part for piece in pieces for part in self._side.stdin(piece)]
         self._buffer = memoryview(bytearray(2 * CHUNK + 64))
         self._poll = select.poll()
         self._masks: dict[int, int] = {}
@@ -263,7 +266,7 @@ class Call:
     def _read_stdin(self) -> None:
         assert self._stdin is not None
         try:
-            data = os.read(self._stdin, CHUNK)
+            data = os.read(self._stdin, self._chunk)
         except BlockingIOError:
             return
         except OSError:
@@ -299,31 +302,34 @@ def run_call(
     stderr: int | None,
     first: bytes = b"",
     visible: tuple[bool, bool] = (False, False),
+    chunk: int = CHUNK,
 ) -> int:
     """Run an accepted call on these descriptors (None: nothing in, nothing out); as ``Call.run``.
 
-    ``visible`` says whether stdout and stderr are made harmless for a terminal.
+    ``visible`` says whether stdout and stderr are made harmless for a terminal; ``chunk`` is the longest message that
+    the other end takes.
     """
     out, err = Output(stdout, visible[0]), Output(stderr, visible[1])
     try:
-        return Call(sock, stdin, out, err, first).run()
+        return Call(sock, stdin, out, err, first, chunk=chunk).run()
     finally:
         out.close()
         err.close()
         sock.close()
 
 
-def run_call_with(sock: socket.socket, argv: Sequence[str], first: bytes = b"") -> int:
+def run_call_with(sock: socket.socket, argv: Sequence[str], first: bytes = b"", chunk: int = CHUNK) -> int:
     """Run an accepted call on a program of ours: its stdin and stdout are the call's.
 
-    The program finds our own stdin and stdout as the descriptors in ``SAVED_FD_0`` and ``SAVED_FD_1``. Returns the
-    call's exit status, or the program's when the call succeeded and the program did not; else as ``Call.run``.
+    The program finds our own stdin and stdout as the descriptors in ``SAVED_FD_0`` and ``SAVED_FD_1``, and our stderr
+    as that in ``SAVED_FD_2`` where ``PASS_LOCAL_STDERR`` is set. Returns the call's exit status, or the
+    program's when the call succeeded and the program did not; else as ``Call.run``.
     """
     import signal
 
-    saved = [os.dup(0), os.dup(1)]
+    saved = [os.dup(fd) for fd in ((0, 1, 2) if "PASS_LOCAL_STDERR" in os.environ else (0, 1))]
     to_program, from_program = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-    environment = dict(os.environ, SAVED_FD_0=str(saved[0]), SAVED_FD_1=str(saved[1]))
+    environment = dict(os.environ, **{f"SAVED_FD_{number}": str(fd) for number, fd in enumerate(saved)})
     for fd in saved:
         os.set_inheritable(fd, True)
     try:
@@ -344,7 +350,7 @@ def run_call_with(sock: socket.socket, argv: Sequence[str], first: bytes = b"") 
         os.close(fd)
     out, err = Output(to_program[1]), Output(2)
     try:
-        status = Call(sock, from_program[0], out, err, first, stop_when_broken=False).run()
+        status = Call(sock, from_program[0], out, err, first, stop_when_broken=False, chunk=chunk).run()
     finally:
         out.close(to_program[1])
         err.close()

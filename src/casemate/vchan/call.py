@@ -249,7 +249,8 @@ def _socket_of(service: SocketService) -> socket.socket:
 def _as_user(argv: Sequence[str], account: Account) -> list[str]:
     """As our own small program does where it is installed: the user, its groups and its home, then the program."""
     identity = [f"--reuid={account.uid}", f"--regid={account.gid}", f"--groups={account.group_list}"]
-    return ["/usr/bin/setpriv", *identity, "--", "/usr/bin/env", "-C", account.home, *argv]
+    home = account.home if os.path.isdir(account.home) else "/"
+    return ["/usr/bin/setpriv", *identity, "--", "/usr/bin/env", "-C", home, *argv]
 
 
 def _spawn_bare(argv: Sequence[str], environment: Mapping[str, str], account: Account | None) -> int:

@@ -71,6 +71,8 @@ CLIENT_REQUESTS = LengthTable(
     {EXEC_CMDLINE: _EXEC_LENGTHS, JUST_EXEC: _EXEC_LENGTHS, SERVICE_CONNECT: (PARAMS + IDENT, PARAMS + IDENT)}
 )
 """What a client asks of a daemon."""
+PLACES = LengthTable({kind: (PARAMS, PARAMS) for kind in (EXEC_CMDLINE, JUST_EXEC, SERVICE_CONNECT)})
+"""What a daemon answers a client: where the data channel is."""
 LOCAL_TRIGGERS = LengthTable({TRIGGER_SERVICE4: _TRIGGERS[TRIGGER_SERVICE4]})
 """What a program in a qube asks of its agent."""
 
@@ -214,6 +216,21 @@ def trigger(version: int, body: bytes, ident: bytes) -> bytes:
     if len(short) >= _FIELD2 or len(call) > FIELD:
         raise ValueInvalidError("The name of the service or of the target is too long for this daemon")
     return message(TRIGGER_SERVICE, call.ljust(FIELD, b"\0") + short.ljust(_FIELD2, b"\0") + ident)
+
+
+def trigger4(target: str, call: str, source: str = "") -> bytes:
+    """What a program in a qube asks its agent; ValueInvalidError when it cannot be said."""
+    try:
+        fields = [source.encode("ascii"), target.replace("$", "@", 1).encode("ascii")]
+        name = call.encode("ascii")
+    except UnicodeEncodeError:
+        raise ValueInvalidError("Names of qubes and services are ASCII") from None
+    if any(len(field) >= FIELD or b"\0" in field for field in fields):
+        raise ValueInvalidError("The name of a qube is too long")
+    if not 0 < len(name) <= MAX_SERVICE or b"\0" in name:
+        raise ValueInvalidError("The name of the service is empty or too long")
+    raw = b"".join(field.ljust(FIELD, b"\0") for field in fields)
+    return message(TRIGGER_SERVICE4, raw + b"SOCKET".ljust(IDENT, b"\0") + name + b"\0")
 
 
 def answer_place(data: bytes) -> tuple[int, int]:

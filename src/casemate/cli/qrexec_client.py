@@ -1,0 +1,175 @@
+"""qrexec-client: run a command or a service in a domain, as upstream's program of this name does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from casemate.cli import tool
+from casemate.client.qubes import Qubes
+from casemate.pump.call import run_call, run_call_with
+from casemate.pump.vchan import Place
+from casemate.pump.vchan_call import DaemonConversation, serve
+from casemate.wire import qrexec
+from casemate.wire.errors import CallRefusedError, CasemateError, DisconnectedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+
+PROG = "qrexec-client"
+SOCKET_DIR = "/var/run/qubes"
+HOST = "dom0"
+EXIT_JOIN_FAILED = 137
+"""Exit status when two domains could not be joined."""
+
+
+def _parser() -> tool.Parser:
+    parser = tool.Parser(
+        PROG,
+        "Run a command or a service in a domain. The other end is the daemon of that domain (casemate-qrexecd), or, "
+        "where there is none, the qube of Casemate of that name.",
+        "The command is USER:COMMAND; USER may be DEFAULT, and COMMAND may be 'QUBESRPC SERVICE[+ARGUMENT] SOURCE'.",
+    )
+    add = parser.add_argument
+    add("-d", dest="domain", metavar="VM", default=HOST, help="the domain (default: this host)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("-l", dest="local", metavar="COMMAND", help="join stdin and stdout to this local command's")
+    what.add_argument("-c", dest="join", metavar="ID,SRC-NAME,SRC-ID", help="join it to this request of a domain")
+    what.add_argument("-e", dest="just", action="store_true", help="no input and no output: only the exit status")
+    add("-E", dest="no_status", action="store_true", help="end with 0 whatever the command's exit status")
+    add("-W", dest="wait", action="store_true", help="with -c: wait for the end of the call")
+    add("-k", dest="kill", action="store_true", help="kill the domain at the end")
+    add("-t", dest="out", action="store_true", default=None, help="make stdout harmless for a terminal")
+    add("-T", dest="err", action="store_true", default=None, help="the same for stderr")
+    add("-w", dest="seconds", metavar="SECONDS", type=float, default=10.0, help="for the connection; 0: no limit")
+    add("-p", dest="prefix", metavar="TEXT", default="", help="input before that on stdin")
+    add("--use-stdin-socket", dest="both", action="store_true", help="stdin is a socket: write output to it too")
+    add("--socket-dir", metavar="DIR", default=SOCKET_DIR, help="where the daemons' sockets are")
+    add("COMMAND", help="USER:COMMAND")
+    return parser
+
+
+def _run(args: argparse.Namespace, sock: socket.socket, chunk: int = qrexec.MAX_CHUNK, first: bytes = b"") -> int:
+    first += os.fsencode(args.prefix)
+    if args.just:
+        return run_call(sock, None, None, None, chunk=chunk)
+    if args.local:
+        return run_call_with(sock, ["/bin/sh", "-c", args.local], first, chunk)
+    out, err = (os.isatty(fd) if wanted is None else wanted for fd, wanted in ((1, args.out), (2, args.err)))
+    return run_call(sock, 0, 0 if args.both else 1, 2, first, (out, err), chunk)
+
+
+def _over_vchan(args: argparse.Namespace, path: str) -> int:
+    place = Place.of(os.environ)
+    daemon = DaemonConversation(path)
+    try:
+        kind = qrexec.JUST_EXEC if args.just else qrexec.EXEC_CMDLINE
+        domain, port = daemon.ask(kind, place.domain, 0, os.fsencode(args.COMMAND) + b"\0")
+        sock, chunk = serve(place, domain, port, args.seconds or None, daemon.sock)
+        return _run(args, sock, chunk)
+    finally:
+        daemon.close()
+
+
+def _in_qube(args: argparse.Namespace, qubes: Qubes) -> int:
+    """A qube of Casemate: by its link, as qvm-run does."""
+    from casemate.cli.calling import open_call
+    from casemate.cli.qvm_run import quote
+
+    user, colon, text = args.COMMAND.partition(":")
+    if not colon:
+        raise tool.UsageError("The command is USER:COMMAND")
+    text = text.removeprefix("nogui:")
+    first = b""
+    if text.startswith("QUBESRPC "):
+        command = qrexec.parse_command(f"{user}:{text}")
+    else:
+        command = qrexec.Command(user, "qubes.VMShell", None, HOST)
+        first = os.fsencode(f'exec "${{BASH:-/bin/sh}}" -c {quote(text)} || exit 127\n')
+    return _run(args, open_call(qubes, args.domain, command, autostart=False), first=first)
+
+
+def _on_host(args: argparse.Namespace) -> int:
+    """A service or a command of this host, run here and now."""
+    from casemate.vchan.agent import Accounts
+    from casemate.vchan.call import Failure, Program, service_of
+
+    accounts = Accounts()
+    found = service_of(os.fsencode(args.COMMAND), accounts.own, accounts)
+    if isinstance(found, Failure):
+        sys.stderr.write(found.why)
+        return found.status
+    if not isinstance(found, Program) or found.account is not None:
+        raise tool.UsageError("On this host only programs are run, as the user who asks")
+    environment = {**os.environ, **found.environment}
+    if not args.local:
+        os.execve(found.argv[0], list(found.argv), environment)
+    import subprocess
+
+    with (
+        subprocess.Popen(["/bin/sh", "-c", args.local], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as local,
+        subprocess.Popen(found.argv, env=environment, stdin=local.stdout, stdout=local.stdin) as service,
+    ):
+        for pipe in (local.stdin, local.stdout):
+            if pipe is not None:
+                pipe.close()  # or neither would ever see the other's end
+        local.stdin = local.stdout = None
+        return qrexec_status(service.wait())
+
+
+def qrexec_status(code: int) -> int:
+    """What qrexec tells of a program's end."""
+    return code if code >= 0 else 128 - code
+
+
+def _join(args: argparse.Namespace) -> int:
+    """Serve the request of a domain with a service in another."""
+    ident, source, number = (args.join.split(",") + ["", ""])[:3]
+    if not number.isdecimal() or len(ident) > 31:
+        raise tool.UsageError("-c wants ID,NAME,NUMBER")
+    if args.domain == HOST:
+        raise tool.UsageError("Requests for this host are served by its daemon, not by this program")
+    target = DaemonConversation(f"{args.socket_dir}/qrexec.{args.domain}")
+    domain, port = target.ask(qrexec.EXEC_CMDLINE, int(number), 0, os.fsencode(args.COMMAND) + b"\0")
+    caller = DaemonConversation(f"{args.socket_dir}/qrexec.{source}")
+    caller.ask(qrexec.SERVICE_CONNECT, domain, port, ident.encode("ascii").ljust(qrexec.IDENT, b"\0"))
+    if args.wait:
+        target.wait_end()
+        caller.wait_end()
+    return 0
+
+
+def _body(args: argparse.Namespace, qubes: Qubes) -> int:
+    try:
+        if args.join:
+            try:
+                return _join(args)
+            except (CasemateError, OSError) as error:
+                tool.say_error(PROG, error)
+                return EXIT_JOIN_FAILED
+        if args.domain == HOST:
+            return _on_host(args)
+        path = f"{args.socket_dir}/qrexec.{args.domain}"
+        run: Callable[[], int] = lambda: _over_vchan(args, path)
+        if not os.path.exists(path):  # noqa: PTH110
+            run = lambda: _in_qube(args, qubes)
+        try:
+            status = run()
+        finally:
+            if args.kill:
+                qubes.call("admin.vm.Kill", "", args.domain)
+        return 0 if args.no_status else status
+    except CallRefusedError as error:
+        tool.say_error(PROG, error)
+        return qrexec.EXIT_REFUSED
+    except DisconnectedError as error:
+        tool.say_error(PROG, error)
+        return qrexec.EXIT_VANISHED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; its exit status is that of the command, 126 refused, 255 when the other end went away."""
+    return tool.run(_parser(), _body, argv)
