@@ -22,6 +22,7 @@ TOOLS = {
     "qubesdb-multiread": "casemate.agent.qubesdb_tool",
     "qubesdb-watch": "casemate.agent.qubesdb_tool",
     "qfile-unpacker": "casemate.agent.unpack",
+    "tar2qfile": "casemate.agent.tar_to_qfile",
     "open-file": "casemate.agent.open_file",
     "vmexec": "casemate.agent.vmexec",
     "service-connect": "casemate.agent.connector",

@@ -13,6 +13,7 @@ TOOLS = {
     "qrexec-policy-graph": "qrexec_policy_graph",
     "qubes-policy": "qubes_policy",
     "qubes-policy-lint": "qubes_policy_lint",
+    "qfile-dom0-unpacker": "qfile_dom0_unpacker",
     "qubes-prefs": "qubes_prefs",
     "qvm-appmenus": "qvm_appmenus",
     "qvm-block": "qvm_block",

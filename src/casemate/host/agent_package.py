@@ -43,6 +43,7 @@ TOOLS = (
     "qvm-open-in-dvm",
     "qvm-connect-tcp",
     "qvm-features-request",
+    "tar2qfile",
     "qrexec-client-vm",
     "qubesdb-read",
     "qubesdb-write",
