@@ -49,7 +49,7 @@ class GuestCalls:
         except CasemateError as error:
             raise CallRefusedError(f"{service}+{argument}: {error}") from None
         if self._busy.get(source, 0) >= CALLS_OF_ONE_QUBE:
-            raise CallRefusedError(f"{source} has {CALLS_OF_ONE_QUBE} calls under way already")
+            raise CallRefusedError(f"{source} has {CALLS_OF_ONE_QUBE} calls under way already", "busy")
         if service in MISC and not self._may_tell(source):
             raise CallRefusedError(f"{service}: {source} tells too much about itself")
         own = stream.dup()

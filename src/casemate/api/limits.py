@@ -59,7 +59,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("calls that a qube may ask for, lasting", "link.link", "CALLS_PER_SECOND", "a second"),
         Limit("calls that a qube may ask for, at once", "link.link", "CALL_BURST"),
         Limit("time for a decision, the start of the target in it", "link.link", "BROKER_SECONDS", "seconds"),
-        Limit("time from request to connection, a question and a start in it", "qrexec.broker", "SETUP_SECONDS", "seconds"),
+        Limit("time from request to connection, all in it", "qrexec.broker", "SETUP_SECONDS", "seconds"),
         Limit("calls that a qube may have open", "qrexec.calls", "OPEN_OF_ONE"),
         Limit("calls that all qubes may have open", "qrexec.calls", "OPEN_OF_ALL"),
         Limit("questions to the user that one qube's calls may wait for", "qrexec.ask", "PENDING_OF_ONE"),

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_MEANINGS = {125: " (cannot be run)", 127: " (no such service)", 255: " (went away)"}
+"""Of exit statuses that say something about the call; a service's own may be the same."""
+
+
 def line_of(step: dict[str, Any], clock: str) -> str:
     """A step as a person reads it."""
     call = f"{step.get('service', '')}+{step.get('argument', '')}"
@@ -23,7 +27,8 @@ def line_of(step: dict[str, Any], clock: str) -> str:
     if step["phase"] == "refused":
         detail = f"({step.get('cause')}) {step.get('why')}"
     elif step["phase"] == "ended":
-        detail = "" if step.get("status") is None else f"status {step['status']}"
+        status = step.get("status")
+        detail = "" if status is None else f"status {status}" + _MEANINGS.get(status, "")
     elif step.get("final"):
         detail = f"to {step['final']}" + (f", {step['why']}" if step.get("why") else "")
     at = float(step.get("at", 0.0))

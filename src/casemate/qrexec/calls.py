@@ -31,6 +31,8 @@ MAX_REPORT = 2048
 MAX_BACKLOG = 1 << 20
 LINES_PER_SECOND, LINES_AT_ONCE = 5.0, 50.0
 """How many refusals of one qube are logged one by one."""
+_FAILED = {125: "cannot be run", 127: "no such service"}
+"""Exit statuses by which the target says that the call did not come about."""
 _KEYS = frozenset({"id", "phase", "at", "source", "service", "argument", "target", "why", "cause", "status", "final"})
 
 
@@ -103,6 +105,8 @@ class Calls:
         else:
             del self._open[call.source]
         self._total -= 1
+        if status in _FAILED and self._lines.allows(call.source):
+            log.info("%s ended with status %d (%s)", call, status, _FAILED[status])
         if self._watchers:
             self._tell(call, "ended", status=status)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from casemate.qrexec.ask import Prompters
 from casemate.qrexec.calls import Calls
-from casemate.qrexec.evaluate import SystemInfo
+from casemate.qrexec.evaluate import Allow, Deny, SystemInfo
 from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.local import listen
-from casemate.qrexec.policy_socket import END, MAX_REQUEST, serve_request
+from casemate.qrexec.policy_socket import END, MAX_REQUEST, PolicyRequest, serve_request
 from casemate.settings import Settings
 from casemate.wire.errors import PolicyError
 
@@ -68,7 +68,16 @@ class Desk:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(REQUEST_SECONDS):
             data = await reader.readuntil(END)
-        writer.write(await serve_request(data, self._policy, self._info, self._prompters.ask))
+        writer.write(await serve_request(data, self._policy, self._info, self._prompters.ask, self._told))
+
+    def _told(self, request: PolicyRequest, decision: Allow | Deny) -> None:
+        """A decision for a qrexec daemon: log, trace and user hear of it as of those for our own qubes."""
+        source = request.requested_source or request.source
+        call = (source, request.service, request.argument, request.target)
+        if isinstance(decision, Deny):
+            self._calls.not_begun(*call, decision.cause, decision.reason)
+        if decision.notify and not request.just_evaluate and not request.assume_yes:
+            self._prompters.notify("deny" if isinstance(decision, Deny) else "allow", *call)
 
     # -- the alarm
 

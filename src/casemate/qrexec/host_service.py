@@ -29,7 +29,7 @@ def service_path(settings: Settings, service: str, argument: str) -> Path | None
             continue
         if stat.S_ISREG(status.st_mode) and os.access(path, os.X_OK) and not status.st_mode & 0o022:
             return path
-        raise CallRefusedError(f"{path} is not a program that only its owner may change")
+        raise CallRefusedError(f"{path} is not a program that only its owner may change", "no such service")
     return None
 
 
@@ -39,7 +39,7 @@ async def run_on_host(
     """Serve one call on ``stream``, which stays the caller's to close. Returns when the program has been started."""
     path = service_path(settings, service, argument)
     if path is None:
-        raise CallRefusedError(f"this host has no service {service}")
+        raise CallRefusedError(f"this host has no service {service}", "no such service")
     kind, name = target_words(target)
     environment = {
         "PYTHONPATH": str(Path(casemate.__file__).parent.parent),

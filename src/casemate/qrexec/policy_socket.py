@@ -101,7 +101,7 @@ async def resolve(
     try:
         return await decide(files, info, _nobody if request.just_evaluate else asker, *call)
     except CallRefusedError as error:
-        return Deny(str(error))
+        return Deny(str(error), notify=False, cause=error.cause)
 
 
 def answer(decision: Allow | Deny, request: PolicyRequest, info: SystemInfo) -> bytes:
@@ -126,17 +126,24 @@ def answer(decision: Allow | Deny, request: PolicyRequest, info: SystemInfo) -> 
     return data if len(data) <= MAX_ANSWER else DENY
 
 
-async def serve_request(data: bytes, files: PolicyFiles, info: Callable[[], SystemInfo], asker: Asker) -> bytes:
-    """The answer to a whole request; empty when it is not understood."""
+Told = Callable[[PolicyRequest, Allow | Deny], None]
+
+
+def _log(request: PolicyRequest, decision: Allow | Deny) -> None:
+    if isinstance(decision, Deny):
+        call = f"{request.service}+{request.argument} of {request.source} to {request.target}"
+        log.info("refused: %s: %s", call, printable(decision.reason))
+
+
+async def serve_request(
+    data: bytes, files: PolicyFiles, info: Callable[[], SystemInfo], asker: Asker, told: Told = _log
+) -> bytes:
+    """The answer to a whole request; empty when it is not understood. ``told`` hears of each decision."""
     try:
         request = parse_request(data)
     except ProtocolError as error:
         log.warning("%s", error)
         return b""
     decision = await resolve(request, files, info, asker)
-    if isinstance(decision, Deny):
-        log.info(
-            "refused: %s+%s of %s to %s: %s",
-            request.service, request.argument, request.source, request.target, printable(decision.reason),
-        )  # fmt: skip
+    told(request, decision)
     return answer(decision, request, info())
