@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from casemate.host.process import Runner
 from casemate.qrexec import ask as asking
@@ -22,8 +24,9 @@ from casemate.qrexec.calls import Calls
 from casemate.qrexec.desk import Desk, policy_state
 from casemate.qrexec.evaluate import QubeInfo, SystemInfo
 from casemate.qrexec.files import PolicyFiles
+from casemate.qrexec.policy_socket import parse_request
 from casemate.settings import Settings
-from casemate.wire.errors import CallRefusedError, StartError
+from casemate.wire.errors import CallRefusedError, ProtocolError, StartError
 
 UUID = "00000000-0000-4000-8000-00000000000"
 POLICY = """
@@ -63,11 +66,12 @@ class World:
         self.desk = Desk(self.settings, self.policy, self.info, self.prompters, self.calls)
         self.broker = Broker(
             self.settings, self.policy,
-            Actions(self.info, self._start, self._is_running, self._never, self._never, self._never),
+            Actions(self.info, self._start, self._is_running, self._make, self._remove, self._never),
             self.prompters.ask, self.calls, self.prompters.notify,
         )  # fmt: skip
         self.starting = asyncio.Event()
         self.starting.set()
+        self.removed: asyncio.Queue[str] = asyncio.Queue()
         self.heard: asyncio.Queue[bytes] = asyncio.Queue()
         self._servers: list[asyncio.Server] = []
 
@@ -78,6 +82,13 @@ class World:
         await self.starting.wait()
         if name == "fails":
             raise StartError("no memory")
+
+    async def _make(self, template: str) -> str:
+        await self.starting.wait()
+        return "vault"  # a link listens there
+
+    async def _remove(self, name: str) -> None:
+        self.removed.put_nowait(name)
 
     def _is_running(self, name: str) -> bool:
         return name in ("vault", "relay") and self.starting.is_set()
@@ -399,6 +410,35 @@ def test_a_call_that_is_not_set_up_in_time_is_refused_and_the_start_goes_on(
         assert await world.call("slow") == ALLOW
 
     run(work, tmp_path)
+
+
+def test_a_disposable_goes_with_its_call_whenever_the_caller_goes(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        assert await world.call("ok", "@dispvm:dvm") == ALLOW
+        assert await world.removed.get() == "vault"
+        world.starting.clear()
+        door = await world.knock("ok", "@dispvm:dvm")
+        await asyncio.sleep(0.05)
+        door.close()  # it is being made, and has no name yet
+        await asyncio.sleep(0.05)
+        world.starting.set()
+        assert await asyncio.wait_for(world.removed.get(), 5) == "vault"
+
+    run(work, tmp_path)
+
+
+@given(st.binary(max_size=200) | st.lists(st.sampled_from([
+    b"source=work", b"source=dom0", b"intended_target=", b"intended_target=@dispvm:d", b"service_and_arg=a+b", b"x=y",
+    b"just_evaluate=yes", b"assume_yes_for_ask=maybe", b"requested_source=r", b"", b"=", b"\xff",
+]), max_size=7).map(lambda lines: b"\n".join(lines) + b"\n\n"))  # fmt: skip
+def test_requests_to_the_policy_are_understood_or_refused(data: bytes) -> None:
+    try:
+        found = parse_request(data)
+    except ProtocolError:
+        return
+    lines = data[:-2].split(b"\n")
+    assert len(lines) == len({line.partition(b"=")[0] for line in lines})
+    assert found.source in ("work", "@adminvm") and found.service == "a"
 
 
 def test_a_call_to_a_remote_qube_goes_to_its_relay(tmp_path: Path) -> None:
