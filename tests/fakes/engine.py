@@ -22,6 +22,7 @@ from casemate.wire.errors import (
     NotPausedError,
     NotStartedError,
     QubeError,
+    RevisionNotFoundError,
     ShutdownTimeoutError,
     StartError,
     StorageError,
@@ -89,6 +90,7 @@ class FakeEngine:
         self.deaf: set[str] = set()
         self.broken: set[str] = set()
         self.listeners: list[Listener] = []
+        self.revisions: dict[tuple[str, str], list[str]] = {}
         self.images: dict[tuple[str, str], bytes] = {}
         self._next_xid = 1
         self.disks = FakeDisks()
@@ -238,6 +240,18 @@ class FakeEngine:
 
     async def pool_room(self, name: str) -> tuple[int, int] | None:
         return (1000, 10)
+
+    async def volume_revisions(self, name: str, volume: str) -> list[str]:
+        return self.revisions.get((name, volume), [])
+
+    async def revert_volume(self, name: str, volume: str, revision: str) -> None:
+        if name in self.machines:
+            raise NotHaltedError(f"{name} is running")
+        if revision not in self.revisions.get((name, volume), []):
+            raise RevisionNotFoundError(f"volume {volume} of {name} has no older state {revision!r}")
+
+    def volume_outdated(self, name: str, volume: str) -> bool:
+        return False
 
     async def volume_usage(self, name: str, volume: str) -> int:
         return self.store.snapshot().domains[name].volume(volume).size // 2

@@ -33,3 +33,22 @@ def test_an_imported_volume_is_what_the_qube_sees_and_a_cleared_one_is_empty(wor
         world.run("qvm-kill", "disk", status=None)
         wait_for(lambda: world.state("disk") == "Halted")
         world.run("qvm-remove", "-f", "disk")
+
+
+def test_a_volume_goes_back_to_what_it_was_before_the_last_run(world: World) -> None:
+    world.run("qvm-create", "--label", "red", "disk")
+    try:
+        for text in ("first", "second"):
+            world.run("qvm-start", "disk")
+            world.inside("disk", f"echo {text} > /rw/word; sync", "root")
+            world.run("qvm-shutdown", "--wait", "disk")
+        assert world.run("qvm-volume", "info", "disk:private", "revisions").stdout.count(b"\n") == 1
+        world.run("qvm-volume", "revert", "disk:private")
+        world.run("qvm-start", "disk")
+        assert world.inside("disk", "cat /rw/word") == "first"
+        assert world.run("qvm-volume", "info", "disk:root", "is_outdated").stdout == b"False\n"
+        assert b"running" in world.run("qvm-volume", "revert", "disk:private", status=1).stderr
+    finally:
+        world.run("qvm-kill", "disk", status=None)
+        wait_for(lambda: world.state("disk") == "Halted")
+        world.run("qvm-remove", "-f", "disk")

@@ -116,6 +116,15 @@ class Engine(Protocol):
     async def volume_usage(self, name: str, volume: str) -> int:
         """Bytes that a volume takes on the disk."""
 
+    async def volume_revisions(self, name: str, volume: str) -> list[str]:
+        """The older states of a volume, oldest first."""
+
+    async def revert_volume(self, name: str, volume: str, revision: str) -> None:
+        """Make a volume of a halted qube as it was."""
+
+    def volume_outdated(self, name: str, volume: str) -> bool:
+        """Whether a qube runs on a state of its template that is not the newest."""
+
     async def install_template(self, name: str, kind: str) -> None:
         """Make a template from a built image of that kind."""
 

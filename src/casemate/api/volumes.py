@@ -9,7 +9,7 @@ from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.model.kinds import Bool
 from casemate.wire import names
-from casemate.wire.errors import NotImplementedHereError, RevisionNotFoundError, ValueInvalidError, printable
+from casemate.wire.errors import NotImplementedHereError, ValueInvalidError
 
 
 @method("admin.vm.volume.List", Access.READ)
@@ -22,7 +22,7 @@ def list_volumes(dest: Domain) -> str:
 async def info(context: Context, dest: Domain, arg: str) -> str:
     """How a volume is configured, and how much of the disk it takes."""
     volume = dest.volume(arg)
-    pairs = {
+    pairs: dict[str, object] = {
         "pool": volume.pool,
         "vid": volume.vid,
         "size": volume.size,
@@ -35,21 +35,23 @@ async def info(context: Context, dest: Domain, arg: str) -> str:
         "revisions_to_keep": volume.revisions_to_keep,
         "ephemeral": bool(volume.ephemeral),
     }
+    if volume.snap_on_start:
+        pairs["is_outdated"] = context.engine.volume_outdated(dest.name, arg)
     return "".join(f"{key}={text}\n" for key, text in pairs.items())
 
 
-@method("admin.vm.volume.ListSnapshots", Access.READ)
-def list_snapshots(dest: Domain, arg: str) -> str:
-    """The older states of a volume: none are kept yet."""
+@method("admin.vm.volume.ListSnapshots", Access.EXECUTE)
+async def list_snapshots(context: Context, dest: Domain, arg: str) -> str:
+    """The older states of a volume that Revert can go back to, oldest first."""
     dest.volume(arg)
-    return ""
+    return "".join(f"{name}\n" for name in await context.engine.volume_revisions(dest.name, arg))
 
 
 @method("admin.vm.volume.Revert", Access.EXECUTE)
-async def revert(dest: Domain, arg: str, payload: str) -> None:
-    """Go back to an older state of a volume: none are kept yet, so there is none of that name."""
+async def revert(context: Context, dest: Domain, arg: str, payload: str) -> None:
+    """Make a volume of a halted qube as it was; what it is now becomes an older state itself."""
     dest.volume(arg)
-    raise RevisionNotFoundError(f"{dest.name}: volume {arg} has no older state {printable(payload, 40)!r}")
+    await context.engine.revert_volume(dest.name, arg, payload)
 
 
 @method("admin.vm.volume.Clear", Access.EXECUTE)

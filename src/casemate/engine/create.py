@@ -214,6 +214,14 @@ class Creator:
             if size > found.size:
                 await asyncio.to_thread(self._resize_entry, name, volume, size)
 
+    async def revert_volume(self, name: str, volume: str, revision: str) -> None:
+        """Make a kept volume of a halted qube as it was; RevisionNotFoundError where it was never so."""
+        async with self._lifecycle.locks[name]:
+            found = self._halted(name).volume(volume)
+            if not _stored_on_disk(found):
+                raise StorageError(f"volume {volume} of {name} is not kept, it has no older states")
+            await self._pools.of(found).revert(found, revision)
+
     def _halted(self, name: str) -> Domain:
         if self._lifecycle.states.of(name) is not PowerState.HALTED:
             raise NotHaltedError(f"{name} is running")

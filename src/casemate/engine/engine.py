@@ -105,6 +105,7 @@ class Engine:
         self.resize_volume = self.creator.resize_volume
         self.clear_volume = self.creator.clear_volume
         self.import_volume = self.creator.import_volume
+        self.revert_volume = self.creator.revert_volume
         self.serve_api: ApiCalls | None = None
         """Serves Admin API calls of qubes that the policy allows; set by whoever has the API."""
         self.api_services: Container[str] = ()
@@ -137,6 +138,17 @@ class Engine:
         """Bytes that a volume takes on the disk."""
         found = self.store.snapshot().domains[name].volume(volume)
         return await self.pools.of(found).usage(found) if volume in TARGETS else 0
+
+    async def volume_revisions(self, name: str, volume: str) -> list[str]:
+        """The older states of a volume, oldest first."""
+        found = self.store.snapshot().domains[name].volume(volume)
+        return self.pools.of(found).revisions(found) if found.save_on_stop and volume in TARGETS else []
+
+    def volume_outdated(self, name: str, volume: str) -> bool:
+        """Whether a qube runs on a state of its template that is not the newest."""
+        found = self.store.snapshot().domains[name].volume(volume)
+        running = self._states.of(name) is not PowerState.HALTED
+        return running and volume in TARGETS and self.pools.of(found).is_outdated(found)
 
     async def refresh(self) -> None:
         """Bring figures (memory, processor time) of all running qubes up to date."""

@@ -75,6 +75,7 @@ class VolumesStep:
                 readonly=source.readonly,
                 backing=source.backing,
                 scratch=source.scratch,
+                own_layers=source.own_layers,
             )
 
     async def down(self, domain: Domain) -> None:

@@ -62,6 +62,7 @@ class Disk:
 
     ``backing`` is what the file is a layer over, nearest first, as (file, format): said too, so that nobody follows
     what the file itself claims. ``scratch``: thrown away at the end, so nobody waits for it to be on the platter.
+    ``own_layers``: what lies below is this machine's alone; else other machines use it too.
     """
 
     target: str
@@ -71,6 +72,7 @@ class Disk:
     readonly: bool = False
     backing: tuple[tuple[Path, str], ...] = ()
     scratch: bool = False
+    own_layers: bool = False
 
 
 @dataclass(frozen=True, slots=True)

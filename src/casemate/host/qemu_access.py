@@ -34,7 +34,10 @@ def grant(spec: MachineSpec) -> None:
         else:
             _own(disk.path, spec.uid, spec.gid, 0o600)
         for path, _format in disk.backing:
-            _own(path, 0, spec.gid, 0o640)
+            if disk.own_layers:
+                _own(path, spec.uid, spec.gid, 0o400)
+            else:
+                _own(path, 0, spec.gid, 0o640)
     if spec.acceleration == "kvm":
         allow_group(KVM, spec.gid)
 

@@ -58,6 +58,10 @@ class Source(Protocol):
     def scratch(self) -> bool:
         """True for what is thrown away when the machine ends."""
 
+    @property
+    def own_layers(self) -> bool:
+        """True when the layers below are the qube's alone."""
+
 
 class Pool(Protocol):
     """Keeps volumes. Every method is idempotent and undoes itself when it fails; sizes are bytes.
@@ -88,6 +92,15 @@ class Pool(Protocol):
 
     async def remove(self, volume: Volume) -> None:
         """Remove the volume and everything that belongs to it."""
+
+    def revisions(self, volume: Volume) -> list[str]:
+        """The older states that the volume can go back to, oldest first."""
+
+    async def revert(self, volume: Volume, revision: str) -> None:
+        """Make a volume that is not in use as it was; RevisionNotFoundError."""
+
+    def is_outdated(self, volume: Volume) -> bool:
+        """Whether a machine runs on an older state of the volume's origin."""
 
     async def resize(self, volume: Volume, size: int) -> None:
         """Make it larger."""

@@ -7,6 +7,7 @@
 - ``VOLUME.base.qcow2``   a second name of the file that the overlay lies over, so that it stays for this machine when
                           the origin is replaced; and its count of names tells whether a volume has readers
 - ``VOLUME.merge.qcow2``  changes that are being merged into the volume in place; until they are, nobody may read it
+- ``VOLUME@TIME.qcow2``   an older state of the volume (revisions.py)
 
 Formats are always named, never guessed: a guest can write a qcow2 header into what it is told is raw. A file that a
 machine could write is checked (qcow2_header.py) and then only opened by a tool that runs as that machine's user.
@@ -18,7 +19,7 @@ import asyncio
 import os
 import secrets
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,9 @@ from casemate.host.files import free_bytes, fsync_dir, fsync_file, new_name, rem
 from casemate.host.process import Runner
 from casemate.host.template_build import EXT4_OPTIONS
 from casemate.model.volumes import Volume
-from casemate.storage.qcow2_header import check_file
-from casemate.wire.errors import CasemateError, StorageError, VolumeNotFoundError
+from casemate.storage.qcow2_header import check_file, facts, untouched
+from casemate.storage.revisions import Revisions
+from casemate.wire.errors import CasemateError, RevisionNotFoundError, StorageError, VolumeNotFoundError
 from casemate.wire.names import qube_name, service_name
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class Image:
     readonly: bool = False
     backing: tuple[tuple[Path, str], ...] = ()
     scratch: bool = False
+    own_layers: bool = False
+    """Whether the layers below are this qube's alone, as older states of its own volume are."""
 
 
 class Qcow2Pool:
@@ -129,6 +133,102 @@ class Qcow2Pool:
             self._give(fresh, account)
             yield fresh
 
+    # -- older states
+
+    def _older(self, vid: str) -> Revisions:
+        return Revisions(self._place(vid))
+
+    def revisions(self, volume: Volume) -> list[str]:
+        """The older states of a volume that it can go back to, oldest first."""
+        return self._older(volume.vid).shown(volume.revisions_to_keep)
+
+    async def revert(self, volume: Volume, revision: str) -> None:
+        """Make a volume as it was; what it was until now becomes a revision. Costs as much as is in the volume."""
+        async with self._locks[volume.vid]:
+            older = self._older(volume.vid)
+            source = older.path(revision)
+            if revision not in older.shown(volume.revisions_to_keep):
+                raise RevisionNotFoundError(f"volume {volume.vid} has no older state {revision!r}")
+            layers, account = older.below(source), self._writer(source)
+            with self._replacing(volume, account) as fresh:
+                await self._convert(source, fresh, account, layers)
+                if facts(fresh).size < volume.size:
+                    await self._tool("qemu-img", "resize", "-q", "-f", FORMAT, fresh, str(volume.size))
+            await self._prune(volume)
+
+    def is_outdated(self, volume: Volume) -> bool:
+        """Whether a machine runs on a state of the origin that is not the newest."""
+        pin = self._place(volume.vid, ".base")
+        if not volume.snap_on_start or volume.source is None or not pin.exists():
+            return False
+        source = self._place(volume.source)
+        return not source.exists() or not source.samefile(pin)
+
+    async def _freeze(self, volume: Volume, account: tuple[int, int] | None) -> None:
+        """Keep the volume as it is: it becomes a revision, and the volume an empty layer over that.
+
+        Costs no copy, however large the volume is. Killed at any instant, the volume is the one or the other.
+        """
+        path, older = self._existing(volume.vid), self._older(volume.vid)
+        older.settle()
+        older.below(path)
+        if volume.revisions_to_keep < 1:
+            return
+        revision = older.path(older.next())
+        with self._making(path, account) as fresh:
+            size = str(facts(path).size)
+            await self._tool("qemu-img", "create", "-q", "-u", "-f", FORMAT, "-b", revision, "-F", FORMAT, fresh, size)
+            os.link(path, revision, follow_symlinks=False)
+
+    @contextmanager
+    def _replacing(self, volume: Volume, account: tuple[int, int] | None = None) -> Iterator[Path]:
+        """A fresh file that becomes the volume when the block succeeds; the volume until now becomes a revision."""
+        path, older = self._place(volume.vid), self._older(volume.vid)
+        with self._making(path, account) as fresh:
+            yield fresh
+            self._give(fresh, None)
+            if volume.revisions_to_keep > 0 and path.is_file():
+                older.settle()
+                os.link(path, older.path(older.next()), follow_symlinks=False)
+
+    async def _flatten(self, vid: str) -> None:
+        """Make a volume stand on its own, so that others can be based on it."""
+        path = self._existing(vid)
+        older = self._older(vid)
+        older.settle()
+        if layers := older.below(path):
+            account = self._writer(path)
+            with self._making(path, account) as fresh:
+                await self._convert(path, fresh, account, layers)
+                self._give(fresh, None)
+
+    async def _prune(self, volume: Volume) -> None:
+        """Forget the oldest states until no more than are to be kept are left.
+
+        A state that others lie over takes in what the next one changed, and then its place; so this costs as much as
+        was changed between the two. Until it is done a mark says that the state is gone.
+        """
+        older = self._older(volume.vid)
+        older.settle()
+        names = older.all()
+        while len(names) > max(volume.revisions_to_keep, 0):
+            oldest, mark = older.path(names[0]), older.mark(names[0])
+            upper = older.path(names[1]) if len(names) > 1 else self._place(volume.vid)
+            if older.below(upper):
+                mark.touch()
+                fsync_dir(mark.parent)
+                account = self._writer(upper)
+                for file in (upper, oldest):
+                    self._give(file, account)
+                await self._tool("qemu-img", "commit", "-q", "-d", "-f", FORMAT, upper, account=account)
+                fsync_file(oldest)
+                oldest.rename(upper)
+            else:
+                oldest.unlink()
+            mark.unlink(missing_ok=True)
+            fsync_dir(upper.parent)
+            del names[0]
+
     # -- making and removing
 
     def has_left_overs(self, volume: Volume) -> bool:
@@ -139,7 +239,7 @@ class Qcow2Pool:
         """A new volume, with an empty file system where the guest expects one."""
         target = self._place(volume.vid)
         if volume.name != _FORMATTED:
-            with self._making(target) as fresh:
+            with self._replacing(volume) as fresh:
                 await self._tool("qemu-img", "create", "-q", "-f", FORMAT, fresh, str(volume.size))
             return
         self._make_directory(target.parent)
@@ -154,7 +254,7 @@ class Qcow2Pool:
 
     async def import_image(self, volume: Volume, source: Path) -> None:
         """A new volume with the content of a raw image of ours; as large as the volume says, if that is more."""
-        with self._making(self._place(volume.vid)) as fresh:
+        with self._replacing(volume) as fresh:
             await self._tool("qemu-img", "convert", "-f", "raw", "-O", FORMAT, source, fresh)
             if volume.size > source.stat().st_size:
                 await self._tool("qemu-img", "resize", "-q", "-f", FORMAT, fresh, str(volume.size))
@@ -163,20 +263,24 @@ class Qcow2Pool:
         """A copy that shares nothing."""
         path = self._existing(source.vid)
         async with self._locks[source.vid]:
-            await self._copy(path, None, self._place(target.vid))
+            layers = self._older(source.vid).below(path)
+            account = self._writer(path)
+            with self._replacing(target, account) as fresh:
+                await self._convert(path, fresh, account, layers)
 
-    async def _copy(self, source: Path, base: Path | None, target: Path) -> None:
-        """Write what a file (over ``base``) shows into a new ``target``, as the user whose machine wrote it."""
-        check_file(source, base)
-        account = self._writer(source)
-        with self._making(target, account) as fresh:
-            await self._tool("qemu-img", "convert", "-f", FORMAT, "-O", FORMAT, source, fresh, account=account)
-            self._give(fresh, None)
+    async def _convert(
+        self, source: Path, fresh: Path, account: tuple[int, int] | None, layers: Sequence[Path] = ()
+    ) -> None:
+        """Write what a checked file shows, its own layers and all, into a new one, as the user whose machine wrote it."""
+        for layer in layers:
+            self._give(layer, account)
+        await self._tool("qemu-img", "convert", "-f", FORMAT, "-O", FORMAT, source, fresh, account=account)
 
     async def remove(self, volume: Volume) -> None:
         """Remove the volume's files; with the last one the qube's directory."""
         for suffix in _SUFFIXES:
             self._place(volume.vid, suffix).unlink(missing_ok=True)
+        self._older(volume.vid).remove()
         directory = self._place(volume.vid).parent
         for left in directory.glob(f".{volume.vid.partition('/')[2]}.*") if directory.is_dir() else ():
             remove_tree(left)
@@ -189,16 +293,18 @@ class Qcow2Pool:
     async def resize(self, volume: Volume, size: int) -> None:
         """Make it larger; the guest grows its file system itself."""
         path = self._existing(volume.vid)
-        check_file(path, None)
+        self._older(volume.vid).below(path)
         account = self._writer(path)
         await self._tool("qemu-img", "resize", "-q", "-f", FORMAT, path, str(size), account=account)
 
     async def usage(self, volume: Volume) -> int:
         """Bytes on disk of all its files; what it only reads is not its own."""
         total = 0
-        for suffix in ("", ".run", ".merge"):
+        files = [self._place(volume.vid, suffix) for suffix in ("", ".run", ".merge")]
+        older = self._older(volume.vid)
+        for path in (*files, *map(older.path, older.all())):
             try:
-                total += self._place(volume.vid, suffix).stat().st_blocks * 512
+                total += path.stat().st_blocks * 512
             except FileNotFoundError:
                 continue
         return total
@@ -207,7 +313,7 @@ class Qcow2Pool:
         """StorageError unless the volume (or its origin) is there and is a file of ours."""
         vid = volume.source if volume.snap_on_start else volume.vid
         if vid is not None and (volume.save_on_stop or volume.snap_on_start):
-            check_file(self._existing(vid), None)
+            self._older(vid).below(self._existing(vid))
 
     # -- starting and stopping
 
@@ -219,6 +325,7 @@ class Qcow2Pool:
             if volume.source is None:
                 raise StorageError(f"volume {volume.vid} has nothing that it is a snapshot of")
             async with self._locks[volume.source]:
+                await self._flatten(volume.source)
                 pin = self._pin(self._existing(volume.source), self._place(volume.vid, ".base"))
             await self._overlay(run, pin, account)
             return Image(run, backing=((pin, FORMAT),), scratch=True)
@@ -227,12 +334,19 @@ class Qcow2Pool:
             with self._making(run, account) as fresh:
                 await self._tool("qemu-img", "create", "-q", "-f", FORMAT, fresh, str(volume.size))
             return Image(run, scratch=True)
-        await self._merge(volume.vid)
-        path = self._existing(volume.vid)
-        if not shared:
-            self._give(path, account)
-            return Image(path, readonly=not volume.rw)
-        self._share(path)
+        await self._merge(volume)
+        async with self._locks[volume.vid]:
+            if not shared:
+                if volume.rw:
+                    await self._freeze(volume, account)
+                path = self._existing(volume.vid)
+                layers = self._older(volume.vid).below(path)
+                for file in (path, *layers):
+                    self._give(file, account)
+                return Image(path, FORMAT, not volume.rw, tuple((one, FORMAT) for one in layers), own_layers=True)
+            await self._flatten(volume.vid)
+            path = self._existing(volume.vid)
+            self._share(path)
         await self._overlay(run, path, account)
         return Image(run, backing=((path, FORMAT),))
 
@@ -252,25 +366,40 @@ class Qcow2Pool:
     async def stop(self, volume: Volume) -> None:
         """Throw away or merge what stood for the volume while it ran. Also after a crash, and when it never ran."""
         if volume.save_on_stop:
-            await self._merge(volume.vid)
+            await self._merge(volume)
+            async with self._locks[volume.vid]:
+                if self._place(volume.vid).is_file():
+                    await self._prune(volume)
         else:
             self._place(volume.vid, ".run").unlink(missing_ok=True)
             self._place(volume.vid, ".base").unlink(missing_ok=True)
 
-    async def _merge(self, vid: str) -> None:
-        """Make a kept volume and its changes one file. Readers keep the old one; where there are none, the changes
-        are written into it, which costs as much as was changed. Killed at any instant, doing it again completes it."""
+    async def _merge(self, volume: Volume) -> None:
+        """Make a kept volume and its changes one file. Readers keep the old one, and it is kept as a revision; where
+        neither is so, the changes are written into it, which costs as much as was changed. Killed at any instant, doing
+        it again completes it."""
+        vid = volume.vid
         path, run, merge = self._place(vid), self._place(vid, ".run"), self._place(vid, ".merge")
         async with self._locks[vid]:
             if merge.is_file():
                 await self._commit(merge, path)
             if not run.is_file():
                 return
-            if path.stat().st_nlink > 1:
-                await self._copy(run, path, path)
+            check_file(run, path)
+            older = self._older(vid)
+            older.settle()
+            if untouched(run):
+                run.unlink()
+            elif path.stat().st_nlink > 1 or volume.revisions_to_keep > 0:
+                account = self._writer(run)
+                self._share(path)  # the tool runs as that account
+                with self._making(path, account) as fresh:
+                    await self._convert(run, fresh, account)
+                    self._give(fresh, None)
+                    if volume.revisions_to_keep > 0:
+                        os.link(path, older.path(older.next()), follow_symlinks=False)
                 run.unlink()
             else:
-                check_file(run, path)
                 run.rename(merge)
                 fsync_dir(merge.parent)
                 await self._commit(merge, path)

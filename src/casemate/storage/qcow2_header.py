@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.wire.errors import StorageError
@@ -16,6 +17,7 @@ HEADER_BYTES = 65536
 """How much of a file is looked at: our headers end within the first cluster."""
 
 _FIXED = struct.Struct(">4sIQIIQIIQQIIQQQQII")
+_CLUSTER = 65536
 _DIRTY = 1
 """The one incompatible feature that may be set: an image that was not closed in order."""
 _END, _BACKING_FORMAT, _FEATURE_NAMES = 0, 0xE2792ACA, 0x6803F857
@@ -54,6 +56,35 @@ def _check_extensions(header: bytes, at: int, end: int, refuse: Callable[[str], 
             raise refuse("it names another format below it")
         at += 8 + (size + 7) // 8 * 8
     raise refuse("its header has no end")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a header says that decides what may be done to a file; only to be used after a check of the file."""
+
+    size: int
+    """Bytes that a machine sees."""
+    layered: bool
+    """Whether the file lies over another."""
+    metadata_end: int
+    """Where the tables that a new file has end; a file that is no longer has nothing of its own in it."""
+
+
+def facts(path: Path) -> Facts:
+    """The facts of a file's header."""
+    with open(path, "rb") as file:
+        header = file.read(_FIXED.size)
+    if len(header) < _FIXED.size:
+        raise StorageError(f"{path} is no qcow2 file")
+    fields = _FIXED.unpack(header)
+    name_at, size, l1_size, l1_at = fields[2], fields[5], fields[7], fields[8]
+    return Facts(size, bool(name_at), l1_at + (l1_size * 8 + _CLUSTER - 1) // _CLUSTER * _CLUSTER)
+
+
+def untouched(path: Path) -> bool:
+    """Whether nothing was written to a layer since it was made."""
+    found = facts(path)
+    return found.layered and path.stat().st_size <= found.metadata_end
 
 
 def check_file(path: Path, backing: Path | None) -> None:

@@ -155,6 +155,15 @@ class TouchPool:
     async def resize(self, volume: Volume, size: int) -> None:
         pass
 
+    def revisions(self, volume: Volume) -> list[str]:
+        return []
+
+    async def revert(self, volume: Volume, revision: str) -> None:
+        raise StorageError("there are no older states")
+
+    def is_outdated(self, volume: Volume) -> bool:
+        return False
+
     async def usage(self, volume: Volume) -> int:
         return 0
 
@@ -164,7 +173,7 @@ class TouchPool:
 
 class _Image:
     format = "raw"
-    readonly = scratch = False
+    readonly = scratch = own_layers = False
     backing: tuple[()] = ()
 
     def __init__(self, path: Path) -> None:
