@@ -29,6 +29,7 @@ fix: setup ## format the code and mend what the linter can
 bench: setup ## measure, as ratios within one run; the table goes to docs/reference/performance.md
 	@$(PYTHON) -m tests.bench
 	@$(PYTHON) -m tests.bench.store --write
+	@$(PYTHON) -m tests.bench.files_and_keys --write
 	@$(PYTHON) -m tests.bench.policy --write
 
 docs: setup ## write the generated reference pages anew
