@@ -241,6 +241,13 @@ def test_graph(shell: Shell, tmp_path: Path) -> None:
     out = tmp_path / "out.dot"
     shell(f"qrexec-policy-graph --system-info {system} --service qubes.Filecopy --output {out}")
     assert out.read_text() == 'digraph g {\n  "work" -> "vault" [color=red label="qubes.Filecopy"];\n}\n'
+    (tmp_path / "policy.d" / "40-all.policy").write_text("* * vault work allow\n")
+    assert shell("qrexec-policy-graph --source vault --target work") == (
+        'digraph g {\n  "vault" -> "work" [color=red label="*"];\n'
+        '  "vault" -> "work" [color=red label="my.Service+x"];\n'
+        '  "vault" -> "work" [color=red label="qubes.Filecopy"];\n'
+        '  "vault" -> "work" [color=red label="qubes.OpenURL+https"];\n}\n'
+    )
     system.write_text("[]")
     shell(f"qrexec-policy-graph --system-info {system}", status=1)
 

@@ -26,7 +26,7 @@ def _edges(policy: Policy, info: SystemInfo, args: argparse.Namespace) -> Iterat
     wanted = [name for qube in everyone for name in _asked_for(qube)]
     services = [
         (service, argument) for service, argument in policy.services()
-        if not args.service or service in args.service or f"{service}+{argument}" in args.service
+        if not args.service or (service or "*") in args.service or f"{service}+{argument}" in args.service
     ]  # fmt: skip
     for qube in everyone:
         if args.source and qube.name not in args.source:
@@ -43,7 +43,11 @@ def _edges(policy: Policy, info: SystemInfo, args: argparse.Namespace) -> Iterat
                     ends = (HOST if found.target == ADMIN else found.target,) if isinstance(found, Allow) else ()
                 for end in ends:
                     if found.rule is not None and (not args.target or end in args.target):
-                        yield qube.name, end, f"{service}+{argument}" if argument else service, found.rule
+                        yield qube.name, end, _named(service, argument), found.rule
+
+
+def _named(service: str, argument: str) -> str:
+    return f"{service}+{argument}" if argument else service or "*"
 
 
 def _asked_for(qube: QubeInfo) -> list[str]:
@@ -101,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = tool.Parser(
         PROG,
         "Draw which calls the policy allows (red) and asks about (orange), as text for Graphviz's dot.",
-        "Each service and argument that a rule names is tried from every qube to every target.",
+        "Each service and argument that a rule names is tried from every qube to every target. * is all others.",
     )
     add = parser.add_argument
     add("--source", nargs="+", metavar="VMNAME", help="only calls of these qubes")

@@ -120,8 +120,8 @@ class Policy:
         return sorted(found, key=_order)
 
     def services(self) -> list[tuple[str, str]]:
-        """Each service and argument that a rule names, sorted; the argument is empty for ``*``."""
-        return sorted({(service, argument or "") for service, argument in self._index if service is not None})
+        """Each service and argument that a rule names, sorted; empty for ``*``, which means all others."""
+        return sorted({(service or "", argument or "") for service, argument in self._index})
 
 
 _order = attrgetter("order")
