@@ -140,6 +140,23 @@ def deciding(table: Table, here: Installation) -> None:
         table.add(f"– {RULES} rules beside 50", many, one, "50 rules", "", "", "≤ 1.3", many / one <= 1.3)
 
 
+def accounts(table: Table, here: Installation) -> None:
+    """What limits, log and trace cost a call while nobody watches."""
+    calls = Calls()
+
+    def account() -> None:
+        call = calls.begin("q1", "last", "arg", "q2")
+        calls.step(call, "decided", why="allowed", final="q2")
+        calls.step(call, "started", final="q2")
+        calls.step(call, "connected")
+        calls.ended(call, 0)
+
+    mine, limit = each(100, 100, account, here.decide)
+    table.add(
+        "accounts of a call that nobody watches", mine, limit, "its decision", "", "", "≤ 0.5", mine / limit <= 0.5
+    )
+
+
 @contextmanager
 def serving(here: Installation) -> Iterator[None]:
     """The daemon's sockets, and an echo server beside them, on a loop in a thread."""
@@ -209,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         here = Installation(directory)
         parsing(table, here)
         deciding(table, here)
+        accounts(table, here)
         here.files.close()
         asking(table, here)
     finally:

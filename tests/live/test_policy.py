@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +100,52 @@ def test_a_call_that_a_person_decides(world: World, usable: str, asked: str, pol
     prompter.close()
     text = world.run("casemate", "policy", "explain", "work", "test.Ask+x", "asked").stdout
     assert b"a person is asked" in text and b"30-ask.policy:1" in text
+
+
+def test_prompt_and_trace_as_a_person_uses_them(world: World, usable: str, policy: Path) -> None:
+    world.run("qvm-create", "--label", "black", "halted")
+    policy.write_text("test.Ask * work halted ask\n")
+    trace = world.start("casemate", "trace", "--json", "halted")
+    steps: list[dict[str, object]] = []
+    reading = threading.Thread(target=lambda: steps.extend(json.loads(line) for line in trace.stdout))
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvpe("casemate", ["casemate", "prompt"], world.environment)
+    try:
+        assert trace.stderr.readline().startswith(b"Watching")
+        reading.start()
+        until(terminal, b"Ctrl-C ends this")
+        evaluation = world.start("qrexec-policy-exec", "work", "halted", "test.Ask+y")
+        shown = until(terminal, b"Allow?")
+        assert b"source    work" in shown and b"argument  +y" in shown and b"1  halted" in shown
+        os.write(terminal, b"1\n")
+        assert b"result=allow" in evaluation.communicate(timeout=20)[0] and evaluation.returncode == 0
+        evaluation = world.start("qrexec-policy-exec", "work", "halted", "test.Ask+z")
+        until(terminal, b"Allow?")
+        os.kill(child, signal.SIGKILL)  # a prompt that is killed: no
+        assert evaluation.communicate(timeout=20)[0] == b"result=deny\n" and evaluation.returncode == 1
+        world.run("qvm-run", "--no-autostart", "halted", "true", status=1)
+        world.run("qvm-run", usable, "true")  # is none of its business
+        wait_for(lambda: len([step for step in steps if step["phase"] == "ended"]) >= 1)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(terminal)
+        trace.terminate()
+        trace.wait()
+        reading.join(10)
+        world.run("qvm-remove", "-f", "halted")
+    told = [(step["source"], step["phase"], step.get("cause")) for step in steps]
+    assert told == [
+        ("work", "refused", "ask denied"), ("dom0", "asked", None), ("dom0", "refused", "not running"),
+        ("dom0", "ended", None),
+    ]  # fmt: skip
+
+
+def until(terminal: int, text: bytes) -> bytes:
+    """What is shown on a terminal up to a text."""
+    shown = b""
+    while text not in shown:
+        assert select.select([terminal], (), (), 20)[0], shown
+        shown += os.read(terminal, 4096)
+    return shown
