@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WINDOW = 256 * 1024
-_READ_SIZE = 128 * 1024
+_INPUT = memoryview(bytearray(128 * 1024))
+"""Where what peers send passes through; handlers keep nothing of it."""
 _HELLO_SIZE = HEADER.size + 4
 
 
@@ -157,12 +158,16 @@ class DataStream:
 
     def _read(self) -> None:
         try:
-            data = os.read(self._fd, _READ_SIZE)
+            count = os.readv(self._fd, (_INPUT,))
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if data and self._hello is not None:
+            count = 0
+        if not count:
+            self._lost()
+            return
+        data: bytes | memoryview = _INPUT[:count]
+        if self._hello is not None:
             self._hello += data
             if len(self._hello) < _HELLO_SIZE:
                 return
@@ -173,9 +178,6 @@ class DataStream:
                 return
             if not data:
                 return
-        if not data:
-            self._lost()
-            return
         if not self._ended:  # else the call is over, and what comes now is thrown away
             self._unconsumed += len(data)
             self.handler.on_data(data)

@@ -26,6 +26,7 @@ class Loop:
         self._masks: dict[int, int] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
+        self._fresh: set[int] = set()
         self._running = True
 
     def watch(self, fd: int, mask: int, handler: Handler) -> None:
@@ -39,6 +40,7 @@ class Loop:
         self._handlers[fd] = handler
         if old is None:
             self._epoll.register(fd, mask)
+            self._fresh.add(fd)
         elif old != mask:
             self._epoll.modify(fd, mask)
         self._masks[fd] = mask
@@ -66,9 +68,13 @@ class Loop:
         if self._timers:
             wait = max(0.0, self._timers[0][0] - time.monotonic())
             timeout = wait if timeout is None else min(wait, timeout)
-        for fd, mask in self._epoll.poll(timeout):
+        ready = self._epoll.poll(timeout)
+        # A handler may close a descriptor that is ready too, and another get its number: what was told of the old one
+        # is not the new one's. Nothing is missed, readiness is told again.
+        self._fresh.clear()
+        for fd, mask in ready:
             handler = self._handlers.get(fd)
-            if handler is not None:
+            if handler is not None and fd not in self._fresh:
                 handler(mask)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:

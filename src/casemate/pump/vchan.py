@@ -20,6 +20,7 @@ from casemate.wire.errors import DisconnectedError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
 DIRECTORY = "/var/run/vchan"
 DATABASE_PORT = 111
@@ -29,10 +30,9 @@ DATA_PORTS = 256
 
 CONNECT_SECONDS = 120.0
 """How long a peer is waited for in a data channel, as in upstream's agents."""
-BUFFER = 256 * 1024
-"""Bytes that the kernel keeps for a reader."""
 
 _SOON, _SELDOM = 0.001, 0.25
+_IDLE = 1.0
 _EVENT = struct.Struct("iIII")
 _CREATE, _MOVED_TO = 0x100, 0x80
 _count = 0
@@ -164,7 +164,10 @@ class Connector:
         self._loop = loop
         self._directory = directory
         self._by_name: dict[str, set[_Waiting]] = {}
+        self._libc: Any = None
         self._inotify = -1
+        self._watched = -1
+        self._used = False
         self._deadlines = Deadlines(loop, seconds) if seconds is not None else None
 
     def connect(
@@ -213,7 +216,7 @@ class Connector:
             waiting.on_connected(waiting.sock)
             return True
         if number == errno.ENOENT:
-            if self._inotify < 0 and not first:
+            if self._watched < 0 and not first:
                 self._later(waiting)
             return False
         if number in (errno.ECONNREFUSED, errno.EAGAIN):
@@ -232,24 +235,41 @@ class Connector:
             self._try(waiting)
 
     def _watch(self) -> None:
-        if self._inotify >= 0:
+        if self._watched >= 0:
             return
-        import ctypes  # slow to import, and seldom wanted by a program of one call
+        if self._libc is None:
+            import ctypes  # slow to import, and seldom wanted by a program of one call
 
-        libc = ctypes.CDLL(None, use_errno=True)
-        fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if fd >= 0 and libc.inotify_add_watch(fd, os.fsencode(self._directory), _CREATE | _MOVED_TO) < 0:
-            os.close(fd)
-            fd = -1
-        if fd >= 0:
-            self._inotify = fd
-            self._loop.watch(fd, READ, self._changed)
+            self._libc = ctypes.CDLL(None, use_errno=True)
+            self._inotify = int(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        if self._inotify < 0:
+            return
+        watched = self._libc.inotify_add_watch(self._inotify, os.fsencode(self._directory), _CREATE | _MOVED_TO)
+        if watched >= 0:
+            self._watched = watched
+            self._loop.watch(self._inotify, READ, self._changed)
+            self._loop.later(_IDLE, self._unwatch)
+
+    def _unwatch(self) -> None:
+        """Be woken by nothing when nobody has waited for a while. The descriptor stays: closing one takes the kernel
+        milliseconds."""
+        if self._by_name or self._used:
+            self._used = False
+            self._loop.later(_IDLE, self._unwatch)
+            return
+        assert self._libc is not None
+        self._loop.forget(self._inotify)
+        self._libc.inotify_rm_watch(self._inotify, self._watched)
+        self._watched = -1
 
     def _changed(self, _mask: int) -> None:
         try:
             data = os.read(self._inotify, 65536)
         except BlockingIOError:
             return
+        if not self._by_name:
+            return
+        self._used = True
         at = 0
         while at < len(data):
             number, _what, _cookie, length = _EVENT.unpack_from(data, at)
@@ -259,10 +279,6 @@ class Connector:
             for name in names:
                 for waiting in list(self._by_name.get(name, ())):
                     self._try(waiting)
-        if not self._by_name:
-            self._loop.forget(self._inotify)
-            os.close(self._inotify)
-            self._inotify = -1
 
 
 def accept_within(listening: Listening, seconds: float) -> socket.socket:

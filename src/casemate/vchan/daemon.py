@@ -15,7 +15,7 @@ import sys
 
 from casemate.pump.children import Children
 from casemate.pump.loop import Loop
-from casemate.pump.vchan import Place
+from casemate.pump.vchan import Connector, Place
 from casemate.vchan.admin_api import SOCKET as ADMIN_SOCKET
 from casemate.vchan.admin_api import AdminApi, created
 from casemate.vchan.agent import Accounts, many_files
@@ -57,6 +57,7 @@ class Daemon:
         self._policy = Policy(loop, children, policy_socket, policy_program)
         self._admin = AdminApi(loop, admin_socket)
         self._accounts = Accounts()
+        self._connector = Connector(loop, place.directory, None)
         # What a service of this host says on stderr is for our log, never for a qube.
         self._served = Served(loop, children, place.directory, False, True, SERVICE_SECONDS)
         self.domains: dict[int, Domain] = {}
@@ -73,7 +74,17 @@ class Daemon:
         if known is not None or name in self._by_name or domid == self._place.domain:
             raise ValueInvalidError(f"The domain {domid} or the name {printable(name, 40)!r} is taken")
         domain = Domain(
-            self._loop, self._place, self._socket_dir, domid, name, uuid, default_user, self._decide, self._is_up, say
+            self._loop,
+            self._place,
+            self._connector,
+            self._socket_dir,
+            domid,
+            name,
+            uuid,
+            default_user,
+            self._decide,
+            self._is_up,
+            say,
         )
         self.domains[domid] = domain
         self._by_name[name] = domain

@@ -69,6 +69,7 @@ class Domain:
         self,
         loop: Loop,
         place: Place,
+        connector: Connector,
         socket_dir: str,
         number: int,
         name: str,
@@ -88,7 +89,7 @@ class Domain:
         self._on_up = on_up
         self._log = log
         self._path = place.path(number, place.domain, CONTROL_PORT)
-        self._connector = Connector(loop, place.directory, None)
+        self._connector = connector
         self._connecting: object | None = None
         self._hellos = Deadlines(loop, HELLO_SECONDS)
         self._agent: MessageSocket | None = None
