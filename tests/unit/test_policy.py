@@ -424,3 +424,25 @@ def test_the_default_policy_allows_nothing(tmp_path: Path) -> None:
             assert allowed(rules, target, call=service) is None
     write(tmp_path / "30-user.policy", "qubes.Filecopy * work vault allow")
     assert allowed(PolicyFiles(tmp_path).current(), call="qubes.Filecopy") == "vault"
+
+
+def test_the_default_disposable_is_forbidden_apart_from_the_named_ones() -> None:
+    found = ask(policy("svc * work @dispvm deny", "svc * work @dispvm:dvm ask"), "@dispvm:dvm")
+    assert isinstance(found, Ask) and found.targets == ("@dispvm:dvm",)
+    found = ask(policy("svc * work @dispvm:dvm deny", "svc * work @dispvm ask", "svc * work vault ask"), "vault")
+    assert isinstance(found, Ask) and found.targets == ("vault",)
+    found = ask(policy("svc * work @dispvm ask", "svc * work vault ask"), "vault")
+    assert isinstance(found, Ask) and found.targets == ("@dispvm:dvm", "vault")
+
+
+def test_the_policy_of_qubes_os_is_understood() -> None:
+    """Lines of the shapes that Qubes OS delivers: tabs, several blanks, long service names, host by its name."""
+    rules = policy(
+        "qubes.FeaturesRequest   *           @anyvm\t        dom0\t    allow",
+        "admin.vm.volume.Set.revisions_to_keep   *\t@tag:backup-restore-mgmt @tag:in-progress allow target=dom0",
+        "qubes.GetDate           *           @anyvm          @anyvm      allow target=dom0",
+        "qubes.UpdatesProxy      *   @type:TemplateVM        @default    allow target=vault",
+    )
+    assert allowed(rules, "dom0", call="qubes.FeaturesRequest") == "@adminvm"
+    assert allowed(rules, "", call="qubes.GetDate") == "@adminvm"
+    assert allowed(rules, "", source="debian", call="qubes.UpdatesProxy") == "vault"

@@ -105,7 +105,7 @@ def target_fits(token: str, wanted: str, caller: QubeInfo) -> bool:
     if wanted.startswith("@dispvm"):
         template = template_of(wanted, caller)
         if token.startswith("@dispvm:@tag:"):
-            return template is not None and token[13:] in template.tags
+            return template is not None and template.template_for_dispvms and token[13:] in template.tags
         if token == "@dispvm":
             return wanted == "@dispvm"
         return token.startswith("@dispvm:") and template is not None and plain(token[8:]) == template.name
@@ -134,12 +134,12 @@ def reach(wanted: str, caller: QubeInfo, words: list[str]) -> str:
 
 def expand(token: str, caller: QubeInfo) -> set[str]:
     """The targets that a token means in the list for ``ask``."""
-    if token == "@default":
-        return set()
+    if token in ("@default", "@dispvm"):
+        return {token} - {"@default"}
     if token.startswith("@dispvm") and not token.startswith("@dispvm:@tag:"):
         template = template_of(token, caller)
         return {f"@dispvm:{template.name}"} if template is not None and not template.internal else set()
-    found = set()
+    found = {"@dispvm"} if token in ("*", "@anyvm") else set()
     for qube in QUBES:
         if qube.internal:
             continue
@@ -195,6 +195,12 @@ def reference(lines: list[str], source: str, argument: str, request: str) -> obj
             else:
                 to = value(words, "target")
                 choices |= expand(to if to is not None else words[3], caller)
+        if "@dispvm" in choices:
+            choices.remove("@dispvm")
+            template = template_of("@dispvm", caller)
+            rule = next((words for words in fitting if target_fits(words[3], "@dispvm", caller)), None)
+            if template is not None and (rule is None or rule[4] != "deny"):
+                choices.add(f"@dispvm:{template.name}")
     ends = {choice: reach(choice, caller, first) for choice in choices}
     ends = {choice: end for choice, end in ends.items() if end != "deny"}
     if not ends:

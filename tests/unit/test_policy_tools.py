@@ -248,6 +248,9 @@ def test_graph(shell: Shell, tmp_path: Path) -> None:
         '  "vault" -> "work" [color=red label="qubes.Filecopy"];\n'
         '  "vault" -> "work" [color=red label="qubes.OpenURL+https"];\n}\n'
     )
+    assert shell("qrexec-policy-graph --source vault --target work --service any.Thing+x") == (
+        'digraph g {\n  "vault" -> "work" [color=red label="any.Thing+x"];\n}\n'
+    )
     system.write_text("[]")
     shell(f"qrexec-policy-graph --system-info {system}", status=1)
 

@@ -24,8 +24,10 @@ Edge = tuple[str, str, str, Rule]
 def _edges(policy: Policy, info: SystemInfo, args: argparse.Namespace) -> Iterator[Edge]:
     everyone = sorted(info.everyone(), key=lambda qube: qube.name)
     wanted = [name for qube in everyone for name in _asked_for(qube)]
+    # A service that only rules for all services let pass is drawn by its name when it is asked for.
+    named = {(service, argument) for service, _, argument in (word.partition("+") for word in args.service or ())}
     services = [
-        (service, argument) for service, argument in policy.services()
+        (service, argument) for service, argument in sorted({*policy.services(), *named} - {("*", "")})
         if not args.service or (service or "*") in args.service or f"{service}+{argument}" in args.service
     ]  # fmt: skip
     for qube in everyone:

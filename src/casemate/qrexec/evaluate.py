@@ -63,7 +63,7 @@ class QubeInfo:
     def disposable_words(self) -> tuple[str, ...]:
         """All targets of rules that fit a call to a disposable of this qube, by its name."""
         own = (f"{DISPOSABLE}:{name}" for name in self._names)
-        tags = (f"{Kind.DISPOSABLE_TAG.value}:{tag}" for tag in self.tags)
+        tags = (f"{Kind.DISPOSABLE_TAG.value}:{tag}" for tag in self.tags if self.template_for_dispvms)
         return (*own, Kind.ALL.value, Kind.ANY.value, *tags)
 
 
@@ -301,12 +301,26 @@ def _targets(policy: Policy, request: _Request, service: str, argument: str) -> 
             found |= set(_meant(request, Token(Kind.EXACT, rule.redirect)))
         else:
             found |= set(_meant(request, rule.target))
+    if DISPOSABLE in found:
+        # The default disposable, if the caller may ask for that.
+        found.remove(DISPOSABLE)
+        default = _Request(request.info, request.source, DISPOSABLE)
+        first = policy.first(service, argument, request.source.source_words, default.words())
+        if default.qube is not None and (first is None or first.action is not Action.DENY):
+            found.add(f"{DISPOSABLE}:{default.qube.name}")
     return sorted(found)
 
 
 def _meant(request: _Request, token: Token) -> Iterable[str]:
-    """The targets that a token stands for, without the caller itself and without qubes that are not shown."""
+    """The targets that a token stands for, without the caller itself and without qubes that are not shown.
+
+    ``@dispvm`` stays as it is: to forbid the default disposable is not to forbid the one of a template by name.
+    """
+    if token.kind in (Kind.ALL, Kind.ANY) or token.value == DISPOSABLE:
+        yield DISPOSABLE
     if token.kind is Kind.EXACT:
+        if token.value == DISPOSABLE:
+            return
         shown = _shown(request, token.value) if token.value != DEFAULT else None
         found = request.info.find(shown.removeprefix(DISPOSABLE + ":")) if shown is not None else None
         if shown is None or found is None or found.internal or shown == request.source.name:
