@@ -560,3 +560,56 @@ def test_calls_survive_their_daemon(pair: VchanPlace) -> None:
     thread.join()
     assert (found[0].status, found[0].stdout) == (4, b"late")
     eventually(lambda: "6 vault up 0" in pair.control("list"))
+
+
+# -- domains that do not run
+
+
+def test_a_domain_is_started_for_a_call_and_a_disposable_ended_after_it(place: VchanPlace) -> None:
+    def carry_out(method: str, dest: str) -> bytes:
+        if method == "admin.vm.CreateDisposable":
+            return b"0\0disp7" if dest == "dvm" else b"2\0QubesException\0\0no\0"
+        if method == "admin.vm.Start" and dest in ("late", "disp7"):
+            number = 8 if dest == "late" else 9
+            place.control(f"add {number} {dest} {uuids[number]} {ME}")
+            place.agent(number)
+        elif method == "admin.vm.Start":
+            return b"2\0QubesVMNotFoundError\0\0no such\0"
+        return b"0\0"
+
+    uuids = {8: "00000000-0000-4000-8000-000000000008", 9: "00000000-0000-4000-8000-000000000009"}
+    api = foreign.AdminApi(place.directory / "admin", carry_out)
+    place.policy(lambda request: foreign.allow(request, autostart=request["intended_target"] != "other"))
+    place.daemon("5:work::" + ME, admin_socket=f"{place.directory}/admin")
+    place.agent(5)
+    place.up("work")
+    qube = place.client_vm(5)
+    assert qube.call("late", "echo", b"data").stdout == b"data"
+    assert (place.sockets / f"qrexec.uuid:{uuids[8]}").readlink() == Path("qrexec.8")
+    assert qube.call("late", "echo", b"data").stdout == b"data"
+    assert qube.call("@dispvm:dvm", "echo", b"data").stdout == b"data"
+    eventually(lambda: ("admin.vm.Kill", "disp7") in api.calls)
+    for target in ("gone", "other", "@dispvm:none"):
+        assert qube.call(target, "echo").status == 126
+    assert api.calls == [
+        ("admin.vm.Start", "late"), ("admin.vm.CreateDisposable", "dvm"), ("admin.vm.Start", "disp7"),
+        ("admin.vm.Kill", "disp7"), ("admin.vm.Start", "gone"), ("admin.vm.CreateDisposable", "none"),
+    ]  # fmt: skip
+    api.close()
+
+
+def test_the_control_socket(place: VchanPlace) -> None:
+    place.daemon("5:work")
+    assert place.control("list") == "5 work down 0\nok\n"
+    for wrong in ("add 5 other", "add 6 work", "add 0 zero", "add x y", "add 6 ../up", "remove 9", "what"):
+        assert place.control(wrong).startswith("error "), wrong
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(20)
+        sock.connect(str(place.sockets / "casemate-qrexecd.sock"))
+        sock.sendall(b"add 6 vault\n")
+        assert sock.recv(100) == b"ok\n"
+        place.agent(6)
+        assert sock.recv(100) == b"up\n"
+    assert (place.sockets / "qrexec.vault").is_symlink()
+    assert place.control("remove 6") == "ok\n"
+    assert not list(place.sockets.glob("qrexec.*"))

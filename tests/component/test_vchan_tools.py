@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.component.test_calls import Place
 from tests.component.vchan_place import ME, VchanPlace
 from tests.fakes import foreign_qrexec as foreign
 
@@ -181,3 +182,21 @@ def test_socket_services_take_no_process(place: VchanPlace) -> None:
         assert heard == [b"sock+arg dom0", b"sock+ work"]
         listener.shutdown(socket.SHUT_RDWR)
     assert place.client("vault").call("DEFAULT:QUBESRPC sock dom0").status == 125
+
+
+def test_a_qube_of_casemate_is_reached_by_its_link(tmp_path: Path) -> None:
+    inside = Place(tmp_path)
+    try:
+        inside.service("echo", "cat; exit 5")
+        inside.start()
+        for command, status, output in (
+            ("DEFAULT:QUBESRPC echo dom0", 5, b"data"),
+            ("user:cat; exit 6", 6, b"data"),
+        ):
+            argv = [sys.executable, "-m", "casemate.cli", "qrexec-client", "-d", "target", command]
+            done = subprocess.run(argv, env=inside.env, input=b"data", capture_output=True, timeout=20)
+            assert found(done) == (status, output, b"")
+    finally:
+        for process in inside.processes:
+            process.kill()
+            process.wait()

@@ -379,6 +379,34 @@ class PolicyDaemon:
         self._sock.close()
 
 
+class AdminApi:
+    """Answers methods at a socket; ``calls`` are those that came, as (method, destination)."""
+
+    def __init__(self, path: Path, carry_out: Callable[[str, str], bytes]) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self._carry_out = carry_out
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.bind(str(path))
+        self._sock.listen(8)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self._sock.accept()
+                with sock:
+                    data = b""
+                    while more := sock.recv(4096):
+                        data += more
+                    method, source, kind, dest = data.partition(b"\0")[0].decode().split(" ")
+                    assert (source, kind) == ("dom0", "name")
+                    self.calls.append((method, dest))
+                    sock.sendall(self._carry_out(method, dest))
+
+    def close(self) -> None:
+        self._sock.close()
+
+
 def allow(request: dict[str, str], target: str = "", user: str = "DEFAULT", autostart: bool = False) -> str:
     target = target or request["intended_target"]
     return (

@@ -28,6 +28,10 @@ from casemate.wire.errors import CasemateError, ProtocolError, ValueInvalidError
 from casemate.wire.names import number
 from casemate.wire.qrexec import EXEC_CMDLINE
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SOCKET_DIR = "/var/run/qubes"
 HOST = 0
 HOST_NAMES = ("dom0", "@adminvm")
@@ -63,6 +67,7 @@ class Daemon:
         self.domains: dict[int, Domain] = {}
         self._by_name: dict[str, Domain] = {}
         self._waiting: dict[str, list[_Start]] = {}
+        self._asking: dict[int, list[Callable[[str], None]]] = {}
 
     # -- domains
 
@@ -100,6 +105,18 @@ class Daemon:
         for name in [name for name, found in self._by_name.items() if found is domain]:
             del self._by_name[name]
         domain.remove()
+        for tell in self._asking.pop(domid, []):
+            tell("removed")
+
+    def when_up(self, domid: int, tell: Callable[[str], None]) -> None:
+        """``tell("up")`` when the domain's agent is there, perhaps at once; ``tell("removed")`` when it cannot come."""
+        domain = self.domains.get(domid)
+        if domain is None:
+            tell("removed")
+        elif domain.up:
+            tell("up")
+        else:
+            self._asking.setdefault(domid, []).append(tell)
 
     def close(self) -> None:
         """Take all names away."""
@@ -107,6 +124,8 @@ class Daemon:
             self.remove(domid)
 
     def _is_up(self, domain: Domain) -> None:
+        for tell in self._asking.pop(domain.number, []):
+            tell("up")
         for key in (domain.name, "uuid:" + domain.uuid):
             for start in self._waiting.pop(key, []):
                 start.up(domain)

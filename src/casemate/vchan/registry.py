@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_LINE = 256
 SECONDS = 10.0
-_LOOK_AGAIN = 0.02
 
 
 class Registry:
@@ -83,7 +82,7 @@ class Registry:
         if words[:1] == ["add"] and 3 <= len(words) <= 5:
             domid = number(words[1], "domain", 1, 0x7FEF)
             daemon.add(domid, words[2], *words[3:])
-            self._loop.later(0, lambda: self._tell_up(sock, domid))
+            self._loop.later(0, lambda: daemon.when_up(domid, lambda word: _send(sock, word + "\n")))
             return "ok\n"
         if words[:1] == ["remove"] and len(words) == 2:
             daemon.remove(number(words[1], "domain"))
@@ -95,17 +94,6 @@ class Registry:
             ]
             return "".join(lines) + "ok\n"
         raise ValueInvalidError("add DOMID NAME [UUID [USER]], remove DOMID or list")
-
-    def _tell_up(self, sock: socket.socket, domid: int) -> None:
-        domain = self._daemon.domains.get(domid)
-        if sock.fileno() < 0:
-            return
-        if domain is None:
-            _send(sock, "error removed\n")
-        elif domain.up:
-            _send(sock, "up\n")
-        else:
-            self._loop.later(_LOOK_AGAIN, lambda: self._tell_up(sock, domid))
 
 
 def _send(sock: socket.socket, text: str) -> None:
