@@ -148,7 +148,9 @@ def test_policy_files(shell: Shell, tmp_path: Path) -> None:
     shell(f"qubes-policy -d 20-mine -t {token}", status=1)
     shell("qubes-policy -d 20-mine")
     shell(f"qubes-policy -r include/shared -f {new}")
-    assert shell("qubes-policy --list --include") == "shared\n"
+    assert shell("qubes-policy --list --include") == shell("qubes-policy --list include") == "shared\n"
+    shell("qubes-policy --list shared", status=2)
+    shell("qubes-policy --get", status=2)
     assert shell("qubes-policy --get shared --include") == shell("qubes-policy --get include/shared") == new.read_text()
     shell("qubes-policy --remove include/shared")
     shell("qubes-policy --get nothing", status=1)
@@ -162,12 +164,12 @@ def test_lint(shell: Shell, tmp_path: Path) -> None:
         "a * work vault allow\nb work vault allow\n\nc * @x vault allow\n!include gone\nd + * @default allow\n"
     )
     assert shell(f"qubes-policy-lint {bad}", status=1) == (
-        f"{bad}:2: a rule is: SERVICE ARGUMENT SOURCE TARGET ACTION [KEY=VALUE ...]\n"
-        f"{bad}:4: '@x' cannot be a source\n"
-        f"{bad}:5: gone: No such file or directory\n"
-        f"{bad}:6: allow for @default needs target=\n"
+        f"{bad}:2: error: a rule is: SERVICE ARGUMENT SOURCE TARGET ACTION [KEY=VALUE ...]\n"
+        f"{bad}:4: error: '@x' cannot be a source\n"
+        f"{bad}:6: error: allow for @default needs target=\n"
     )
-    assert "    c * @x vault allow\n" in shell(f"qubes-policy-lint --show {bad}", status=1)
+    out = shell(f"qubes-policy-lint --show-line {bad}", status=1)
+    assert f"{bad}:4: error: '@x' cannot be a source: c * @x vault allow\n" in out
     good = tmp_path / "good.policy"
     good.write_text(
         "a * @anyvm * deny\na +x work vault allow\nb * * * deny\nb * @tag:x @anyvm allow\nc + work vault ask\n"
@@ -182,13 +184,18 @@ def test_lint(shell: Shell, tmp_path: Path) -> None:
     shell(f"qubes-policy-lint {old}", status=1)
     assert shell("qubes-policy-lint") == ""
     shell("qubes-policy-lint missing", status=1)
+    for line in ("!include gone", "!include-dir gone", "!include-service a * gone", "!compat-4.0"):
+        good.write_text(line)
+        assert shell(f"qubes-policy-lint {good}") == ""  # they may be elsewhere
+        good.write_text(line.split()[0] + " a b c d")
+        shell(f"qubes-policy-lint {good}", status=1)
 
 
 def test_lint_of_standard_input(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "input").write_text("a b\n")
     with open(tmp_path / "input") as file:
         monkeypatch.setattr(sys, "stdin", file)
-        assert shell("qubes-policy-lint -", status=1).startswith("stdin:1: a rule is: ")
+        assert shell("qubes-policy-lint -", status=1).startswith("stdin:1: error: a rule is: ")
 
 
 # -- evaluation

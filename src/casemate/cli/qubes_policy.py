@@ -34,25 +34,23 @@ def _warn(qubes: Qubes) -> None:
 
 
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:
-    name = args.get or args.replace or args.remove or ""
-    include = args.include or name.startswith("include/")
-    kind, name = "policy.include" if include else "policy", name.removeprefix("include/")
-    token = args.token or "any"
-    if args.get:
-        text = qubes.call(f"{kind}.Get", name)
-        first, _, content = text.partition("\n")
+    name: str = args.NAME
+    include = args.include or name == "include" or name.startswith("include/")
+    name = "" if name == "include" else name.removeprefix("include/")
+    if bool(name) != (args.method in ("get", "replace", "remove")):
+        raise tool.UsageError(f"--{args.method} takes {'no' if name else 'the'} name of a file")
+    kind, token = "policy.include" if include else "policy", args.token or "any"
+    if args.method == "get":
+        first, _, content = qubes.call(f"{kind}.Get", name).partition("\n")
         if args.with_token:
             sys.stderr.write(f"{first}\n")
         sys.stdout.write(content)
-    elif args.replace:
+    elif args.method == "replace":
         qubes.call(f"{kind}.Replace", name, payload=f"{token}\n{_content(args.file)}")
-    elif args.remove:
+    elif args.method == "remove":
         qubes.call(f"{kind}.Remove", name, payload=token)
-    elif args.service:
-        sys.stdout.write(qubes.call("policy.GetFiles", args.service))
-        _warn(qubes)
     else:
-        sys.stdout.write(qubes.call(f"{kind}.List"))
+        sys.stdout.write(qubes.call("policy.GetFiles", args.service) if args.service else qubes.call(f"{kind}.List"))
         _warn(qubes)
     return 0
 
@@ -62,19 +60,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = tool.Parser(
         PROG,
         "Look at and change the files of the policy. A change that would break the policy is refused.",
-        "A name is that of a file without .policy; include/NAME, or --include, means a file for !include.",
+        "NAME is that of a file without .policy; include/NAME, or --include, means a file for !include.",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("-l", "--list", action="store_true", help="list the files (this is the default)")
+    methods = (
+        ("-l", "list", "list the files, those of include/ with `include` as NAME (this is the default)"),
+        ("-g", "get", "show a file"),
+        ("-r", "replace", "replace a file, or make it, by standard input"),
+        ("-d", "remove", "remove a file"),
+    )
+    for short, method, text in methods:
+        what.add_argument(short, f"--{method}", dest="method", action="store_const", const=method, help=text)
     what.add_argument("-s", "--service", metavar="SERVICE", help="list the files with rules for a service")
-    what.add_argument("-g", "--get", metavar="NAME", help="show a file")
-    what.add_argument("-r", "--replace", metavar="NAME", help="replace a file, or make it")
-    what.add_argument("-d", "--remove", metavar="NAME", help="remove a file")
+    parser.add_argument("NAME", nargs="?", default="", help="name of a file")
     parser.add_argument("-i", "--include", action="store_true", help="the files of include/")
-    parser.add_argument("-f", "--file", metavar="FILE", default="-", help="take the text from here (default: stdin)")
+    parser.add_argument("-f", "--file", metavar="FILE", default="-", help="with --replace: take the text from a file")
     parser.add_argument("--with-token", action="store_true", help="with --get: write the file's token to stderr")
     parser.add_argument(
         "-t", "--token", help="change the file only if it is as this token says: as --with-token shows it, `new` if "
         "there must be none yet, `any` (default)"
     )  # fmt: skip
+    parser.set_defaults(method="list")
     return tool.run(parser, _body, argv)

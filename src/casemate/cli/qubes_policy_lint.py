@@ -9,9 +9,8 @@ from pathlib import Path
 
 from casemate.cli import tool
 from casemate.client.qubes import Qubes
-from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.lint import hidden
-from casemate.qrexec.parser import Parser
+from casemate.qrexec.parser import Includes, Parser
 from casemate.qrexec.rules import Rule
 from casemate.wire.errors import CasemateError, PolicyError, printable
 
@@ -31,22 +30,20 @@ def _text(file: str) -> str:
         raise CasemateError(f"{printable(file)}:{line}: not UTF-8") from None
 
 
-def _checked(args: argparse.Namespace, qubes: Qubes, file: str) -> tuple[list[str], tuple[Rule, ...]]:
-    directory = qubes.transport.settings.policy_dir if file == "-" else Path(file).absolute().parent
-    if directory.name == "include":
-        directory = directory.parent
-    parser = Parser(PolicyFiles(directory).includes())
-    wrong = parser.check("stdin" if file == "-" else file, _text(file), _OLD if args.include_service else None)
-    return wrong, tuple(parser.rules)
+class _NotRead(Includes):
+    """A file is checked by itself: what it includes may be elsewhere, and is checked as another file."""
 
+    def file(self, path: str) -> tuple[str, str]:
+        """Nothing, under the name that was asked for."""
+        return path, ""
 
-def _shown(wrong: str, file: str) -> str:
-    """The line of the file that a message is about."""
-    name, _, rest = wrong.partition(":")
-    number = rest.partition(":")[0]
-    if file == "-" or name != file or not number.isdecimal():
-        return ""
-    return "    " + printable(_text(file).split("\n")[int(number) - 1], 200)
+    def directory(self, path: str) -> list[tuple[str, str]]:
+        """No files."""
+        return []
+
+    def old(self) -> list[tuple[str, str, str]]:
+        """No files."""
+        return []
 
 
 def _installed(qubes: Qubes) -> int:
@@ -71,15 +68,16 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
         return _installed(qubes)
     status = 0
     for file in args.FILE:
-        wrong, rules = _checked(args, qubes, file)
+        shown, text = "stdin" if file == "-" else file, _text(file)
+        parser = Parser(_NotRead())
+        wrong = parser.check(shown, text, _OLD if args.include_service else None)
         for one in wrong:
             status = 1
-            print(one)
-            shown = _shown(one, file) if args.show else ""
-            if shown:
-                print(shown)
+            number, _, what = one.removeprefix(f"{shown}:").partition(": ")
+            line = ": " + printable(text.split("\n")[int(number) - 1].strip(), 200) if args.show_line else ""
+            print(f"{shown}:{number}: error: {what}{line}")
         if not wrong:
-            _warn(rules)
+            _warn(tuple(parser.rules))
     return status
 
 
@@ -87,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; 0 when nothing is wrong, 1 when something is. Warnings are not wrong."""
     parser = tool.Parser(
         PROG,
-        "Check policy files. Each mistake is a line FILE:LINE: WHAT; nothing is said of a file in order.",
-        "Included files are looked for where they would be if the file were in place: beside it.",
+        "Check policy files. Each mistake is a line FILE:LINE: error: WHAT; nothing is said of a file in order.",
+        "Files that these include are not looked at: check them as well, those of !include-service with -i.",
     )
     parser.add_argument("FILE", nargs="*", help="files, - for standard input; none: the whole policy that is in place")
     parser.add_argument(
         "-i", "--include-service", action="store_true", help="files for !include-service: SOURCE TARGET ACTION"
     )
-    parser.add_argument("-s", "--show", action="store_true", help="show the lines that are wrong")
+    parser.add_argument("-s", "--show-line", action="store_true", help="show the lines that are wrong")
     return tool.run(parser, _body, argv)

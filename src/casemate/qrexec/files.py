@@ -165,10 +165,6 @@ class PolicyFiles:
             self._watch.close()
             self._watch = None
 
-    def includes(self) -> Includes:
-        """What a file of this policy may include."""
-        return _Reader(self.directory, self._old, {})
-
     def load(self, instead: Mapping[Path, bytes | None] | None = None) -> Policy:
         """Read and parse everything now, once; ``instead`` has contents of files to suppose (None: no such file)."""
         return self._read(_Reader(self.directory, self._old, instead or {}))
