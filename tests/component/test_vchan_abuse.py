@@ -154,6 +154,24 @@ def test_a_thousand_idle_clients_and_half_greetings(pair: VchanPlace) -> None:
     quick_call_of_qube(pair)
 
 
+def test_no_descriptors_left(place: VchanPlace) -> None:
+    place.policy()
+    place.files = 60
+    process = place.daemon("5:work::" + ME, "6:vault::" + ME)
+    agents = place.agent(5), place.agent(6)
+    place.up("work")
+    place.up("vault")
+    held = connections(place.sockets / "qrexec.vault", 100) + connections(place.agent_socket(5), 100)
+    held += connections(place.agent_socket(6), 100)
+    time.sleep(1)
+    assert not [p for p in (process, *agents) if p.poll() is not None]
+    for sock in held[100:]:
+        sock.close()
+    quick_call_of_qube(place)
+    quick_call(place)
+    assert "Traceback" not in place.log() + place.log("agent5.log") + place.log("agent6.log")
+
+
 def test_who_does_not_ask_is_sent_away(pair: VchanPlace) -> None:
     held = connections(pair.sockets / "qrexec.vault", 1) + connections(pair.agent_socket(5), 1, b"\x13\x02")
     assert foreign.receive(held[0])[0] == foreign.HELLO

@@ -32,6 +32,8 @@ class VchanPlace:
             path.mkdir()
         self.vchan = Vchan(self.vchan_dir)
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.files = 0
+        """Most descriptors of a process that is started from now on; 0: as many as it likes."""
         self._policies: list[PolicyDaemon] = []
 
     def service(self, name: str, script: str, host: bool = False) -> None:
@@ -50,8 +52,12 @@ class VchanPlace:
         }
 
     def spawn(self, argv: list[str], env: dict[str, str], log: str) -> subprocess.Popen[bytes]:
+        limit = ["prlimit", f"--nofile={self.files}:{self.files}"] if self.files else []
         process = subprocess.Popen(
-            [sys.executable, "-m", *argv], env=env, stdout=subprocess.PIPE, stderr=open(self.directory / log, "ab")
+            [*limit, sys.executable, "-m", *argv],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=open(self.directory / log, "ab"),
         )
         self.processes.append(process)
         assert process.stdout is not None and process.stdout.readline() == b"ready\n", self.log(log)

@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import struct
+import time
 
 from casemate.pump.deadlines import Deadlines
 from casemate.pump.loop import READ, Loop
@@ -33,6 +34,8 @@ CONNECT_SECONDS = 120.0
 
 _SOON, _SELDOM = 0.001, 0.25
 _IDLE = 1.0
+_DEAD = 5.0
+"""Seconds after which a name that refuses is that of a killed server: between its bind and its listen are none."""
 _EVENT = struct.Struct("iIII")
 _CREATE, _MOVED_TO = 0x100, 0x80
 _count = 0
@@ -141,7 +144,7 @@ class Server:
 
 
 class _Waiting:
-    __slots__ = ("on_connected", "on_failed", "path", "pause", "sock")
+    __slots__ = ("on_connected", "on_failed", "path", "pause", "refused", "sock")
 
     def __init__(
         self, path: str, on_connected: Callable[[socket.socket], None], on_failed: Callable[[str], None]
@@ -150,6 +153,7 @@ class _Waiting:
         self.on_connected = on_connected
         self.on_failed = on_failed
         self.pause = _SOON
+        self.refused = 0.0
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.sock.setblocking(False)
 
@@ -172,9 +176,13 @@ class Connector:
 
     def connect(
         self, path: str, on_connected: Callable[[socket.socket], None], on_failed: Callable[[str], None]
-    ) -> object:
+    ) -> object | None:
         """Connect to the server at ``path``; returns what ``cancel`` takes. The answer may come before the return."""
-        waiting = _Waiting(path, on_connected, on_failed)
+        try:
+            waiting = _Waiting(path, on_connected, on_failed)
+        except OSError as error:  # no descriptors
+            on_failed(error.strerror or "no socket")
+            return None
         if not self._try(waiting, first=True):
             self._by_name.setdefault(path.rpartition("/")[2], set()).add(waiting)
             if self._deadlines is not None:
@@ -185,10 +193,9 @@ class Connector:
                 self._try(waiting)
         return waiting
 
-    def cancel(self, waiting: object) -> None:
+    def cancel(self, waiting: object | None) -> None:
         """Do not connect any more."""
-        assert isinstance(waiting, _Waiting)
-        if self._forget(waiting):
+        if isinstance(waiting, _Waiting) and self._forget(waiting):
             waiting.sock.close()
 
     def _forget(self, waiting: _Waiting) -> bool:
@@ -219,12 +226,18 @@ class Connector:
             if self._watched < 0 and not first:
                 self._later(waiting)
             return False
-        if number in (errno.ECONNREFUSED, errno.EAGAIN):
-            # Bound and not listening yet, or a name that a dead server left.
+        if number == errno.EAGAIN or number == errno.ECONNREFUSED and not self._is_dead(waiting):
             self._later(waiting)
             return False
         self._fail(waiting, os.strerror(number))
         return True
+
+    def _is_dead(self, waiting: _Waiting) -> bool:
+        """A name where nobody listens: its server is about to, or was killed. Who waits for ever waits for the next."""
+        now = time.monotonic()
+        if not waiting.refused:
+            waiting.refused = now
+        return self._deadlines is not None and now - waiting.refused > _DEAD
 
     def _later(self, waiting: _Waiting) -> None:
         self._loop.later(waiting.pause, lambda: self._again(waiting))

@@ -38,7 +38,11 @@ class AdminApi:
 
     def call(self, method: str, dest: str, payload: bytes, then: Callable[[bytes], None]) -> None:
         """Call a method about ``dest``; ``then`` gets the whole answer, nothing when there was none."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        except OSError:  # no descriptors
+            then(b"")
+            return
         sock.setblocking(False)
         data = bytearray()
         request = f"{method} dom0 name {dest}\0".encode("ascii") + payload

@@ -8,8 +8,6 @@ The place is that of VCHAN_SOCKET_DIR and VCHAN_DOMAIN. Programs that know upstr
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import socket
 import sys
 
@@ -21,6 +19,7 @@ from casemate.pump.request import Listener, listen
 from casemate.pump.spawn import Account
 from casemate.pump.vchan import CONTROL_PORT, Place, Server
 from casemate.vchan.call import Served, service_of
+from casemate.vchan.program import many_files, serve
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import CallRefusedError, ProtocolError, ValueInvalidError, printable
 from casemate.wire.qrexec import (
@@ -57,7 +56,10 @@ class Accounts:
     def __init__(self) -> None:
         import pwd
 
-        self._own = pwd.getpwuid(os.geteuid()).pw_name
+        try:
+            self._own = pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:
+            self._own = str(os.geteuid())  # a user without an entry
         self._known: dict[str, Account | None] = {self._own: None}
 
     @property
@@ -245,12 +247,6 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def many_files() -> None:
-    """As many descriptors as the system allows."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def main(argv: list[str]) -> int:
     """Serve until a signal ends it."""
     domain: int | None = None
@@ -267,14 +263,11 @@ def main(argv: list[str]) -> int:
             sys.stderr.write(__doc__ or "")
             return 2
     many_files()
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     loop = Loop()
     agent = Agent(loop, Place.of(os.environ, domain), path, user)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: loop.stop())
     _ready()
     try:
-        loop.run()
+        serve(loop)
     finally:
         agent.close()
     return 0

@@ -101,7 +101,8 @@ class Door:
             except BlockingIOError:
                 return
             except OSError:  # no descriptors: the one that has waited longest without asking makes room
-                self._drop_oldest()
+                if self._drop_oldest():
+                    continue
                 self._loop.forget(self._sock.fileno())
                 self._loop.later(_PAUSE, self._again)
                 return
@@ -115,10 +116,11 @@ class Door:
         if self._sock.fileno() >= 0:
             self._loop.watch(self._sock.fileno(), READ, self._ready)
 
-    def _drop_oldest(self) -> None:
+    def _drop_oldest(self) -> bool:
         drop = self._deadlines.oldest()
         if drop is not None:
             drop()
+        return drop is not None
 
     def asked(self, client: Client, kind: int, body: bytes) -> None:
         """A whole request has come."""

@@ -10,7 +10,6 @@ DOMID``, ``list``.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from casemate.pump.children import Children
@@ -18,11 +17,12 @@ from casemate.pump.loop import Loop
 from casemate.pump.vchan import Connector, Place
 from casemate.vchan.admin_api import SOCKET as ADMIN_SOCKET
 from casemate.vchan.admin_api import AdminApi, created
-from casemate.vchan.agent import Accounts, many_files
+from casemate.vchan.agent import Accounts
 from casemate.vchan.call import Served, service_of
 from casemate.vchan.decision import SOCKET as POLICY_SOCKET
 from casemate.vchan.decision import Decision, Policy
 from casemate.vchan.domain import Domain, Request, call_text
+from casemate.vchan.program import many_files, serve
 from casemate.vchan.registry import Registry
 from casemate.wire.errors import CasemateError, ProtocolError, ValueInvalidError, printable
 from casemate.wire.names import number
@@ -306,7 +306,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _serve(options: dict[str, str], domains: list[tuple[int, str, str, str]]) -> int:
     many_files()
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     place = Place.of(os.environ)
     directory = options["--socket-dir"]
     for path in (place.directory, directory):
@@ -321,14 +320,12 @@ def _serve(options: dict[str, str], domains: list[tuple[int, str, str, str]]) ->
         options["--admin-socket"],
     )
     registry = Registry(loop, options.get("--control") or f"{directory}/casemate-qrexecd.sock", daemon)
-    for number_ in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number_, lambda _number, _frame: loop.stop())
     try:
         for domain in domains:
             daemon.add(*domain)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
-        loop.run()
+        serve(loop)
     finally:
         daemon.close()
         registry.close()

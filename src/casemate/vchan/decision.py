@@ -88,7 +88,11 @@ class Policy:
         self._connect("\n".join(lines).encode() + b"\n\n", (source, requested_source, target, call), answer, 0)
 
     def _connect(self, request: bytes, words: tuple[str, str, str, str], answer: Answer, attempt: int) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        except OSError as error:  # no descriptors
+            answer(Decision(f"the policy cannot be asked: {error.strerror}"))
+            return
         sock.setblocking(False)
         number = sock.connect_ex(self._path) if self._path else errno.ENOENT
         if number == errno.EAGAIN and attempt < _FULL_ATTEMPTS:
@@ -119,7 +123,11 @@ class Policy:
         if not self._program or requested_source:
             answer(Decision(why))
             return
-        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            answer(Decision(f"the policy cannot be asked: {error.strerror}"))
+            return
         try:
             pid = os.posix_spawn(
                 self._program,

@@ -117,8 +117,7 @@ class Domain:
     def remove(self) -> None:
         """Forget the domain."""
         self._removed = True
-        if self._connecting is not None:
-            self._connector.cancel(self._connecting)
+        self._connector.cancel(self._connecting)
         if self._agent is not None:
             self._agent.close()
             self._lost("closed")
