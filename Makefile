@@ -1,7 +1,7 @@
 # The two commands: make run, make test. Everything else is for work on Casemate itself (see HACKING.md).
 PYTHON = .venv/bin/python
 
-.PHONY: help setup run test check fix bench clean docs
+.PHONY: help setup run test check fix bench clean docs fuzz
 
 help: ## show what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,10 @@ bench: setup ## measure, as ratios within one run; the table goes to docs/refere
 	@$(PYTHON) -m tests.bench.store --write
 	@$(PYTHON) -m tests.bench.files_and_keys --write
 	@$(PYTHON) -m tests.bench.policy --write
+
+fuzz: setup ## fuzz each parser and state machine, a minute each (SECONDS=600 for ten)
+	@$(PYTHON) -m pip install --quiet --requirement packaging/requirements-fuzz.txt
+	@$(PYTHON) -m tests.fuzz --seconds $(or $(SECONDS),60)
 
 docs: setup ## write the generated reference pages anew
 	@$(PYTHON) -m casemate.api.reference docs/reference

@@ -261,6 +261,8 @@ class EventReader:
             if len(tokens) >= 2 and len(tokens) % 2 == 0 and not token:
                 break
             tokens.append(token)
+        if not tokens[1]:
+            raise DaemonAccessError("The daemon's events are not understood")
         self._data = self._data[position:]
         self._started = True
         return Event(tokens[0], tokens[1], dict(zip(tokens[2::2], tokens[3::2], strict=True)))

@@ -1,0 +1,438 @@
+"""What is fuzzed: each target is given bytes and checks what must hold whatever they are.
+
+A target may only end well or fail an assertion: the errors that a parser promises are caught, everything else counts
+as found. ``chunks`` cuts the bytes by their own first bytes, so that a fuzzer finds cuts too.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from casemate.agent.open_file import parse_name as parse_open_name
+from casemate.agent.open_in_vm import NAME_SIZE
+from casemate.agent.service import parse_config
+from casemate.pump.unpacking import Unpacker
+from casemate.qdb.session import Database, GuestMirror, HostMirror, LocalSession
+from casemate.qrexec import policy_socket
+from casemate.qrexec.evaluate import QubeInfo, SystemInfo, evaluate
+from casemate.qrexec.parser import Parser
+from casemate.qrexec.rules import Policy
+from casemate.wire import admin, firewall, link, menus, mux, names, qdb, qfile, qrexec, qrexec_control
+from casemate.wire.errors import CasemateError, PolicyError, ProtocolError, ValueInvalidError
+
+Target = Callable[[bytes], None]
+TARGETS: dict[str, Target] = {}
+
+
+def target(function: Target) -> Target:
+    """Register a target under its name."""
+    TARGETS[function.__name__.replace("_", "-")] = function
+    return function
+
+
+def chunks(data: bytes) -> Iterator[bytes]:
+    """The data after its first byte, in pieces of a length that this byte says."""
+    step = data[0] % 64 + 1 if data else 1
+    for at in range(1, len(data), step):
+        yield data[at : at + step]
+
+
+@target
+def channel_of_the_host(data: bytes) -> None:
+    """A guest's bytes after the session began: events of streams that are open, or the channel is closed."""
+    one = mux.Mux(host=True)
+    nonce = b"0123456789abcdef"
+    one.reset(nonce)
+    assert list(one.feed(mux.ACK + nonce)) == []
+    open_streams: set[int] = set()
+    # Trailers are the tag: without it the fuzzer would have to guess four bytes for each frame.
+    framed = b"".join(_frame(piece, nonce[: mux.TRAILER]) for piece in chunks(data))
+    try:
+        for kind, number, payload in one.feed(framed):
+            if kind == mux.OPEN:
+                assert number not in open_streams and number & 1
+                open_streams.add(number)
+            else:
+                assert number in open_streams
+            assert len(payload) <= mux.MAX_PAYLOAD
+            assert len(open_streams) <= 1 << 20
+        one.output.clear()
+    except ProtocolError:
+        pass
+
+
+def _frame(piece: bytes, tag: bytes) -> bytes:
+    """Bytes as a frame whose header is likely to be one."""
+    if len(piece) < 3:
+        return piece
+    return mux.HEADER.pack(piece[0], len(piece) - 2, mux.OPEN + piece[1] % 6) + piece[2:] + tag
+
+
+@target
+def channel_of_the_guest(data: bytes) -> None:
+    """A host that was replaced in the middle of anything: the guest never fails, it looks for the next session."""
+    one = mux.Mux(host=False)
+    for piece in chunks(data):
+        for _kind, _number, payload in one.feed(piece):
+            assert len(payload) <= mux.MAX_PAYLOAD
+    list(one.feed(mux.RESET + b"fedcba9876543210"))
+    assert one.connected or data
+
+
+@target
+def data_phase(data: bytes) -> None:
+    """Either side of a call: only its own kinds of bytes, never after the end, cut as they come or not."""
+    for make, kinds in (
+        (qrexec.CallerSide, {qrexec.DATA_STDOUT, qrexec.DATA_STDERR, qrexec.DATA_EXIT_CODE}),
+        (qrexec.ServiceSide, {qrexec.DATA_STDIN}),
+    ):
+        results = []
+        for pieces in (list(chunks(data)), [data[1:]]):
+            side, heard = make(), b""  # type: ignore[operator]
+            try:
+                for piece in pieces:
+                    for kind, view in side.feed(piece):
+                        assert kind in kinds
+                        heard += bytes([kind & 255]) * len(view) + bytes(view)
+                failed = False
+            except ProtocolError:
+                failed = True
+            results.append((failed, side.exit_code) if failed else (failed, side.exit_code, sorted(heard)))
+        assert results[0] == results[1], "how the bytes are cut must not matter"
+
+
+@target
+def call_requests(data: bytes) -> None:
+    """Requests of guests and of hosts: what is accepted is well formed and can be said again."""
+    for parse in (qrexec.parse_trigger4, qrexec.parse_exec, link_object):
+        try:
+            found = parse(data)
+        except CasemateError:
+            continue
+        if isinstance(found, qrexec.Trigger):
+            assert names.service_name(found.service) and len(found.ident) == qrexec.IDENT
+            qrexec.requested_target(found.target)
+    try:
+        text = data.decode("ascii")
+        command = qrexec.parse_command(text)
+    except (UnicodeDecodeError, CasemateError):
+        return
+    assert qrexec.parse_command(command.cmdline()).cmdline() == command.cmdline()
+    assert "\0" not in command.cmdline() and "/" not in command.service
+
+
+def link_object(data: bytes) -> object:
+    """A control message's body."""
+    return link.parse_object(data, "message")
+
+
+@target
+def vmexec(data: bytes) -> None:
+    """The encoding of command lines: what is decoded and encoded means the same."""
+    try:
+        text = data.decode("ascii")
+        words = qrexec.decode_vmexec(text)
+    except (UnicodeDecodeError, CasemateError):
+        return
+    assert qrexec.decode_vmexec(qrexec.encode_vmexec(words)) == words
+
+
+@target
+def vchan_requests(data: bytes) -> None:
+    """Requests of foreign agents in each version: refused, or names that a policy can be asked about."""
+    for kind in (qrexec.TRIGGER_SERVICE, qrexec.TRIGGER_SERVICE3, qrexec.TRIGGER_SERVICE4):
+        least = {qrexec.TRIGGER_SERVICE: 128, qrexec.TRIGGER_SERVICE3: 97, qrexec.TRIGGER_SERVICE4: 161}[kind]
+        body = data.ljust(least, b"\0")
+        if kind == qrexec.TRIGGER_SERVICE:
+            body = body[:128]
+        try:
+            found = qrexec_control.parse_request(kind, body)
+        except ValueInvalidError:
+            continue
+        assert found.service and "/" not in found.call and "\0" not in found.call and found.call.isascii()
+        assert len(found.service) <= qrexec_control.NAME_MAX and len(found.ident) == qrexec.IDENT
+    for parse in (qrexec_control.parse_hello, qrexec_control.command_text):
+        try:
+            parse(data[:4].ljust(4, b"\0") if parse is qrexec_control.parse_hello else data)
+        except ProtocolError:
+            pass
+
+
+@target
+def database_programs(data: bytes) -> None:
+    """Programs on a database's socket: each record is answered or the connection ends; all stays bounded."""
+    base = Database()
+    one, other = LocalSession(base), LocalSession(base, read_only=True)
+    base.attach(one)
+    base.attach(other)
+    other.feed(qdb.record(qdb.WATCH, "/"))
+    for piece in (*_records(data), *chunks(data)):
+        one.feed(piece)
+        one.take_output()
+        other.take_output()
+    for path, value in base.tree.items():
+        assert path.startswith("/") and len(path) <= 63 and len(value) < 3072
+
+
+@target
+def database_of_a_guest(data: bytes) -> None:
+    """The guest's half alone may change nothing that is the host's."""
+    base = Database()
+    base.write("/name", b"work")
+    base.write("/qubes-service/x", b"1")
+    host = HostMirror(base, clock=lambda: 0.0)
+    base.attach(host)
+    for piece in (qdb.record(qdb.MULTIREAD, ""), *_records(data), *chunks(data)):
+        host.feed(piece)
+        host.take_output()
+    assert base.tree.read("/name") == b"work" and base.tree.read("/qubes-service/x") == b"1"
+    for path, value in base.tree.items():
+        assert names.database_path(path) and len(value) < 3072
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """Bytes as records whose fixed part is right."""
+    for piece in chunks(data):
+        path, _, value = piece[1:].partition(b"=")
+        yield piece[:1] + path[:63].ljust(64, b"\0") + bytes(3) + len(value).to_bytes(4, "little") + value
+
+
+@target
+def database_in_a_guest(data: bytes) -> None:
+    """What a host says to the guest's half: taken, or the session ends."""
+    base = Database(guest=True)
+    mirror = GuestMirror(base)
+    base.attach(mirror)
+    for piece in (*_records(data), *chunks(data)):
+        mirror.feed(piece)
+        mirror.take_output()
+
+
+@target
+def file_records(data: bytes) -> None:
+    """Headers, names, links and results of qfile."""
+    try:
+        header = qfile.parse_header(data[:32].ljust(32, b"\0"))
+        if header is not None:
+            assert header.permissions <= 0o777 and header.size < 1 << 63
+    except qfile.FileError as error:
+        assert error.code
+    try:
+        parts = qfile.parse_name(data + b"\0")
+        assert parts and all(part and part not in (b".", b"..") and b"/" not in part for part in parts)
+        qfile.check_link(parts, data[::-1])
+    except qfile.FileError:
+        pass
+    reader = qfile.ResultReader()
+    try:
+        for piece in chunks(data):
+            reader.feed(piece)
+            reader.get(False)
+        found = reader.get(True)
+        assert found is None or len(found.last_name) <= qfile.MAX_NAME
+    except ProtocolError:
+        pass
+    assert qfile.shown(data).isascii() and qfile.shown(data).isprintable()
+
+
+@target
+def unpacker(data: bytes) -> None:
+    """A whole stream into a real directory: nothing outside, nothing left of a failure, within the limits."""
+    stream = bytes(_stream(data))
+    with tempfile.TemporaryDirectory(dir=_memory()) as top:
+        inside = Path(top) / "in"
+        inside.mkdir()
+        (inside / "theirs").write_text("kept")
+        fd = os.open(inside, os.O_RDONLY | os.O_DIRECTORY)
+        source = os.memfd_create("stream")
+        try:
+            os.write(source, stream)
+            os.lseek(source, 0, os.SEEK_SET)
+            try:
+                Unpacker(source, fd, max_bytes=4096, max_files=16, idle=0.01).run()
+                failed = False
+            except (CasemateError, OSError):
+                failed = True
+        finally:
+            os.close(source)
+            os.close(fd)
+        assert os.listdir(top) == ["in"]
+        found = sorted(os.listdir(inside))
+        assert (inside / "theirs").read_text() == "kept"
+        if failed:
+            assert found == ["theirs"], found
+        assert sum(path.lstat().st_size for path in inside.rglob("*") if path.is_file()) <= 4096 + 4
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+
+
+_NAMES = (
+    b"a",
+    b"a/b",
+    b"a/b/c",
+    b"../x",
+    b"/x",
+    b"a/l",
+    b"l",
+    b"a/../b",
+    b"theirs",
+    b".incoming-1",
+    b"a//b",
+    b"\xff",
+    b"b",
+)
+_MODES = (0o100644, 0o40755, 0o120777, 0o104755, 0o10644, 0o40000)
+
+
+def _stream(data: bytes) -> Iterator[int]:
+    """Bytes as a stream: three of them make an object, its content is taken from what follows."""
+    at = 0
+    while at + 3 <= len(data):
+        name, mode, size = data[at : at + 3]
+        at += 3
+        raw = _NAMES[name % len(_NAMES)] if name < 240 else data[at : at + name % 16 + 1]
+        kind = _MODES[mode % len(_MODES)]
+        length = size % 40 if kind != 0o40755 else size % 2
+        yield from qfile.HEADER.pack(len(raw) + 1, kind, length, 0, 0, 0, size * 7_000_000 if size > 250 else 0)
+        yield from raw + b"\0" + data[at : at + length].ljust(length, b"x")
+    if len(data) % 4:
+        yield from qfile.END
+
+
+_QUBES = SystemInfo.fixed(
+    [QubeInfo("dom0", "AdminVM", "00000000-0000-0000-0000-000000000000", power_state="Running"),
+     QubeInfo("work", "AppVM", "00000000-0000-0000-0000-000000000001", tags=("t",), default_dispvm="dvm"),
+     QubeInfo("dvm", "AppVM", "00000000-0000-0000-0000-000000000002", template_for_dispvms=True)]
+)  # fmt: skip
+
+
+CALLS = (
+    ("a", "", "dvm"), ("a", "b", "@default"), ("c", "x", "@dispvm"), ("c", "", "nobody"), ("a", "", "@adminvm"),
+    ("a", "", "work"),
+)  # fmt: skip
+
+
+@target
+def policy(data: bytes) -> None:
+    """A policy file: parsed, or an error that names it; a decision never fails, and nothing allowed is denied."""
+    parser = Parser()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return
+    try:
+        parser.parse("f.policy", text)
+    except PolicyError as error:
+        assert "f.policy" in str(error)
+        parser.rules.clear()
+        return
+    rules = Policy(parser.rules)
+    for service, argument, where in CALLS:
+        found = evaluate(rules, _QUBES, "work", service, argument, where)
+        if not parser.rules:
+            assert type(found).__name__ == "Deny"
+
+
+@target
+def policy_questions(data: bytes) -> None:
+    """The policy daemon's line protocol."""
+    try:
+        found = policy_socket.parse_request(data)
+    except ProtocolError:
+        return
+    names.service_name(found.service)
+
+
+@target
+def admin_api(data: bytes) -> None:
+    """Requests, replies, events, lists, properties of the Admin API."""
+    try:
+        request = admin.parse_request(data)
+        assert len(data) <= admin.most_bytes(data[:80]) and request.method and "\0" not in request.arg
+    except ProtocolError:
+        pass
+    try:
+        admin.parse_reply(data)
+    except CasemateError:
+        pass
+    reader = admin.EventReader()
+    try:
+        for piece in chunks(data):
+            for event in reader.feed(piece):
+                assert event.name
+        reader.finish()
+    except CasemateError:
+        pass
+    text = data.decode("utf-8", "replace")
+    assert admin.unescape(admin.escape(text)) == text
+    try:
+        admin.parse_list(text)
+        admin.parse_properties(text)
+    except CasemateError:
+        pass
+
+
+@target
+def firewall_rules(data: bytes) -> None:
+    """Rules of the firewall: what is taken is written as it is read."""
+    try:
+        rules = firewall.parse_rules(data.decode("ascii"))
+    except (UnicodeDecodeError, CasemateError):
+        return
+    assert firewall.parse_rules(firewall.format_rules(rules)) == rules
+
+
+@target
+def configurations(data: bytes) -> None:
+    """Configurations of services, menus, names of files to be opened."""
+    try:
+        parse_config(data)
+    except CasemateError:
+        pass
+    try:
+        found = menus.parse_menus(data)
+        assert menus.parse_lines(menus.build_lines(found)) == found
+    except ProtocolError:
+        pass
+    try:
+        name, _view_only = parse_open_name(data[:NAME_SIZE].ljust(NAME_SIZE, b"\0"))
+        assert name.isprintable() and "/" not in name and name not in (".", "..")
+    except ProtocolError:
+        pass
+
+
+def seeds(name: str) -> list[bytes]:
+    """Something good to start from."""
+    good: dict[str, list[bytes]] = {
+        "policy": [b"a * work @anyvm allow\n", b"a +b work @default ask default_target=dvm notify=no\n",
+                   b"* * @tag:t @dispvm:dvm deny\n# x\n!include y\n!include-service a * p\n!compat-4.0\n",
+                   b"c * @type:AppVM @dispvm allow target=@dispvm:dvm user=root autostart=no\n"],
+        "admin-api": [admin.build_request("admin.vm.List"), admin.build_event("a", "b", {"c": "d"}),
+                      b"2\0X\0\0a%s\0b\0",
+                      b"default=True type=int 400\n", b"work class=AppVM state=Halted uuid=1\n"],
+        "call-requests": [b"DEFAULT:QUBESRPC a+b work name x", b"work".ljust(64, b"\0") + b"vault".ljust(64, b"\0")
+                          + b"SOCKET".ljust(32, b"\0") + b"a.b+c\0", bytes(8) + b"u:QUBESRPC a b\0",
+                          b'{"op": "ready"}'],
+        "vchan-requests": [b"vault".ljust(64, b"\0") + b"id".ljust(32, b"\0") + b"a+b\0",
+                           b"a\0".ljust(64, b"\0") + b"b".ljust(32, b"\0") + b"id".ljust(32, b"\0")],
+        "data-phase": [b"\x07" + qrexec.HEADER.pack(kind, 4) + b"abcd" for kind in range(0x190, 0x194)],
+        "database-of-a-guest": [b"\x20\x01/status/x=1", b"\x20\x04/status/", b"\x09\x01/name=x"],
+        "firewall-rules": [b"action=accept proto=tcp dst4=10.0.0.0/8 dstports=80-443 comment=a b\naction=drop\n"],
+        "policy-questions": [b"source=work\nintended_target=@default\nservice_and_arg=a+b\njust_evaluate=yes\n\n"],
+        "configurations": [b"force-user='root'\nwait-for-session=1\n", b"/a.desktop:Name=x\n"],
+        "unpacker": [bytes([0, 0, 3]) + b"abc", bytes([0, 1, 0, 1, 0, 4]) + b"abcd" + bytes([5, 2, 1]) + b"b" + b"\0"],
+        "vmexec": [b"ls+--l+-2Fetc"],
+    }  # fmt: skip
+    return good.get(name, [b"\x10" + bytes(range(64))])
+
+
+def describe(out: io.TextIOBase) -> None:
+    """A line for each target."""
+    for name, function in TARGETS.items():
+        out.write(f"{name:<24} {(function.__doc__ or '').strip()}\n")
