@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from casemate.pump.children import Children
 from casemate.pump.deadlines import Deadlines
 from casemate.pump.loop import HANGUP, READ, Loop
 from casemate.pump.vchan import Connector, Listening, Place, Server, accept_within
 from casemate.vchan import ports as ports_module
+from casemate.vchan.decision import Decision, Policy
 from casemate.vchan.ports import Ports
 from casemate.wire.errors import DisconnectedError
 
@@ -172,3 +174,28 @@ def test_a_port_is_not_used_both_ways_between_two_domains(place: Place) -> None:
     assert [ports.allocate(9), ports.allocate(8)] == [514, 515]
     ports.reset()
     assert not ports.outgoing and ports.used == 0
+
+
+def test_what_the_policy_is_asked_and_answers(tmp_path: Path) -> None:
+    from casemate.qrexec.policy_socket import parse_request  # the policy daemon's own reading of it
+
+    loop, found = Loop(), list[Decision]()
+    policy = Policy(loop, Children(loop), str(tmp_path / "policy"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "policy"))
+        listener.listen(1)
+        policy.decide("work", "other", "@dispvm:dvm", "svc+a+b", found.append)
+        peer, _ = listener.accept()
+        with peer:
+            request = parse_request(peer.recv(4096))
+            assert (request.source, request.requested_source, request.target) == ("work", "other", "@dispvm:dvm")
+            assert (request.service, request.argument) == ("svc", "a+b")
+            peer.send(b"result=allow\nuser=root\ntarget=vault\nrequested_target=@dispvm:dvm\nautostart=True\n")
+            peer.send(b"target_uuid=uuid:00000000-0000-4000-8000-000000000008\nservice=x+y\npolicy_source=other\n")
+    run_until(loop, lambda: found)
+    (decision,) = found
+    assert decision.allow and decision.autostart
+    assert (decision.user, decision.target, decision.service) == ("root", "vault", "x+y")
+    assert decision.target_uuid == "00000000-0000-4000-8000-000000000008"
+    policy.decide("work", "", "", "svc+", found.append)  # nobody listens any more
+    assert not found[1].allow and "cannot be asked" in found[1].reason
