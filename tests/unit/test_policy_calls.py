@@ -398,6 +398,29 @@ def test_a_qube_has_only_so_many_calls_open(tmp_path: Path, monkeypatch: pytest.
     run(work, tmp_path)
 
 
+def test_a_link_that_floods_the_broker_gets_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(brokering, "KNOCKING_OF_ONE", 4)
+    monkeypatch.setattr(brokering, "CALLS_PER_SECOND", 0.001)
+    monkeypatch.setattr(brokering, "CALL_BURST", 3.0)
+
+    async def work(world: World) -> None:
+        doors = []
+        for _ in range(6):  # says nothing
+            door = socket.socket(socket.AF_UNIX)
+            door.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(door, str(world.settings.qube_run("work") / "broker.sock"))
+            doors.append(door)
+        loop = asyncio.get_running_loop()
+        for door in doors[4:]:
+            assert await asyncio.wait_for(loop.sock_recv(door, 1), 5) == b""  # sent away at once
+        for door in doors:
+            door.close()
+        await asyncio.sleep(0.05)
+        assert [await world.call("ok") for _ in range(5)] == [ALLOW] * 3 + [DENY] * 2
+
+    run(work, tmp_path)
+
+
 def test_a_call_that_is_not_set_up_in_time_is_refused_and_the_start_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from casemate.qrexec.calls import Call, Calls
 from casemate.qrexec.decide import Asker, Question, decide, decide_now
 from casemate.qrexec.evaluate import NOT_CHOSEN, Allow, Deny, SystemInfo
 from casemate.qrexec.files import PolicyFiles
+from casemate.qrexec.rate import Rate
 from casemate.settings import Settings
 from casemate.wire.errors import CallRefusedError, CasemateError, ProtocolError, printable
 from casemate.wire.link import parse_object
@@ -33,6 +34,11 @@ MAX_REQUEST = 4096
 REQUEST_SECONDS = 10.0
 SETUP_SECONDS = 170.0
 """From request to connection, a question to the user and the start of the target in it; links wait little longer."""
+KNOCKING_OF_ONE = 256
+"""Connections of one link that have not said yet what they want."""
+CALLS_PER_SECOND, CALL_BURST = 100.0, 400.0
+"""What a link may pass on; one that keeps to its own limits, which are half of these, never meets them."""
+ACCEPT_PAUSE = 0.1
 T = TypeVar("T")
 DISPOSABLE = "@dispvm:"
 API_SERVICES = ("admin.", "policy.")
@@ -87,6 +93,8 @@ class Broker:
         self._notify = notify
         self._doors: dict[str, tuple[socket.socket, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._knocking: dict[str, int] = {}
+        self._rate = Rate(CALLS_PER_SECOND, CALL_BURST)
 
     async def open_door(self, name: str) -> None:
         """Listen for the qube's calls; replaces a door of an earlier daemon."""
@@ -120,8 +128,17 @@ class Broker:
     async def _serve(self, name: str, door: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _address = await loop.sock_accept(door)
-            self._task(self._call(name, connection))
+            try:
+                connection, _address = await loop.sock_accept(door)
+            except OSError as error:  # no descriptors left: that passes, and the door must not close for it
+                log.warning("door of %s: %s", name, error.strerror)
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
+            if self._knocking.get(name, 0) >= KNOCKING_OF_ONE:
+                connection.close()
+            else:
+                self._knocking[name] = self._knocking.get(name, 0) + 1
+                self._task(self._call(name, connection))
 
     def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Work that goes on when nobody waits for it any more."""
@@ -134,8 +151,9 @@ class Broker:
         with connection:
             connection.setblocking(False)
             try:
-                service, arg, target, is_too_fast = await self._request(connection)
-                if is_too_fast:
+                service, arg, target, is_too_fast = await self._heard(source, connection)
+                if is_too_fast or not self._rate.allows(source):
+                    self._answer(connection, {"result": "deny"})
                     self._calls.not_begun(source, service, arg or "", target, "rate", "the qube asks too often")
                     return
                 call = self._calls.begin(source, service, arg or "", target)
@@ -216,6 +234,17 @@ class Broker:
             connection.send(json.dumps(body).encode() + b"\n")
         except OSError:
             pass
+
+    async def _heard(self, source: str, connection: socket.socket) -> tuple[str, str | None, str, bool]:
+        """The request of one who has knocked."""
+        try:
+            return await self._request(connection)
+        finally:
+            left = self._knocking[source] - 1
+            if left:
+                self._knocking[source] = left
+            else:
+                del self._knocking[source]
 
     @staticmethod
     async def _request(connection: socket.socket) -> tuple[str, str | None, str, bool]:
