@@ -334,6 +334,17 @@ def test_the_prompt_shows_and_takes_a_choice(terminal: Terminal) -> None:
         assert terminal.answer() == {"id": 8, "answer": answer}
 
 
+def test_the_label_of_a_qube_is_shown(terminal: Terminal) -> None:
+    terminal.send(id=1, seconds=60, ask={
+        "source": "work", "service": "a", "argument": "+", "targets": ["vault"], "default_target": "vault",
+        "icons": {"work": "appvm-red", "vault": "appvm-black"},
+    })  # fmt: skip
+    shown = terminal.until("Allow? ")
+    assert "source    work   [appvm-red]" in shown and "1  vault   [appvm-black]   (default)" in shown
+    terminal.type("n\n")
+    assert terminal.answer()["answer"] == "deny"
+
+
 def test_yes_needs_a_default_or_one_target(terminal: Terminal) -> None:
     terminal.ask(1, ["dom0", "vault"])
     terminal.until("Allow? (a number, n to deny) ")

@@ -85,16 +85,17 @@ class Prompt:
     def _show(self, body: dict[str, Any]) -> None:
         self._question, self._number = body["ask"], int(body["id"])
         ask = body["ask"]
+        icons = {name: f"   [{printable(icon, 40)}]" for name, icon in ask.get("icons", {}).items() if icon}
         lines = [
             "", "== A qube asks =====================================================",
-            f"  source    {printable(ask['source'], 80)}",
+            f"  source    {printable(ask['source'], 80)}{icons.get(ask['source'], '')}",
             f"  service   {printable(ask['service'], 80)}",
             f"  argument  {printable(ask['argument'], 300)}",
             f"  It goes to one of these, if you allow it ({body['seconds']:.0f} s):",
         ]  # fmt: skip
         for number, target in enumerate(ask["targets"], 1):
             default = "   (default)" if target == ask["default_target"] else ""
-            lines.append(f"  {number:>4}  {printable(target, 80)}{default}")
+            lines.append(f"  {number:>4}  {printable(target, 80)}{icons.get(target, '')}{default}")
         self._say("\n".join(lines))
         self._echo(False)
         self._deaf = True
