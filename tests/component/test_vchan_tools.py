@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -154,8 +157,6 @@ def test_other_users_only_by_root(place: VchanPlace) -> None:
 
 
 def test_socket_services_take_no_process(place: VchanPlace) -> None:
-    import socket
-
     heard: list[bytes] = []
 
     def serve(listener: socket.socket) -> None:
@@ -200,3 +201,49 @@ def test_a_qube_of_casemate_is_reached_by_its_link(tmp_path: Path) -> None:
         for process in inside.processes:
             process.kill()
             process.wait()
+
+
+def test_configurations_of_services(place: VchanPlace) -> None:
+    """Ends of socket services, no descriptor, a wait for the session, another user than may be had."""
+    config = place.directory / "config"
+    config.mkdir()
+    client = place.client("vault")
+    # The service ends its output and reads on: the call ends although the caller's stdin is open.
+    (config / "one").write_text("exit-on-service-eof = true\nskip-service-descriptor = true\n")
+    (config / "two").write_text("exit-on-client-eof = true\n")
+    (config / "late").write_text("wait-for-session = 1\n")
+    heard: list[bytes] = []
+
+    def serve(listener: socket.socket, shut: bool) -> None:
+        peer, _ = listener.accept()
+        with peer:
+            heard.append(peer.recv(65536))
+            if shut:
+                peer.sendall(b"said")
+                peer.shutdown(socket.SHUT_WR)
+            while peer.recv(65536):
+                pass
+            time.sleep(0 if shut else 3)
+
+    for name, shut in (("one", True), ("two", False)):
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(place.services / name))
+        listener.listen(8)
+        threading.Thread(target=serve, args=(listener, shut), daemon=True).start()
+        with client.greeted() as sock:
+            foreign.send(sock, foreign.EXEC, foreign.exec_body(0, 0, f"DEFAULT:QUBESRPC {name} dom0".encode()))
+            port = int.from_bytes(foreign.receive(sock)[1][4:], "little")
+            with place.vchan.serve(0, 6, port) as door:
+                peer, _ = door.accept()
+            begin = time.monotonic()
+            answer = foreign.caller(peer, b"data", hold_stdin=shut)
+            assert answer.status == 0 and time.monotonic() - begin < 2
+            assert answer.stdout == (b"said" if shut else b"")
+        listener.close()
+    assert heard[0] == b"data" and heard[1].startswith(b"two+ dom0\0")
+    # Calls wait for one waiter, and lose nothing of what came meanwhile.
+    place.service("late", "cat; cat $0.session")
+    place.service("qubes.WaitForSession", f"read user; sleep 0.5; echo $user >> {place.services}/late.session")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: client.call("DEFAULT:QUBESRPC late dom0", DATA), range(4)))
+    assert {(answer.status, answer.stdout) for answer in answers} == {(0, DATA + ME.encode() + b"\n")}

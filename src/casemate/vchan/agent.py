@@ -87,7 +87,7 @@ class Agent:
         self._place = place
         self._accounts = Accounts()
         self._default_user = default_user or self._accounts.own
-        self._served = Served(loop, Children(loop), place.directory)
+        self._served = Served(loop, Children(loop), place.directory, account_of=self._accounts)
         self._daemon: MessageSocket | None = None
         self._version = 0
         self._session = 0

@@ -8,6 +8,8 @@ import signal
 import socket
 
 from casemate.agent.service import find_service
+from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
+from casemate.agent.sessions import Sessions
 from casemate.pump.children import Children
 from casemate.pump.data_stream import DataStream
 from casemate.pump.deadlines import Deadlines
@@ -23,15 +25,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    AccountOf = Callable[[str], Account | None]
+
 
 class Program:
-    """A service that is a program; ``account`` None: as who we are. ``bare``: nothing but its exit code is told."""
+    """A service that is a program; ``account`` None: as who we are. ``bare``: nothing but its exit code is told.
+    ``session``: the user whose graphical session it waits for, empty for none."""
 
-    __slots__ = ("account", "argv", "bare", "environment")
+    __slots__ = ("account", "argv", "bare", "environment", "session")
 
     def __init__(
-        self, argv: Sequence[str], environment: Mapping[str, str], account: Account | None, bare: bool = False
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        account: Account | None,
+        bare: bool = False,
+        session: str = "",
     ) -> None:
+        self.session = session
         self.argv = argv
         self.environment = environment
         self.account = account
@@ -65,7 +76,8 @@ Service = Program | SocketService | Failure
 
 
 class Served:
-    """The calls that this process serves; ``with_stderr``: services' stderr goes to the caller, else to ours."""
+    """The calls that this process serves; ``with_stderr``: services' stderr goes to the caller, else to ours.
+    ``account_of`` is for the program that waits for a session; without it nothing waits."""
 
     def __init__(
         self,
@@ -75,9 +87,12 @@ class Served:
         with_stderr: bool = True,
         wait_for_hello: bool = False,
         seconds: float = CONNECT_SECONDS,
+        account_of: AccountOf | None = None,
     ) -> None:
         self._loop = loop
         self._children = children
+        self._account_of = account_of
+        self._sessions = Sessions(self._wait_for_session)
         self._connector = Connector(loop, directory, seconds)
         self._hellos = Deadlines(loop, seconds)
         self._with_stderr = with_stderr
@@ -110,7 +125,12 @@ class Served:
             return
         if isinstance(what, Failure):
             _refuse(stream, what)
-            return
+        elif what.session and self._account_of is not None:
+            self._sessions.hold(stream, what.session, lambda: self._try_start(stream, what))
+        else:
+            self._try_start(stream, what)
+
+    def _try_start(self, stream: DataStream, what: Program) -> None:
         try:
             self._start(stream, what)
         except OSError as error:
@@ -128,6 +148,26 @@ class Served:
         else:
             pid, stdin, stdout, stderr = spawn(argv, environment, account, self._with_stderr)
             self._children.add(pid, ServiceCall(self._loop, stream, stdin, stdout, stderr, _nothing).exited)
+
+    def _wait_for_session(self, user: str, done: Callable[[int], None]) -> None:
+        assert self._account_of is not None
+        found = service_of(f"{user}:QUBESRPC {WAIT_FOR_SESSION} dom0".encode(), user, self._account_of)
+        try:
+            if not isinstance(found, Program):
+                raise OSError
+            environment = {**found.environment, **(found.account.environment() if found.account else {})}
+            pid, stdin, stdout, _stderr = spawn(found.argv, environment, found.account, with_stderr=False)
+        except OSError:
+            status = found.status if isinstance(found, Failure) else EXIT_FAILED
+            self._loop.later(0, lambda: done(status))
+            return
+        try:
+            os.write(stdin, user.encode() + b"\n")
+        except OSError:
+            pass  # it does not want to know
+        os.close(stdin)
+        os.close(stdout)
+        self._children.add(pid, done)
 
     # -- sockets
 
@@ -271,7 +311,7 @@ def _spawn_bare(argv: Sequence[str], environment: Mapping[str, str], account: Ac
 def service_of(
     text: bytes,
     default_user: str,
-    account_of: Callable[[str], Account | None],
+    account_of: AccountOf,
     bare: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> Service:
@@ -290,7 +330,8 @@ def service_of(
         command = parse_command(text.decode("ascii", "replace"))
         found = find_service(command, default_user, environ)
         if found.kind == "exec":
-            return Program(found.argv, found.environment, account_of(found.user), bare)
+            session = found.user if found.config.wait_for_session else ""
+            return Program(found.argv, found.environment, account_of(found.user), bare, session)
         kind, target, flags, descriptor = found.argv[-4:]
         account_of(found.user)
         address: str | tuple[str, int] = target
