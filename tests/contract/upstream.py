@@ -106,7 +106,7 @@ CALLS: list[Call] = [
     Call("admin.vm.Remove", "new"),
     Call("admin.vm.Start", "work"),
     Call("admin.vm.CurrentState", "work", reply=r"mem=\d+ mem_static_max=\d+ cputime=\d+ power_state=Running"),
-    Call("admin.vm.Console", "work", reply="!QubesNotImplementedError"),
+    Call("admin.vm.Console", "work", reply=r"/dev/pts/[0-9]+"),
     Call("admin.vm.Pause", "work"),
     Call("admin.vm.Unpause", "work"),
     Call("admin.vm.Suspend", "work", reply="!QubesNotImplementedError"),

@@ -20,6 +20,7 @@ from casemate.wire.errors import (
     NotFoundError,
     NotHaltedError,
     NotPausedError,
+    NotRunningError,
     NotStartedError,
     QubeError,
     RevisionNotFoundError,
@@ -167,6 +168,11 @@ class FakeEngine:
             raise NotPausedError(f"{name} is not paused")
         self.machines[name] = replace(machine, state="Running")
         self.say(name, "domain-unpaused")
+
+    async def console(self, name: str) -> str:
+        if name not in self.machines:
+            raise NotRunningError(f"{name} is not running")
+        return "/dev/pts/7"
 
     async def create(
         self,

@@ -78,6 +78,9 @@ class Engine(Protocol):
     async def unpause(self, name: str) -> None:
         """Let a qube go on."""
 
+    async def console(self, name: str) -> str:
+        """The path of a terminal that is a running qube's console."""
+
     async def create(
         self,
         klass: str,

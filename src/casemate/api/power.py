@@ -5,7 +5,8 @@ from __future__ import annotations
 from casemate.api.context import ALWAYS_RUNNING, Context
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
-from casemate.wire.errors import NotImplementedHereError, NotRunningError, ProtocolError, ValueInvalidError
+from casemate.wire.admin import ADMIN
+from casemate.wire.errors import NotImplementedHereError, ProtocolError, ValueInvalidError
 
 
 def machine(dest: Domain) -> str:
@@ -69,9 +70,11 @@ async def stats(dest: Domain) -> None:
 
 
 @method("admin.vm.Console", Access.EXECUTE)
-async def console(context: Context, dest: Domain) -> None:
-    """The qube's terminal: refused, as its console is only kept to be shown when a start fails."""
-    machine(dest)
-    if dest.name not in context.engine.states():
-        raise NotRunningError(f"{dest.name} is not running")
-    raise NotImplementedHereError(f"{dest.name}: its console is kept for error messages only; no program can open it")
+async def console(context: Context, dest: Domain, source: str) -> str:
+    """The path of a terminal of this host that is the running qube's serial console.
+
+    Only programs of this host can use it: the root user, and where the daemon runs as a user that one.
+    """
+    if source != ADMIN:
+        raise NotImplementedHereError("A terminal of this host cannot be handed to a qube")
+    return await context.engine.console(machine(dest))

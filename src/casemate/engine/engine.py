@@ -98,6 +98,7 @@ class Engine:
         self.kill = self.lifecycle.kill
         self.pause = self.lifecycle.pause
         self.unpause = self.lifecycle.unpause
+        self.console = self.lifecycle.console
         self.remove = self.creator.remove
         self.install_template = Templates(settings, runner, store, self.creator).install
         self.create_disposable = self.creator.create_disposable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -43,6 +44,7 @@ from casemate.wire.errors import (
 
 log = logging.getLogger(__name__)
 
+_TERMINAL = re.compile(r"/dev/pts/[0-9]{1,7}")
 CONSOLE_LINES = 8
 """Last lines of a qube's console that an error of its start shows."""
 
@@ -354,6 +356,19 @@ class Lifecycle:
         domain = self._started(name)
         await self._hypervisor.destroy(domain.uuid)
         await self._settle(name)
+
+    async def console(self, name: str) -> str:
+        """The path of a terminal that is the qube's serial console, from the moment its machine exists."""
+        if self.states.of(name) is PowerState.HALTED:
+            raise NotRunningError(f"{name} is not running")
+        try:
+            answer = await self._links.ask(name, 10, op="terminal")
+        except DisconnectedError as error:
+            raise NotRunningError(f"{name} has no console yet, or no more: {error}") from None
+        path = answer.get("path")
+        if not isinstance(path, str) or not _TERMINAL.fullmatch(path):
+            raise NotRunningError(f"{name} has no console: {printable(str(answer.get('why', 'no terminal')), 200)}")
+        return path
 
     async def pause(self, name: str) -> None:
         """Stop the machine's time."""

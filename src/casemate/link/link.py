@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ import time
 
 from casemate.pump.callers import Callers
 from casemate.pump.channel import Channel, Stream, StreamHandler
-from casemate.pump.loop import READ, Loop
+from casemate.pump.loop import READ, WRITE, Loop
 from casemate.pump.request import FirstMessage, Listener, listen
 from casemate.pump.splice import Splice
 from casemate.qdb.server import DatabaseServer, DatabaseStream
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 CONSOLE_BYTES = 64 * 1024
+CONSOLE_SHOWN = 3000
+"""How much of it a new user of the console's terminal sees; less than a terminal keeps for a slow reader (4096)."""
 STRIKES = 5
 """Violations of the protocol after which the channel stays closed until the qube is started anew."""
 CALLS_PER_SECOND = 50.0
@@ -74,21 +77,51 @@ class Log:
 
 
 class Console:
-    """The last bytes of the qube's serial console."""
+    """The qube's serial console: its last bytes, and a terminal of the host for who wants to use it."""
 
     def __init__(self, loop: Loop, path: str) -> None:
         self._loop = loop
         self._tail = b""
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._to_guest = b""
+        self._to_user = b""
+        self._master = self._slave = -1
+        self._sock: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._sock.connect(path)
         except OSError:
             self._sock.close()
+            self._sock = None
             return
         self._sock.setblocking(False)
         loop.watch(self._sock.fileno(), READ, self._ready)
 
+    def terminal(self) -> str:
+        """The path of a terminal that is the console, made at first use; it begins with what was said last.
+
+        It is for one user at a time: each that comes has what the one before had not read thrown away. Raises OSError.
+        """
+        import termios  # few links ever need it
+        import tty
+
+        if self._sock is None:
+            raise OSError(errno.ENOTCONN, "the qube's console is closed")
+        if self._master < 0:
+            self._master, self._slave = os.openpty()
+            # The guest's line discipline is the one that counts. Kept open here, or the terminal would hang up with
+            # its first user.
+            tty.setraw(self._slave)
+            os.set_blocking(self._master, False)
+            self._watch_master()
+        termios.tcflush(self._slave, termios.TCIOFLUSH)
+        self._to_user = self._tail[-CONSOLE_SHOWN:]
+        self._pass_to_user()
+        return os.ttyname(self._slave)
+
     def _ready(self, mask: int) -> None:
+        if self._sock is None:
+            return
+        if mask & WRITE:
+            self._pass_to_guest()
         try:
             data = self._sock.recv(65536)
         except BlockingIOError:
@@ -97,9 +130,56 @@ class Console:
             data = b""
         if data:
             self._tail = (self._tail + data)[-CONSOLE_BYTES:]
+            if self._master >= 0:
+                # Where nobody reads, the oldest is lost, here as in the tail.
+                self._to_user = (self._to_user + data)[-CONSOLE_BYTES:]
+                self._pass_to_user()
         else:
+            self._close()
+
+    def _terminal_ready(self, mask: int) -> None:
+        if mask & WRITE:
+            self._pass_to_user()
+        if mask & READ and not self._to_guest:
+            try:
+                self._to_guest = os.read(self._master, 4096)
+            except OSError:
+                return
+            self._pass_to_guest()
+
+    def _pass_to_user(self) -> None:
+        try:
+            self._to_user = self._to_user[os.write(self._master, self._to_user) :]
+        except OSError:
+            pass
+        self._watch_master()
+
+    def _pass_to_guest(self) -> None:
+        if self._sock is None:
+            return
+        try:
+            self._to_guest = self._to_guest[self._sock.send(self._to_guest) :]
+        except OSError:
+            pass
+        self._loop.watch(self._sock.fileno(), READ | (WRITE if self._to_guest else 0), self._ready)
+        self._watch_master()
+
+    def _watch_master(self) -> None:
+        if self._master >= 0:
+            mask = (0 if self._to_guest else READ) | (WRITE if self._to_user else 0)
+            self._loop.watch(self._master, mask, self._terminal_ready)
+
+    def _close(self) -> None:
+        """The machine has ended: who uses the terminal sees a hangup."""
+        if self._sock is not None:
             self._loop.forget(self._sock.fileno())
             self._sock.close()
+            self._sock = None
+        if self._master >= 0:
+            self._loop.forget(self._master)
+            os.close(self._master)
+            os.close(self._slave)
+            self._master = self._slave = -1
 
     def text(self) -> str:
         """What is kept, one character a byte."""
@@ -379,6 +459,11 @@ class Link:
             self._when_ready(sock, float(request.get("within", 60)))
         elif operation == "console":
             self._reply(sock, {"text": self._console.text()[-20000:]})
+        elif operation == "terminal":
+            try:
+                self._reply(sock, {"path": self._console.terminal()})
+            except OSError as error:
+                self._reply(sock, {"why": error.strerror or "no terminal can be made"})
         elif operation == "poweroff":
             if self._channel is not None and self._ready is not None:
                 self._channel.open(POWER + b"off", StreamHandler())

@@ -271,7 +271,7 @@ class Qcow2Pool:
     async def _convert(
         self, source: Path, fresh: Path, account: tuple[int, int] | None, layers: Sequence[Path] = ()
     ) -> None:
-        """Write what a checked file shows, its own layers and all, into a new one, as the user whose machine wrote it."""
+        """Write what a checked file shows, layers and all, into a new one, as the user whose machine wrote it."""
         for layer in layers:
             self._give(layer, account)
         await self._tool("qemu-img", "convert", "-f", FORMAT, "-O", FORMAT, source, fresh, account=account)
