@@ -1,0 +1,95 @@
+"""More tools: restart, templates, clocks, the old way to speak of pools, a call as it is."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from tests.unit.test_cli import Shell, shell  # noqa: F401
+
+
+def test_restart(shell: Shell) -> None:  # noqa: F811
+    shell("qvm-start work")
+    xid = shell.daemon.engine.machines["work"].xid
+    shell("qvm-restart work")
+    again = shell.daemon.engine.machines["work"].xid
+    assert again != xid
+    shell("qvm-restart net", status=75)  # work needs its network, which nobody is to be cut off from
+    assert "provides network" in shell.err and "net" in shell.daemon.engine.machines
+    shell("qvm-restart --force net work")
+    assert shell.daemon.engine.machines["work"].xid > again
+    shell("qvm-kill work")
+    shell("qvm-restart work")
+    assert "work" not in shell.daemon.engine.machines, "what does not run is left alone"
+    shell("qvm-restart --start work")
+    shell("qvm-restart --kill work")
+    assert "work" in shell.daemon.engine.machines
+    shell("qvm-restart dom0", status=2)
+    shell("qvm-restart nobody", status=2)
+    shell.daemon.engine.broken.add("work")
+    shell("qvm-restart work", status=75)
+
+
+def test_restart_of_all_leaves_passing_disposables(shell: Shell) -> None:  # noqa: F811
+    shell("qvm-prefs work template_for_dispvms True")
+    shell("qubes-prefs default_dispvm work")
+    disposable = shell("qubesd-query -e dom0 admin.vm.CreateDisposable dom0")[2:]
+    shell(f"qvm-start {disposable}")
+    before = shell.daemon.engine.machines[disposable]
+    shell(f"qvm-restart {disposable}", status=2)
+    shell("qvm-restart --all")
+    assert shell.daemon.engine.machines[disposable] is before
+
+
+def test_the_old_words_for_pools(shell: Shell) -> None:  # noqa: F811
+    assert shell("qvm-pool-legacy") == shell("qvm-pool")
+    assert shell("qvm-pool-legacy --help-drivers") == shell("qvm-pool drivers")
+    shell("qvm-pool-legacy -a more qcow2 -o dir_path=/srv/more")
+    assert "/srv/more" in shell("qvm-pool-legacy -i more")
+    shell("qvm-pool-legacy -o revisions_to_keep=2 -s more")
+    assert "2" in shell("qvm-pool info more")
+    shell("qvm-pool-legacy -r more")
+    shell("qvm-pool-legacy -i more", status=1)
+
+
+def test_a_call_as_it_is(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    assert shell("qubesd-query -e dom0 admin.label.List dom0").startswith("0\0red\n")
+    assert shell("qubesd-query -e --null dom0 admin.label.Get dom0 red") == "0\x000xcc0000\0"
+    assert shell("qubesd-query -e dom0 admin.vm.Start nobody").startswith("2\0QubesVMNotFoundError\0")
+    shell("qubesd-query -e --fail dom0 admin.vm.Start nobody", status=2)
+    shell("qubesd-query -e --fail dom0 admin.label.List dom0")
+    shell("qubesd-query -e -c /no/such/socket dom0 admin.label.List dom0", status=1)
+    stdin = io.TextIOWrapper(io.BytesIO(b"600"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    shell("qubesd-query --fail dom0 admin.vm.property.Set work memory")
+    assert shell("qvm-prefs work memory") == "600\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x" * 11)))
+    shell("qubesd-query --max-bytes 10 dom0 admin.vm.property.Set work memory", status=2)
+
+
+def test_templates(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    listed = shell("qvm-template list --machine-readable")
+    assert listed == "installed|deb\navailable|debian-12\navailable|debian-12-systemd\n"
+    assert shell("qvm-template list --installed --machine-readable") == "installed|deb\n"
+    shell("qvm-template list nothing", status=1)
+    out = shell("qvm-template info deb")
+    assert "net, work" in out
+    shell("qvm-template install something", status=2)
+    shell("qvm-template upgrade deb", status=1)
+    shell("qvm-template remove --yes work", status=2)
+    shell("qvm-template remove --yes deb", status=1)  # qubes use it
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    shell("qvm-template purge deb", status=1)
+    assert "deb" in shell("qvm-ls --raw-list")
+    shell("qvm-create -C TemplateVM -l black other")
+    shell("qvm-template purge --yes other")
+    assert "other" not in shell("qvm-ls --raw-list")
+
+
+def test_clocks_of_none(shell: Shell) -> None:  # noqa: F811
+    shell("qvm-sync-clock")
+    shell("qvm-start work")
+    shell("qvm-sync-clock work", status=1)  # it has no agent here
+    shell("qvm-sync-clock nobody", status=2)
