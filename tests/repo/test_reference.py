@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
 from casemate.api import reference
+from casemate.api.event_table import documented
 from casemate.api.limits import LIMITS
-from casemate.api.method import METHODS
+from casemate.api.method import INTERNAL, METHODS, MISC
 from casemate.cli import reference as tools
 from casemate.model.classes import CLASSES
 from casemate.wire.errors import CasemateError
@@ -36,7 +38,35 @@ def test_every_tool_has_a_program_and_a_section() -> None:
 
 def test_every_method_is_on_the_page() -> None:
     shown = re.findall(r"^\| `(\S+)` \|", reference.methods(), re.M)
-    assert {name for pattern in shown for name in expand(pattern)} == set(METHODS)
+    assert {name for pattern in shown for name in expand(pattern)} == METHODS.keys() | INTERNAL.keys() | MISC.keys()
+
+
+def test_every_event_that_is_said_anywhere_is_on_the_page() -> None:
+    """Names of events in the code, f-strings with a star for what is put in."""
+    said = {}
+    for path in (ROOT / "src/casemate").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called not in ("say", "publish", "Event", "_say"):
+                continue
+            for argument in node.args[:2]:
+                text = _text(argument)
+                if re.fullmatch(r"[a-z]+(-[a-z*]+)+(:\*)?", text):
+                    said[text] = path.name
+    assert len(said) > 30
+    for name, where in said.items():
+        words = [name.replace("*", word, 1) for word in ("begin", "end")] if "*-" in name or "-*" in name else [name]
+        assert all(documented(word) for word in words), f"{where} says {name}, which is not in the table"
+
+
+def _text(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(v.value) if isinstance(v, ast.Constant) else "*" for v in node.values)
+    return ""
 
 
 def expand(pattern: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""``python -m casemate.api.reference DIR``: reference pages of properties, volumes, methods, errors and limits."""
+"""``python -m casemate.api.reference DIR``: pages of properties, volumes, methods, events, errors and limits."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from casemate.api.dispatch import NOUNS
+from casemate.api.event_table import EVENTS
 from casemate.api.limits import LIMITS
-from casemate.api.method import METHODS, Access, Method
+from casemate.api.method import INTERNAL, METHODS, MISC, Access, Method
 from casemate.api.pages import code, page, table, write
 from casemate.model.classes import CLASSES
 from casemate.model.domain import Domain
@@ -129,6 +130,8 @@ def _size(number: int) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- methods
 
+ALL_METHODS = (*METHODS.values(), *INTERNAL.values(), *MISC.values())
+"""Those of the Admin API, then those of the two smaller sockets."""
 _ACCESS = {Access.READ: "reads", Access.WRITE: "changes the store", Access.EXECUTE: "acts"}
 
 
@@ -141,7 +144,7 @@ def methods() -> str:
         f"nobody; one that *changes the store* is one transaction; one that *acts* takes as long as it takes.",
     ]
     for noun in sorted(NOUNS, key=lambda module: module.__name__):
-        own = [m for m in METHODS.values() if m.handler.__module__ == noun.__name__]
+        own = [m for m in ALL_METHODS if m.handler.__module__ == noun.__name__]
         if not own:
             continue
         parts.append(f"## {noun.__name__.rpartition('.')[2].capitalize()}")
@@ -247,6 +250,27 @@ def limits() -> str:
     return page("Limits", *parts)
 
 
+# ----------------------------------------------------------------------------------------------------------- events
+
+
+def events() -> str:
+    """Every event."""
+    parts = [
+        "On a stream of `admin.Events` each event is `1`, NUL, the qube's name (empty: the system), NUL, the event's "
+        "name, NUL, then each detail's key and value with a NUL after each, and a NUL. A stream about a qube has its "
+        "events alone. Those in one row come one after the other; `*` stands for the name that is also a detail "
+        "(devices: the class). A detail in brackets is there where it applies. A subscriber that does not read is cut "
+        "off ([limits](limits.md)); after a new connection everything may have changed.",
+    ]
+    for title, docs in EVENTS.items():
+        parts.append(f"## {title}")
+        rows = (
+            (", ".join(code(name) for name in doc.names), doc.about, ", ".join(doc.details), doc.when) for doc in docs
+        )
+        parts.append(table(("Event", "About", "Details", "When"), rows))
+    return page("Events", *parts)
+
+
 # ------------------------------------------------------------------------------------------------------------------
 
 PAGES = {
@@ -254,6 +278,7 @@ PAGES = {
     "volumes.md": volumes,
     "methods.md": methods,
     "errors.md": errors,
+    "events.md": events,
     "limits.md": limits,
 }
 """Every page and what writes it."""
