@@ -55,6 +55,12 @@ def quick_call_of_qube(place: VchanPlace) -> None:
     assert time.monotonic() - begin < 5
 
 
+def tell(sock: socket.socket, kind: int, body: bytes) -> None:
+    """Send what may be refused before it has been said."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        foreign.send(sock, kind, body)
+
+
 def connections(path: Path, count: int, data: bytes = b"") -> list[socket.socket]:
     made = []
     for _ in range(count):
@@ -280,7 +286,7 @@ def test_an_agent_that_breaks_the_rules_is_left_and_may_come_again(place: VchanP
     if body is None:
         agent.control.sendall(struct.pack("<II", kind, 0xFFFFFFFF))
     else:
-        foreign.send(agent.control, kind, body)
+        tell(agent.control, kind, body)
     with contextlib.suppress(ConnectionResetError):
         assert agent.control.recv(1) == b""
     eventually(lambda: not (place.sockets / "qrexec.5").exists())
@@ -299,7 +305,7 @@ def test_a_bad_greeting_of_an_agent(place: VchanPlace, body: bytes) -> None:
     agent = foreign.Agent(place.vchan, 5)
     sock, _ = agent.listener.accept()
     sock.settimeout(20)
-    foreign.send(sock, foreign.HELLO, body)
+    tell(sock, foreign.HELLO, body)
     with contextlib.suppress(ConnectionResetError):
         assert sock.recv(1) == b""
 
@@ -328,9 +334,8 @@ def test_a_client_that_breaks_the_rules_is_left_without_a_word(place: VchanPlace
     for what, messages in WRONG_OF_CLIENT.items():
         (sock,) = connections(place.sockets / "qrexec.work", 1)
         assert foreign.receive(sock)[0] == foreign.HELLO
-        with contextlib.suppress(BrokenPipeError):
-            for kind, body in messages:
-                foreign.send(sock, kind, body)
+        for kind, body in messages:
+            tell(sock, kind, body)
         with contextlib.suppress(ConnectionResetError):
             assert sock.recv(1) == b"", what
     agent.control.settimeout(0.2)
@@ -364,7 +369,7 @@ def test_a_daemon_that_breaks_the_rules_is_left_and_the_next_is_served(place: Vc
     place.agent(5)
     for what, (kind, body) in WRONG_OF_DAEMON.items():
         daemon = foreign.Daemon(place.vchan, 5)
-        foreign.send(daemon.control, kind, body)
+        tell(daemon.control, kind, body)
         with contextlib.suppress(ConnectionResetError):
             assert daemon.control.recv(1) == b"", what
     for version in (0, 1):
@@ -384,8 +389,7 @@ WRONG_OF_PROGRAM = {
 def test_a_program_that_breaks_the_rules_is_sent_away(pair: VchanPlace) -> None:
     for what, (kind, body) in WRONG_OF_PROGRAM.items():
         (sock,) = connections(pair.agent_socket(5), 1)
-        with contextlib.suppress(BrokenPipeError):
-            foreign.send(sock, kind, body)
+        tell(sock, kind, body)
         with contextlib.suppress(ConnectionResetError):
             assert sock.recv(1) == b"", what
     quick_call_of_qube(pair)
@@ -411,8 +415,7 @@ def test_a_caller_that_breaks_the_rules_loses_its_call(place: VchanPlace, what: 
     foreign.send(peer, foreign.HELLO, struct.pack("<I", 4))
     assert foreign.receive(peer)[0] == foreign.HELLO
     pid = int(foreign.receive(peer)[1])
-    with contextlib.suppress(BrokenPipeError):
-        foreign.send(peer, *WRONG_DATA[what])
+    tell(peer, *WRONG_DATA[what])
     assert foreign.receive(daemon.control) == (foreign.TERMINATED, struct.pack("<II", 0, port))
     eventually(lambda: not Path(f"/proc/{pid}").exists())
 
