@@ -100,6 +100,20 @@ def test_a_net_qube_starts_before_who_needs_it_is_up(lab: Lab) -> None:  # noqa:
     assert names.index(("net", "domain-start")) < names.index(("app", "domain-pre-spawn"))
 
 
+def test_a_net_qube_that_does_not_start_fails_who_needs_it(lab: Lab) -> None:  # noqa: F811
+    for name in ("net", "app"):
+        lab.create(name)
+    lab.qubes.set("net", "provides_network", "True")
+    lab.qubes.set("app", "netvm", "net")
+    (lab.settings.state / "pools/touch/net/private").unlink()
+    with listening(lab) as events:
+        with pytest.raises(CasemateError, match="missing"):
+            lab.qubes.call("admin.vm.Start", "", "app")
+        got = [(event.subject, event.name) for event in (events.next(20) for _ in range(4))]
+    failed = ["domain-pre-start", "domain-start-failed"]
+    assert got == [(name, word) for name in ("net", "app") for word in failed]
+
+
 def test_settings_features_and_tags(lab: Lab) -> None:  # noqa: F811
     lab.create("one")
     with listening(lab) as events, listening(lab, "one") as mine, listening(lab, "dom0") as third:

@@ -285,7 +285,11 @@ class Lifecycle:
         netvm = domain.netvm
         halted = [one for one in (domain, netvm) if one is not None and self.states.of(one.name) is PowerState.HALTED]
         if netvm is not None and len(halted) == 2 and not self._must_not_start(domain):
-            await self.start(netvm.name)
+            try:
+                await self.start(netvm.name)
+            except CasemateError as error:
+                await self._say_failed(name, error)
+                raise
         async with self.locks[name]:
             domain = self.domain(name)
             if self.states.of(name) is not PowerState.HALTED:
@@ -316,6 +320,14 @@ class Lifecycle:
             await self._settle(name)
         else:
             self.states.set_all([info])
+
+    async def _say_failed(self, name: str, error: CasemateError) -> None:
+        """A start that failed before it was the qube's turn is a start that failed, to who follows the qube."""
+        async with self.locks[name]:
+            if self.states.of(name) is PowerState.HALTED:
+                memory = str(self.domain(name).memory << 20)
+                self._bus.say(name, "domain-pre-start", start_guid=str(uuid4()), mem_required=memory)
+                self._bus.say(name, "domain-start-failed", reason=printable(str(error)))
 
     @staticmethod
     def _must_not_start(domain: Domain) -> bool:
