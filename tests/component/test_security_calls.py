@@ -462,8 +462,8 @@ def test_lesson_L07_peers_that_go_silent_or_die_leave_nothing_behind(tmp_path: P
         before = open_files(link), open_files(agent)
         request = qrexec.exec_message("DEFAULT:QUBESRPC test.Sleep work")
         for number in range(1000):
-            with made.caller() as sock:
-                sock.sendall(request[: number % (len(request) + 1)])
+            with made.caller() as sock, contextlib.suppress(OSError):
+                sock.sendall(request[: number % (len(request) + 1)])  # a link with too many at once sends some away
         assert made.call("test.Ok")[:2] == (0, b"ok\n")
         # Those 15 whose request was whole run "sleep": it ends when its pipe has no reader and is asked to write; the
         # agent has closed its ends at once.
