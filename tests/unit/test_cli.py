@@ -319,3 +319,19 @@ def test_devices(shell: Shell) -> None:
     assert "cannot be given" in shell.err
     shell("qvm-usb detach work dom0:1-2", status=1)
     shell("qvm-usb attach work nothing", status=2)
+    shell("qvm-block assign --device work dom0:sda", status=2)
+    shell("qvm-block assign --required --ro -o devtype=cdrom work dom0:sda")
+    shell("qvm-block assign work dom0:sdb:abc")
+    listed = shell("qvm-block ls work")
+    assert "dom0:sda" in listed and "work [required] (devtype=cdrom, read-only=yes)" in listed
+    assert "work [auto-attach]" in listed and "not there now" in listed
+    shell("qvm-block info dom0:sda", status=2)
+    shell("qvm-block unassign work dom0:sda")
+    shell("qvm-block unassign work")
+    assert shell("qvm-block ls work") == ""
+    shell("qvm-start work --cdrom=nothing", status=1)
+    assert "BACKEND:DEVICE" in shell.err
+    shell("qvm-start work --cdrom=dom0:/nothing", status=1)
+    assert "No such file" in shell.err
+    shell("qvm-start work --hddisk=dom0:sda")
+    assert shell("qvm-block ls work") == ""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from casemate.api.devices import parse_offered, parse_ref
+from casemate.cli.loop_device import LoopDevice
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport
 from casemate.engine.devices import BlockOptions
@@ -17,6 +18,7 @@ from casemate.host.devices import HostDevices
 from casemate.host.domain_xml_disk import disk_xml, disks_of, element_of
 from casemate.host.hypervisor import HostDisk
 from casemate.host.qemu_access import with_entry
+from casemate.host.uevents import DeviceEvents
 from casemate.model.devices import Assignment, DeviceRef, denies
 from casemate.settings import Settings
 from casemate.store import xml
@@ -367,3 +369,31 @@ def test_a_path_is_no_device() -> None:
     for path in ("../../etc/passwd", "/dev/sda", "loop0/../sda"):
         with pytest.raises(CasemateError):
             parse_ref("block", f"dom0+{path}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
+def test_the_kernel_tells_of_devices_that_come_and_go(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+
+    async def scenario() -> None:
+        told = asyncio.Event()
+        events = DeviceEvents(told.set)
+        try:
+            with LoopDevice(str(image)) as name:
+                await asyncio.wait_for(told.wait(), 10)
+                (found,) = (d for d in HostDevices().list("block") if d.port == name)
+                assert (found.name, found.size, found.readonly) == (str(image), 1 << 20, False)
+                told.clear()
+            await asyncio.wait_for(told.wait(), 10)
+            assert name not in ports(HostDevices())
+        finally:
+            events.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_loop_device_that_cannot_be_is_a_clear_error(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(CasemateError, match=str(path)):
+            LoopDevice(str(path), readonly=True).__enter__()
