@@ -136,6 +136,25 @@ def test_names_that_are_none_are_refused(place: Place, raw: bytes) -> None:
     assert done.returncode == 1 and not list((place.path / "tmp").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("limits", "said"), [("open_file.MAX_BYTES = 10", b"longer"), ("open_file.IDLE_SECONDS = 0.3", b"nothing was sent")]
+)
+def test_a_sender_without_end_or_without_words_is_sent_away(place: Place, limits: str, said: bytes) -> None:
+    program = f"from casemate.agent import open_file; {limits}; raise SystemExit(open_file.main([]))"
+    place.service("qubes.OpenInVM", f"TMPDIR={place.path}/tmp; export TMPDIR\nexec {sys.executable} -c '{program}'")
+    place.start()
+    words = [*AGENT, "qrexec-client-vm", "target", "qubes.OpenInVM"]
+    tool = subprocess.Popen(words, env=place.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert tool.stdin is not None and tool.stdout is not None and tool.stderr is not None
+    tool.stdin.write(header("x", False) + b"a" * 20)
+    tool.stdin.flush()
+    assert tool.stdout.read() == b"" and said in tool.stderr.read() and tool.wait(20) == 1
+    tool.stdin.close()
+    tool.stdout.close()
+    tool.stderr.close()
+    assert not list((place.path / "tmp").iterdir())
+
+
 def test_a_long_name_keeps_its_end() -> None:
     name, view_only = parse_name(header("ä" * 300 + ".pdf", True))
     assert view_only and name.endswith("ä.pdf") and 200 < len(name.encode()) < NAME_SIZE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from casemate.wire.names import qube_name
 
 OPENER = "qubes-open"
 CHUNK = 1 << 18
+MAX_BYTES = 4 << 30
+"""Longest file that is taken."""
+IDLE_SECONDS = 60.0
+"""How long a sender may say nothing before its file is complete."""
 
 
 def main(argv: list[str]) -> int:
@@ -27,6 +32,9 @@ def main(argv: list[str]) -> int:
         return 1
     try:
         return _serve(f"{directory}/{name}", view_only)
+    except ProtocolError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     except OSError as error:
         sys.stderr.write(f"the file cannot be kept: {error.strerror}\n")
         return 1
@@ -52,17 +60,29 @@ def parse_name(raw: bytes) -> tuple[str, bool]:
 def _exactly(size: int) -> bytes:
     data = b""
     while len(data) < size:
-        more = os.read(0, size - len(data))
+        more = _some(size - len(data))
         if not more:
             raise ProtocolError("the request was cut")
         data += more
     return data
 
 
+def _some(size: int) -> bytes:
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    if not poll.poll(IDLE_SECONDS * 1000):
+        raise ProtocolError(f"nothing was sent for {IDLE_SECONDS:g} seconds")
+    return os.read(0, size)
+
+
 def _serve(path: str, view_only: bool) -> int:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        while data := os.read(0, CHUNK):
+        left = MAX_BYTES
+        while data := _some(CHUNK):
+            left -= len(data)
+            if left < 0:
+                raise ProtocolError(f"the file is longer than {MAX_BYTES} bytes")
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]

@@ -40,6 +40,8 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("entries of menus", "wire.menus", "MAX_ENTRIES", "entries"),
         Limit("all entries of menus", "wire.menus", "MAX_TEXT", "bytes"),
         Limit("one entry of menus", "wire.menus", "MAX_ENTRY", "bytes"),
+        Limit("file to be opened elsewhere", "agent.open_file", "MAX_BYTES", "bytes"),
+        Limit("time without data of one", "agent.open_file", "IDLE_SECONDS", "seconds"),
         Limit("calls that wait for a user's session", "agent.sessions", "MAX_HELD", "calls"),
     ),
     "Channel of a qube": (
