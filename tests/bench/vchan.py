@@ -188,6 +188,7 @@ class FromHost(Call):
     """A client of the daemon; ends when the daemon says that the call has."""
 
     step = 0
+    ended = 0
 
     def path(self) -> str:
         return f"{self.scene.directory}/s/qrexec.b"
@@ -203,6 +204,12 @@ class FromHost(Call):
             self.serve(self.scene.place.path(0, domain, port))
         else:
             assert not data
+            self.loop.forget(self.sock.fileno())
+            self.over()
+
+    def over(self) -> None:
+        self.ended += 1
+        if self.ended == 2:  # the data channel and the daemon, in whichever order they are seen
             self.end()
 
 

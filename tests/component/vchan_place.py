@@ -102,7 +102,7 @@ class VchanPlace:
             sock.connect(str(self.sockets / "casemate-qrexecd.sock"))
             sock.sendall(line.encode() + b"\n")
             text = ""
-            while not text.endswith("ok\n") and not text.startswith("error"):
+            while "ok\n" not in text and not text.startswith("error"):
                 text += sock.recv(4096).decode()
             return text
 

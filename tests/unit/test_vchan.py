@@ -16,6 +16,7 @@ from casemate.pump.vchan import Connector, Listening, Place, Server, accept_with
 from casemate.vchan import ports as ports_module
 from casemate.vchan.decision import Decision, Policy
 from casemate.vchan.ports import Ports
+from casemate.vchan.program import LINES, Log
 from casemate.wire.errors import DisconnectedError
 
 
@@ -199,3 +200,32 @@ def test_what_the_policy_is_asked_and_answers(tmp_path: Path) -> None:
     assert decision.target_uuid == "00000000-0000-4000-8000-000000000008"
     policy.decide("work", "", "", "svc+", found.append)  # nobody listens any more
     assert not found[1].allow and "cannot be asked" in found[1].reason
+
+
+def test_a_log_that_nobody_reads_blocks_nobody() -> None:
+    reading, writing = os.pipe()
+    log = Log("x", writing)
+    for number in range(LINES + 10):
+        log(f"line {number}\n\x1b[")
+    text = os.read(reading, 65536).decode()
+    assert text.count("\n") == LINES and "\x1b" not in text and text.startswith("x: line 0")
+    os.set_blocking(writing, False)
+    while True:
+        try:
+            os.write(writing, bytes(4096))
+        except BlockingIOError:
+            break
+    os.set_blocking(writing, True)
+    full = Log("x", writing)
+    full("no room")  # returns
+    os.set_blocking(reading, False)
+    while True:
+        try:
+            os.read(reading, 65536)
+        except BlockingIOError:
+            break
+    full("room")
+    assert os.read(reading, 65536) == b"x: 1 lines were left out\nx: room\n"
+    os.close(reading)
+    full("nobody")
+    os.close(writing)

@@ -19,7 +19,7 @@ from casemate.pump.request import Listener, listen
 from casemate.pump.spawn import Account
 from casemate.pump.vchan import CONTROL_PORT, Place, Server
 from casemate.vchan.call import Served, service_of
-from casemate.vchan.program import many_files, serve
+from casemate.vchan.program import Log, many_files, serve
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import CallRefusedError, ProtocolError, ValueInvalidError, printable
 from casemate.wire.qrexec import (
@@ -242,9 +242,7 @@ class _Caller:
         self._socket.close()
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"casemate-vchan-agent: {text}\n")
-    sys.stderr.flush()
+_say = Log("casemate-vchan-agent")
 
 
 def main(argv: list[str]) -> int:
@@ -267,7 +265,7 @@ def main(argv: list[str]) -> int:
     agent = Agent(loop, Place.of(os.environ, domain), path, user)
     _ready()
     try:
-        serve(loop)
+        serve(loop, _say)
     finally:
         agent.close()
     return 0

@@ -22,7 +22,7 @@ from casemate.vchan.call import Served, service_of
 from casemate.vchan.decision import SOCKET as POLICY_SOCKET
 from casemate.vchan.decision import Decision, Policy
 from casemate.vchan.domain import Domain, Request, call_text
-from casemate.vchan.program import many_files, serve
+from casemate.vchan.program import Log, many_files, serve
 from casemate.vchan.registry import Registry
 from casemate.wire.errors import CasemateError, ProtocolError, ValueInvalidError, printable
 from casemate.wire.names import number
@@ -265,10 +265,8 @@ def _nothing() -> None:
     pass
 
 
-def say(text: str) -> None:
-    """A line of the log."""
-    sys.stderr.write(f"casemate-qrexecd: {printable(text, 400)}\n")
-    sys.stderr.flush()
+say = Log("casemate-qrexecd")
+"""The daemon's log."""
 
 
 def parse_domain(text: str) -> tuple[int, str, str, str]:
@@ -325,7 +323,7 @@ def _serve(options: dict[str, str], domains: list[tuple[int, str, str, str]]) ->
             daemon.add(*domain)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
-        serve(loop)
+        serve(loop, say)
     finally:
         daemon.close()
         registry.close()
