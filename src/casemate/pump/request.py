@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEADLINE = 10.0
-BACKLOG = 128
+BACKLOG = 1024
+"""Connections that wait to be accepted; one more, and a caller that does not block is turned away."""
 
 
 class FirstMessage:

@@ -39,7 +39,6 @@ DAEMON = 0
 REQUEST_SECONDS = 5.0
 """How long a program in the domain may take to say what it wants."""
 HELLO_SECONDS = 10.0
-BACKLOG = 1024
 PENDING = 1024 * 1024
 """Bytes for a daemon that does not read; above it requests are refused."""
 
@@ -96,9 +95,7 @@ class Agent:
         self._requests = Deadlines(loop, REQUEST_SECONDS)
         self._hellos = Deadlines(loop, HELLO_SECONDS)
         self._socket_path = agent_socket
-        door = listen(agent_socket, 0o666)
-        door.listen(BACKLOG)
-        Listener(loop, door, self._connection)
+        Listener(loop, listen(agent_socket, 0o666), self._connection)
         self._await_daemon()
 
     def close(self) -> None:
