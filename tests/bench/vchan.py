@@ -472,7 +472,9 @@ def write(table: Table, load: float, args: argparse.Namespace) -> None:
         "itself, not a tool started for each call. Streams are 1 GiB in messages of 64 KiB, the limit is a plain unix "
         "socket between two processes. The column of Qubes OS has the ratio that its own programs reach over the same "
         "sockets, to the limit of their own run; the aim is three times that, and half of what a stream is compared "
-        "with. A stream of a service passes three processes on two processors: program, agent, caller.",
+        "with. A stream of a service passes three processes on two processors: program, agent, caller. "
+        "With 16 calls at once on a busy host the bound is posix_spawn, which returns only when the new program has had "
+        "a processor: see its line.",
         "",
         "| What | Casemate | Limit | Ratio | Qubes OS | Aim | |",
         "|---|---|---|---|---|---|---|",
