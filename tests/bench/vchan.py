@@ -473,8 +473,8 @@ def write(table: Table, load: float, args: argparse.Namespace) -> None:
         "socket between two processes. The column of Qubes OS has the ratio that its own programs reach over the same "
         "sockets, to the limit of their own run; the aim is three times that, and half of what a stream is compared "
         "with. A stream of a service passes three processes on two processors: program, agent, caller. "
-        "With 16 calls at once on a busy host the bound is posix_spawn, which returns only when the new program has had "
-        "a processor: see its line.",
+        "With 16 calls at once on a busy host the bound is posix_spawn, which returns only when the new program has "
+        "had a processor: see its line.",
         "",
         "| What | Casemate | Limit | Ratio | Qubes OS | Aim | |",
         "|---|---|---|---|---|---|---|",
