@@ -124,12 +124,19 @@ async def notify_updates(context: Context, source: str, payload: str) -> None:
     """How many updates a qube could install: about itself, or a hint about its template while that does not run."""
     count = names.number(payload.strip(), "number of updates", 0, 1 << 31)
     now = time.strftime("%Y-%m-%d %H:%M:%S")
+    caller = context.store.snapshot().domains.find(source)
+    # A qube on an older state of its template may speak of updates that are installed there already.
+    outdated = any(
+        volume is not None and context.engine.volume_outdated(caller.name, name)
+        for name, volume in caller.volumes.items()
+    )
 
     def change(system: System, qube: Domain) -> None:
         about: Domain | None = qube
         while about is not None and not about.updateable:
             about = about.template
-        if about is None or (about is not qube and (not count or context.state(about) != "Halted")):
+        hint = about is not qube
+        if about is None or (hint and (not count or outdated or context.state(about) != "Halted")):
             return
         have = about.features
         if have.get("updates-available") and not count:
