@@ -94,8 +94,11 @@ class Rig:
 
     def accept(self) -> socket.socket:
         """The guest's end of the channel."""
-        self._port.settimeout(10)
-        return self._port.accept()[0]
+        self._port.settimeout(30)
+        try:
+            return self._port.accept()[0]
+        except TimeoutError:
+            raise AssertionError((self.directory / "link.log").read_text()[-2000:]) from None
 
     def start_agent(self) -> subprocess.Popen[bytes]:
         """An agent on the next connection of the link."""

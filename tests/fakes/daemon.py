@@ -33,6 +33,8 @@ class FakeDaemon:
 @contextmanager
 def running(directory: Path, *, request_seconds: float = 30.0, max_connections: int = 256) -> Iterator[FakeDaemon]:
     """A daemon that serves ``directory``'s store until the block ends."""
+    for policy in (directory / "policy.d", directory / "run" / "policy.d"):  # as the daemon makes them
+        policy.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = Store(directory / "qubes.xml")
     daemon = FakeDaemon(directory / "run" / "qubesd.sock", store, FakeEngine(store))
     ready, stop = threading.Event(), asyncio.Event()

@@ -192,11 +192,14 @@ class Agent:
         except (CasemateError, OSError):
             self._loop.later(0, lambda: done(EXIT_FAILED))
             return
-        os.write(stdin, user.encode() + b"\n")
+        self._exits[pid] = done
+        try:
+            os.write(stdin, user.encode() + b"\n")
+        except BrokenPipeError:
+            pass  # it has ended already; its status says what that means
         for fd in (stdin, stdout, stderr):
             if fd is not None:
                 os.close(fd)
-        self._exits[pid] = done
 
     def _account(self, name: str) -> Account | None:
         if os.geteuid() != 0:

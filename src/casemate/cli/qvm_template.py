@@ -7,12 +7,10 @@ packages; the commands and their words are the same as far as that makes sense.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 
 from casemate.cli import tool
-from casemate.cli.casemate import DEFAULT_NAMES
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
@@ -22,13 +20,20 @@ PROG = "qvm-template"
 _MISSING = ("download", "upgrade", "downgrade", "reinstall", "migrate", "repolist", "clean", "search")
 
 
+def _buildable() -> dict[str, str]:
+    """The templates that can be built here, and their kinds."""
+    from casemate.cli.casemate import DEFAULT_NAMES  # imports more than the other commands need
+
+    return {name: kind for kind, name in DEFAULT_NAMES.items()}
+
+
 def _installed(qubes: Qubes) -> list[str]:
     return [qube.name for qube in qubes.listed() if qube.klass == "TemplateVM"]
 
 
 def _list(args: argparse.Namespace, qubes: Qubes) -> int:
     here = _installed(qubes)
-    available = [name for name in DEFAULT_NAMES.values() if name not in here]
+    available = [name for name in _buildable() if name not in here]
     wanted = set(args.TEMPLATE)
     both = not args.installed and not args.available
     rows = [
@@ -65,7 +70,9 @@ def _info(args: argparse.Namespace, qubes: Qubes) -> int:
 
 
 def _install(args: argparse.Namespace, _qubes: Qubes) -> int:
-    kinds = {name: kind for kind, name in DEFAULT_NAMES.items()}
+    import subprocess
+
+    kinds = _buildable()
     for name in args.TEMPLATE:
         if name not in kinds:
             raise tool.UsageError(f"{name} cannot be built here; there are {', '.join(kinds)}")
