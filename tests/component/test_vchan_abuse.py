@@ -429,16 +429,17 @@ def test_what_a_request_may_say(place: VchanPlace) -> None:
     agent = foreign.Agent(place.vchan, 5)
     agent.start()
     place.up("work")
-    # Illegal bytes become "_", as the policies of upstream see them.
-    assert agent.answer(agent.trigger("va ult\x01", "e/ch o+a;b", source="re lay")) is None
+    assert agent.answer(agent.trigger("va-ult", "e.cho+a:b", source="re_lay")) is None
     assert policy.requests == [
-        {"source": "work", "intended_target": "va_ult_", "service_and_arg": "e_ch_o+a_b", "requested_source": "re_lay"}
+        {"source": "work", "intended_target": "va-ult", "service_and_arg": "e.cho+a:b", "requested_source": "re_lay"}
     ]
     assert agent.answer(agent.trigger("", "echo")) is None
     assert policy.requests[1] == {"source": "work", "intended_target": "@default", "service_and_arg": "echo+"}
     # These are refused before anybody is asked.
     for target, call, ident in (
         ("vault", "+a", b""), ("vault", "", b""), ("vault", "a\0b", b""), ("v" * 64, "echo", b""),
+        ("va ult", "echo", b""), ("va/ult", "echo", b""), ("vault\x01", "echo", b""), ("vault", "e/cho", b""),
+        ("vault", "echo+a;b", b""), ("vault", "echo+a b", b""),
         ("vault", "s" * 256, b""), ("vault", "echo", b"a/b"), ("vault", "echo", b"a\0b"), ("vault", "echo", b"x" * 32),
     ):  # fmt: skip
         assert agent.answer(agent.trigger(target, call, ident)) is None
@@ -446,7 +447,7 @@ def test_what_a_request_may_say(place: VchanPlace) -> None:
     agent.close()
 
 
-def test_answers_of_the_policy_that_are_none_refuse(place: VchanPlace) -> None:
+def test_lesson_L12_answers_of_the_policy_that_are_none_refuse(place: VchanPlace) -> None:
     good = "result=allow\nuser=DEFAULT\ntarget=dom0\nrequested_target=dom0\nautostart=True\n"
     answers = [
         "", "result=allow\n", good.replace("allow", "perhaps"), good + "user=root\n", good + "\n", good + "x" * 5000,

@@ -21,7 +21,7 @@ def body_of(message: bytes) -> tuple[int, bytes]:
 
 @pytest.mark.parametrize("version", [2, 3, 4])
 def test_a_request_comes_through_every_version(version: int) -> None:
-    asked = body_of(control.trigger4("$dispvm:x", "svc+a b"))[1]
+    asked = body_of(control.trigger4("$dispvm:x", "svc+a_b"))[1]
     kind, body = body_of(control.trigger(version, asked, b"SOCKET7"))
     assert control.AGENT_MESSAGES[version]((kind, len(body))) == len(body)
     found = control.parse_request(kind, body)
@@ -60,9 +60,12 @@ def test_what_has_no_room_in_an_old_request() -> None:
         (b"vault", b"svc\0", b"x" * 32),
         (b"vault", b"svc\0", b"a\0b".ljust(32, b"\0")),
         (b"vault", b"svc\0", b"a/b".ljust(32, b"\0")),
+        (b"va/ult", b"svc\0", IDENT),
+        (b"vault", b"s/vc\0", IDENT),
+        (b"vault", b"svc+a b\0", IDENT),
     ],
 )
-def test_requests_that_are_refused_and_still_have_an_id(target: bytes, call: bytes, ident: bytes) -> None:
+def test_lesson_L03_requests_that_are_refused_and_still_have_an_id(target: bytes, call: bytes, ident: bytes) -> None:
     body = bytes(64) + target.ljust(64, b"\0") + ident + call
     with pytest.raises(ValueInvalidError):
         control.parse_request(qrexec.TRIGGER_SERVICE4, body)

@@ -150,23 +150,19 @@ _WORD = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.-"
 _IDENT_BYTES = frozenset(_WORD + b" ")
 
 
-def _clean(allowed: bytes) -> bytes:
-    return bytes(byte if byte in allowed else ord("_") for byte in range(256))
-
-
-_FIELD_CLEAN = _clean(_WORD + b"@:")
-_CALL_CLEAN = _clean(_WORD + b"@:+")
+_FIELD_BYTES = _WORD + b"@:"
+_CALL_BYTES = _WORD + b"@:+"
 NAME_MAX = 255
 """Longest name of a service without its argument."""
 
 
 def _field(raw: bytes) -> str:
-    """Text of a field up to its NUL. Illegal bytes become ``_`` as in upstream's daemon: no rule names such a target,
-    and what is logged is harmless."""
+    """Text of a field up to its NUL. Where upstream's daemon makes ``_`` of illegal bytes, the request is refused here:
+    two names must never become one."""
     text, nul, _junk = raw.partition(b"\0")
-    if not nul:
-        raise ValueInvalidError("A field of the request does not end")
-    return text.translate(_FIELD_CLEAN).decode("ascii")
+    if not nul or text.translate(None, _FIELD_BYTES):
+        raise ValueInvalidError(f"A field of the request does not end, or is no name: {printable(repr(text), 80)}")
+    return text.decode("ascii")
 
 
 def _split(kind: int, body: bytes) -> tuple[bytes, bytes, bytes, bytes]:
@@ -193,7 +189,9 @@ def parse_request(kind: int, body: bytes) -> ServiceRequest:
         raise ValueInvalidError("Invalid request id")
     if call.find(b"\0") != len(call) - 1 or len(call) < 2 or call.startswith(b"+"):
         raise ValueInvalidError("The request names no service")
-    name = call[:-1].translate(_CALL_CLEAN).decode("ascii")
+    if call[:-1].translate(None, _CALL_BYTES):
+        raise ValueInvalidError(f"Invalid service: {printable(repr(call[:-1]), 80)}")
+    name = call[:-1].decode("ascii")
     if len(name) > MAX_SERVICE or len(name.partition("+")[0]) > NAME_MAX:
         raise ValueInvalidError(f"The name of the service is too long: {printable(name, 80)!r}")
     return ServiceRequest(ident, _field(target), name, _field(source))
