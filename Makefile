@@ -31,6 +31,8 @@ bench: setup ## measure, as ratios within one run; the table goes to docs/refere
 	@$(PYTHON) -m tests.bench.store --write
 	@$(PYTHON) -m tests.bench.files_and_keys --write
 	@$(PYTHON) -m tests.bench.policy --write
+	@$(PYTHON) -m tests.bench.vchan --write
+	@$(PYTHON) -m tests.bench.api --write
 
 fuzz: setup ## fuzz each parser and state machine, a minute each (SECONDS=600 for ten)
 	@$(PYTHON) -m pip install --quiet --requirement packaging/requirements-fuzz.txt
