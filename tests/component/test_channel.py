@@ -212,3 +212,39 @@ def test_guest_tools_reach_the_broker_and_are_refused_without_one(made: Rig) -> 
     )  # fmt: skip
     assert done.returncode == 126, done.stderr
     assert b"refused" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["never there", "gone after violations", "gone"])
+def test_a_link_outlives_its_machine_for_a_while_only(tmp_path: Path, how: str) -> None:
+    """Whatever the link knows last of its channel, nobody has to end it."""
+    made = Rig(tmp_path)
+    console = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    console.bind(str(tmp_path / "console.sock"))
+    console.listen()
+    program = (
+        "import sys; from casemate.link import link, __main__; link.LINGER_SECONDS = 0.2; sys.exit(__main__.main())"
+    )
+    real = made.spawn
+    made.spawn = lambda argv, **options: real([sys.executable, "-S", "-c", program], **options)  # type: ignore[method-assign]
+    try:
+        if how == "never there":
+            (tmp_path / "channel.sock").unlink()
+        link = made.start_link()
+        machine = console.accept()[0]
+        if how == "gone after violations":
+            for _strike in range(5):
+                guest = HostileGuest(made)
+                guest.session()
+                guest.sock.sendall(os.urandom(64) + b"\xff" * 64)
+                assert drained(guest.sock)
+                guest.sock.close()
+            wait_for(lambda: "too often" in (tmp_path / "link.log").read_text())
+            time.sleep(0.5)
+            assert link.poll() is None, "its machine still runs"
+        elif how == "gone":
+            made.accept().close()
+        machine.close()
+        assert link.wait(10) == 0
+    finally:
+        console.close()
+        made.close()

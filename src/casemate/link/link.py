@@ -79,9 +79,11 @@ class Log:
 class Console:
     """The qube's serial console: its last bytes, and a terminal of the host for who wants to use it."""
 
-    def __init__(self, loop: Loop, path: str) -> None:
+    def __init__(self, loop: Loop, path: str, on_end: Callable[[], None] = lambda: None) -> None:
+        """``on_end`` is called when the machine has ended."""
         self._loop = loop
         self._tail = b""
+        self._on_end = on_end
         self._to_guest = b""
         self._to_user = b""
         self._master = self._slave = -1
@@ -175,6 +177,7 @@ class Console:
             self._loop.forget(self._sock.fileno())
             self._sock.close()
             self._sock = None
+            self._on_end()
         if self._master >= 0:
             self._loop.forget(self._master)
             os.close(self._master)
@@ -285,7 +288,7 @@ class Link:
         for key, value in database.items():
             self.database.write(key, value.encode())
         self._database_stream: DatabaseStream | None = None
-        self._console = Console(self.loop, self.path("console.sock"))
+        self._console = Console(self.loop, self.path("console.sock"), self._linger)
         Listener(self.loop, listen(self.path("link.sock"), 0o600), self._connection)
         self._database_server = DatabaseServer(self.loop, listen(self.path("qubesdb.sock"), 0o600), self.database)
 
@@ -303,6 +306,7 @@ class Link:
         except OSError as error:
             sock.close()
             self._end(f"the qube's port is gone: {error.strerror}")
+            self._linger()
             return
         sock.setblocking(False)
         self._channel_sock = sock
@@ -325,8 +329,7 @@ class Link:
             sock.close()
         if why.startswith(("closed", "read failed", "write failed")):
             self._end("the machine has ended")
-            # Somebody may still want to know what the console said last.
-            self.loop.later(LINGER_SECONDS, self.loop.stop)
+            self._linger()
             return
         self._strikes += 1
         self.log(f"channel closed ({self._strikes} of {STRIKES}): {why}")
@@ -334,6 +337,10 @@ class Link:
             self._end("the qube broke the protocol too often; start it anew")
         else:
             self.loop.later(0.2 * 2**self._strikes, self.connect)
+
+    def _linger(self) -> None:
+        """Go on for a while: somebody may still want to know what the console said last."""
+        self.loop.later(LINGER_SECONDS, self.loop.stop)
 
     def _end(self, why: str) -> None:
         self._closed_why = why
