@@ -13,7 +13,8 @@ from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
 from casemate.pump.callers import Callers
 from casemate.pump.channel import Channel, Stream, StreamHandler
-from casemate.pump.loop import READ, Loop
+from casemate.pump.children import Children
+from casemate.pump.loop import Loop
 from casemate.pump.request import FirstMessage, Listener, listen
 from casemate.pump.service import ServiceCall, refuse
 from casemate.pump.spawn import Account, spawn
@@ -48,7 +49,7 @@ class Agent:
         self._loop = loop
         self._fd = fd
         self._channel: Channel | None = None
-        self._exits: dict[int, Callable[[int], None]] = {}
+        self._children = Children(loop)
         self._sessions = Sessions(self._wait_for_session)
         self._callers = Callers(loop)
         self._accounts: dict[str, Account | None] = {}
@@ -58,10 +59,6 @@ class Agent:
         os.chmod(run, 0o755)
         Listener(loop, listen(f"{run}/qrexec-agent.sock", 0o666), self._connection)
         DatabaseServer(loop, listen(f"{run}/qubesdb.sock", 0o666), self._database)
-        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-        loop.watch(reading, READ, lambda _mask: self._reap(reading))
         self._await_host()
 
     # -- the channel
@@ -173,7 +170,7 @@ class Agent:
 
     def _start(self, stream: Stream, found: Service) -> None:
         pid, stdin, stdout, stderr = self._spawn(found)
-        self._exits[pid] = ServiceCall(self._loop, stream, stdin, stdout, stderr, lambda _call: None).exited
+        self._children.add(pid, ServiceCall(self._loop, stream, stdin, stdout, stderr, lambda _call: None).exited)
 
     def _spawn(self, found: Service) -> tuple[int, int, int, int | None]:
         account = self._account(found.user)
@@ -192,7 +189,7 @@ class Agent:
         except (CasemateError, OSError):
             self._loop.later(0, lambda: done(EXIT_FAILED))
             return
-        self._exits[pid] = done
+        self._children.add(pid, done)
         try:
             os.write(stdin, user.encode() + b"\n")
         except BrokenPipeError:
@@ -210,23 +207,6 @@ class Agent:
             except KeyError:
                 raise ProtocolError(f"no user {name} here") from None
         return self._accounts[name]
-
-    def _reap(self, wakeup: int) -> None:
-        try:
-            os.read(wakeup, 4096)
-        except BlockingIOError:
-            pass
-        try:
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
-                exited = self._exits.pop(pid, None)
-                if exited is not None:
-                    code = os.waitstatus_to_exitcode(status)
-                    exited(code if code >= 0 else 128 - code)
-        except ChildProcessError:
-            return
 
     def _connection(self, sock: socket.socket) -> None:
         FirstMessage(self._loop, sock, GUEST_REQUESTS, self._requested)

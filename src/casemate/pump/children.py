@@ -32,7 +32,7 @@ class Children:
             os.read(self._wakeup, 4096)
         except BlockingIOError:
             pass
-        while self._ended:
+        while True:  # those too that nobody asked for: as process 1 we get everybody's orphans
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
