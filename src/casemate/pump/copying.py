@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 BUFFER = 4 * qrexec.MAX_CHUNK
-SMALL = 16 * 1024
-BATCH = qrexec.MAX_CHUNK
+"""Records and contents are gathered up to so many bytes; those are summed and sent at once."""
 PATIENCE = 600.0
 """Seconds without any sign of the receiver after which the copy has failed."""
 MAX_STDERR = 4096
@@ -62,9 +61,9 @@ class Copy:
         self._stderr = b""
         self._ended = False
         self._gone = False
-        self._batch = bytearray()
-        self._buffer = memoryview(bytearray(BUFFER))
-        self._input = memoryview(bytearray(BUFFER))
+        self._batch = memoryview(bytearray(BUFFER))
+        self._filled = 0
+        self._input = memoryview(bytearray(qrexec.MAX_CHUNK))
         self._crc = 0
         self._sent: set[bytes] = set()
         self._bytes = 0
@@ -81,8 +80,6 @@ class Copy:
             self._send(self._side.stdin_eof())
         except _Answered:
             pass
-        finally:
-            self._batch.clear()
         self._confirm()
 
     # -- what is sent
@@ -92,12 +89,7 @@ class Copy:
         if name.count(b"/") >= qfile.MAX_DEPTH:
             raise CopyError(f"{printable(path)}: more than {qfile.MAX_DEPTH} directories deep")
         if stat.S_ISDIR(status.st_mode):
-            header = qfile.build_header(name, status.st_mode, 0, status.st_atime_ns, status.st_mtime_ns)
-            self._sent.add(name)
-            self._record(header)
-            for entry in sorted(os.listdir(path)):
-                self._object(f"{path}/{entry}", name + b"/" + os.fsencode(entry))
-            self._record(header)
+            self._directory(path, name, status)
         elif stat.S_ISLNK(status.st_mode):
             target = os.fsencode(os.readlink(path))
             self._sent.add(name)
@@ -109,6 +101,19 @@ class Copy:
         else:
             self._warn(f"{printable(path)}: not a file, directory or link; left out")
 
+    def _directory(self, path: str, name: bytes, status: os.stat_result) -> None:
+        header = qfile.build_header(name, status.st_mode, 0, status.st_atime_ns, status.st_mtime_ns)
+        self._sent.add(name)
+        self._record(header)
+        with os.scandir(path) as found:
+            # Whether it is a file the directory knows: no lstat for the many. What is not sure goes the long way.
+            entries = sorted((entry.name, entry.is_file(follow_symlinks=False)) for entry in found)
+        shallow = name.count(b"/") + 1 < qfile.MAX_DEPTH
+        for entry, plain in entries:
+            take = self._file if plain and shallow else self._object
+            take(f"{path}/{entry}", name + b"/" + os.fsencode(entry))
+        self._record(header)
+
     def _file(self, path: str, name: bytes) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
@@ -118,30 +123,29 @@ class Copy:
             self._sent.add(name)
             self._record(header)
             while left:
-                count = os.readv(fd, [self._buffer[: min(left, BUFFER)]])
+                if self._filled == BUFFER:
+                    self._flush()
+                count = os.readv(fd, [self._batch[self._filled : min(self._filled + left, BUFFER)]])
                 if count == 0:
                     raise CopyError(f"{printable(path)}: it became shorter while it was read; nothing was confirmed")
                 left -= count
-                piece = self._buffer[:count]
-                if count <= SMALL:
-                    self._record(piece)
-                else:
-                    self._flush()
-                    self._crc = zlib.crc32(piece, self._crc)
-                    self._send(self._side.stdin(piece))
+                self._filled += count
         finally:
             os.close(fd)
 
-    def _record(self, data: bytes | memoryview) -> None:
-        self._crc = zlib.crc32(data, self._crc)
-        self._batch += data
-        if len(self._batch) >= BATCH:
+    def _record(self, data: bytes) -> None:
+        if self._filled + len(data) > BUFFER:
             self._flush()
+        end = self._filled + len(data)
+        self._batch[self._filled : end] = data
+        self._filled = end
 
     def _flush(self) -> None:
-        if self._batch:
-            batch, self._batch = self._batch, bytearray()
-            self._send(self._side.stdin(memoryview(batch)))
+        if self._filled:
+            batch = self._batch[: self._filled]
+            self._crc = zlib.crc32(batch, self._crc)
+            self._send(self._side.stdin(batch))
+            self._filled = 0
 
     def _send(self, pieces: list[bytes | memoryview]) -> None:
         self._poll_now(0)

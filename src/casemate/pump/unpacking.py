@@ -31,6 +31,7 @@ WAIT_SECONDS = 3600.0
 BUFFER = 256 * 1024
 _STAGE = ".incoming-"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class _Input:
@@ -40,23 +41,33 @@ class _Input:
         self._fd = fd
         self._buffer = memoryview(bytearray(BUFFER))
         self._at = self._end = 0
+        self._summed = 0
+        self._sum = 0
         self._idle = idle
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
-        self.crc = 0
+
+    @property
+    def crc(self) -> int:
+        """Checksum of the bytes taken so far; brought up to date once a buffer, not for each field."""
+        if self._summed < self._at:
+            self._sum = zlib.crc32(self._buffer[self._summed : self._at], self._sum)
+            self._summed = self._at
+        return self._sum
 
     def some(self, limit: int) -> memoryview:
         """At least one byte, at most ``limit``; valid until the next call."""
         if self._at == self._end:
+            self._sum = self.crc
             if not self._poll.poll(self._idle * 1000):
                 raise FileError(qfile.EREMOTEIO, f"the sender has sent nothing for {self._idle:g} seconds")
-            self._at, self._end = 0, os.readv(self._fd, [self._buffer])
+            self._at = self._summed = self._end = 0
+            self._end = os.readv(self._fd, [self._buffer])
             if self._end == 0:
                 raise FileError(qfile.EREMOTEIO, "the stream ended too early")
         end = min(self._end, self._at + limit)
         piece = self._buffer[self._at : end]
         self._at = end
-        self.crc = zlib.crc32(piece, self.crc)
         return piece
 
     def exactly(self, size: int) -> bytes:
@@ -95,6 +106,7 @@ class Unpacker:
         self._repeats_left = max_files
         self._stage_name = ""
         self._stage = -1
+        self._granted = 0
         self._path: list[bytes] = []
         self._fds: list[int] = []
         self._made: set[bytes] = set()
@@ -114,6 +126,7 @@ class Unpacker:
         try:
             self._stage = os.open(self._stage_name, _DIR, dir_fd=self._target)
             fcntl.flock(self._stage, fcntl.LOCK_EX)
+            self._granted = self._probe()
             while (header := qfile.parse_header(self._input.exactly(qfile.HEADER.size))) is not None:
                 self._object(header)
             self._leave(0)
@@ -140,6 +153,15 @@ class Unpacker:
                     pass
                 finally:
                     os.close(fd)
+
+    def _probe(self) -> int:
+        """The permissions that a new file gets of those asked for: the umask, or a default ACL, takes the others."""
+        fd = os.open(b"probe", _NEW, 0o777, dir_fd=self._stage)
+        try:
+            return os.fstat(fd).st_mode & 0o777
+        finally:
+            os.close(fd)
+            os.unlink(b"probe", dir_fd=self._stage)
 
     # -- objects
 
@@ -204,14 +226,17 @@ class Unpacker:
         left = header.size
         if left > 1024 * 1024 or self._margin is not None:
             self._make_sure_of_room(parent, left)
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+        mode = header.permissions
+        fd = os.open(name, _NEW, mode, dir_fd=parent)
         try:
             while left:
                 piece = self._input.some(left)
                 left -= len(piece)
                 while piece:
                     piece = piece[os.write(fd, piece) :]
-            _finish(fd, header)
+            if mode & ~self._granted:
+                os.fchmod(fd, mode)
+            os.utime(fd, ns=_times(header))
         finally:
             os.close(fd)
 
