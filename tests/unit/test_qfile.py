@@ -398,3 +398,17 @@ def test_there_is_always_a_whole_result(
     assert found is not None and (found.code, found.last_name) == (code, name)
     if code == 0:
         assert found.crc == zlib.crc32(stream)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
+def test_modes_arrive_whatever_the_receivers_umask_is(tmp_path: Path, umask: int) -> None:
+    modes = (0o600, 0o644, 0o666, 0o755, 0o777, 0o400, 0o000)
+    stream = b"".join(entry(b"f%o" % mode, stat.S_IFREG | mode, b"x") for mode in modes) + qfile.END
+    (tmp_path / "in").mkdir()
+    before = os.umask(umask)
+    try:
+        done = Receiver(tmp_path, stream)
+    finally:
+        os.umask(before)
+    assert done.code == 0
+    assert [stat.S_IMODE((done.target / f"f{mode:o}").stat().st_mode) for mode in modes] == list(modes)
