@@ -307,7 +307,7 @@ def main() -> int:
         shutil.rmtree(directory, ignore_errors=True)
     print(text)
     if not args.dry:
-        figures.write(text)
+        figures.write("make bench", "Qubes", text)
         say(f"written to {figures.PAGE}")
     return 0
 

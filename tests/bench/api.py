@@ -26,7 +26,7 @@ from uuid import UUID
 from casemate.settings import Settings
 from casemate.store.store import Store
 from casemate.wire import admin
-from tests.bench.figures import PAGE
+from tests.bench import figures
 
 UPSTREAM = {
     "label.List": {10: 2420, 100: 1110, 1000: 172},
@@ -37,7 +37,6 @@ UPSTREAM = {
 """Requests a second of upstream's daemon, one client; vm.List from its wall time for one call."""
 UPSTREAM_LS = {10: 258, 100: 512, 1000: 7615}
 UPSTREAM_RSS = {10: 54, 100: 58, 1000: 98}
-BEGIN, END = "<!-- bench api: begin -->", "<!-- bench api: end -->"
 ROWS: list[str] = []
 NOTES: list[str] = []
 BIN = Path(__file__).resolve().parents[2] / "bin"
@@ -226,12 +225,7 @@ def publish() -> None:
         "once, and ran in turn with ours. There is no hypervisor in this run. Aims at 1,000 qubes: 5 times upstream's "
         "requests/s, `qvm-ls` within 0.2 of its time. By `python -m tests.bench.api --write`."
     )
-    text = PAGE.read_text()
-    if BEGIN not in text:
-        text = f"{text.rstrip()}\n\n## Admin API\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join([*lines, "", *NOTES, "", how]) + f"\n{END}{after}")
+    figures.write("bench api", "Admin API", "\n".join([*lines, "", *NOTES, "", how]))
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "performance.md"
-BEGIN, END = "<!-- make bench: begin -->", "<!-- make bench: end -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +76,12 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     return [f"* {first if first == last else f'{first} to {last}'}: {how}" for first, last, how in notes]
 
 
-def write(text: str) -> None:
-    """Put the text between the marks of the page."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+def write(name: str, title: str, text: str) -> None:
+    """Put text between the marks ``name`` of the page; the first time they come at its end, under a title."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    page = PAGE.read_text()
+    if begin not in page:
+        page = page.rstrip("\n") + f"\n\n## {title}\n\n{begin}\n{end}\n"
+    before, _, rest = page.partition(begin)
+    text = text.rstrip("\n")
+    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")

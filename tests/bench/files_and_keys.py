@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from casemate.qdb.client import QubesDB
-from tests.bench.figures import PAGE, seconds
+from tests.bench.figures import seconds, write
 from tests.component.rig import SOURCE, Rig
 
-BEGIN, END = "<!-- bench files and keys: begin -->", "<!-- bench files and keys: end -->"
 ROOT = SOURCE.parent
 SMALL, SMALL_SIZE, BIG = 10_000, 4096, 1 << 30
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{SOURCE}:{ROOT}"}
@@ -221,11 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 *table.rows,
             ]
         )
-        page = PAGE.read_text()
-        if BEGIN not in page:
-            page = page.rstrip("\n") + f"\n\n## Files and keys\n\n{BEGIN}\n{END}\n"
-        before, _, rest = page.partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+        write("bench files and keys", "Files and keys", text)
     return 0
 
 

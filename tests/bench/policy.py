@@ -31,9 +31,8 @@ from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.system import Systems
 from casemate.settings import Settings
 from casemate.store.store import Store
-from tests.bench.figures import PAGE, seconds
+from tests.bench.figures import seconds, write
 
-BEGIN, END = "<!-- bench policy: begin -->", "<!-- bench policy: end -->"
 RULES = 5000
 QUBES = 1000
 REQUEST = b"source=q1\nintended_target=q2\nservice_and_arg=last+arg\n\n"
@@ -236,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         shutil.rmtree(directory)
     if args.write:
-        write("\n".join([
+        write("bench policy", "Policy", "\n".join([
             f"`python -m tests.bench.policy --write`, {os.cpu_count()} processors, load average {load:.1f} at the "
             f"beginning and {os.getloadavg()[0]:.1f} at the end; medians, both sides in turn. A decision takes in all "
             f"that the daemon does for one: has the policy changed, has the store ({QUBES} qubes), which rule. "
@@ -247,15 +246,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             *table.rows,
         ]) + "\n")  # fmt: skip
     return 0
-
-
-def write(text: str) -> None:
-    """Put the table between its marks, at the page's end the first time."""
-    page = PAGE.read_text()
-    if BEGIN not in page:
-        page = page.rstrip("\n") + f"\n\n## Policy\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,8 @@ from casemate.settings import Settings
 from casemate.store import xml
 from casemate.store.lock import FileLock
 from casemate.store.store import Store
-from tests.bench.figures import PAGE, seconds
+from tests.bench.figures import seconds, write
 
-BEGIN, END = "<!-- bench store: begin -->", "<!-- bench store: end -->"
 ROOT = Path(__file__).parents[2]
 SIZES = (10, 100, 1000, 5000)
 
@@ -375,17 +374,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "|---|---|---|---|---|---|",
             *table.rows,
         ]
-        write("\n".join(lines) + "\n")
+        write("bench store", "Store", "\n".join(lines) + "\n")
     return 0
-
-
-def write(text: str) -> None:
-    """Put the tables between their marks, at the page's end the first time."""
-    page = PAGE.read_text()
-    if BEGIN not in page:
-        page = page.rstrip("\n") + f"\n\n## Store\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

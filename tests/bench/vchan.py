@@ -26,10 +26,9 @@ from casemate.pump.loop import HANGUP, READ, Loop
 from casemate.pump.vchan import Place, Server
 from casemate.wire import qrexec_control as control
 from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDIN, DATA_STDOUT, EXEC_CMDLINE, HEADER
-from tests.bench.figures import PAGE
+from tests.bench import figures
 from tests.component.vchan_place import ME, answers, eventually
 
-BEGIN, END = "<!-- bench vchan: begin -->", "<!-- bench vchan: end -->"
 ROOT = Path(__file__).parents[2]
 ROUNDS = 5
 CALLS = 300
@@ -463,7 +462,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write(table: Table, load: float, args: argparse.Namespace) -> None:
-    """Put the table between its marks, at the page's end the first time."""
+    """Put the table into the page."""
     lines = [
         f"`python -m tests.bench.vchan --write`, {os.cpu_count()} processors, load average {load:.1f} at the beginning "
         f"and {os.getloadavg()[0]:.1f} at the end; medians of {args.rounds} rounds of {args.calls} calls of "
@@ -480,12 +479,7 @@ def write(table: Table, load: float, args: argparse.Namespace) -> None:
         "|---|---|---|---|---|---|---|",
         *table.rows,
     ]
-    page = PAGE.read_text()
-    if BEGIN not in page:
-        page = page.rstrip("\n") + f"\n\n## qrexec over vchan\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    body = "\n".join(lines) + "\n"
-    PAGE.write_text(f"{before}{BEGIN}\n{body}{END}{rest.partition(END)[2]}")
+    figures.write("bench vchan", "qrexec over vchan", "\n".join(lines))
 
 
 if __name__ == "__main__":
