@@ -31,6 +31,7 @@ from casemate.wire.errors import (
     DeviceNotFoundError,
     DeviceUnrecognizedError,
     InUseError,
+    NotFoundError,
     NotImplementedHereError,
     NotRunningError,
     ProtocolError,
@@ -282,6 +283,30 @@ def test_two_qubes_that_want_a_device_at_once(daemon: FakeDaemon) -> None:
     results = asyncio.run_coroutine_threadsafe(both(), daemon.loop).result(10)
     assert results.count(None) == 1
     assert sum(isinstance(one, DeviceAlreadyAttachedError) for one in results) == 1
+
+
+def test_a_file_goes_to_one_qube_at_a_time_whatever_loop_device_is_over_it(daemon: FakeDaemon, tmp_path: Path) -> None:
+    """By its number, so that a link to it is it; several that only read may share it."""
+    qubes, attach = client(daemon), "admin.vm.device.block.Attach"
+    image = tmp_path / "image"
+    image.write_bytes(bytes(512))
+    (tmp_path / "link").hardlink_to(image)
+    for number, (path, readonly) in enumerate([(image, "0"), (tmp_path / "link", "0"), (image, "1"), (image, "1")], 1):
+        add_block(daemon.engine.sys, f"loop{number}", loop__backing_file=str(path), dev=f"7:{number}", ro=readonly)
+    for name in ("one", "two"):
+        qubes.call("admin.vm.Start", "", name)
+    qubes.call(attach, "dom0+loop1", "one")
+    for port in ("loop2", "loop3"):
+        for name in ("one", "two"):
+            with pytest.raises(DeviceAlreadyAttachedError, match="loop1"):
+                qubes.call(attach, f"dom0+{port}", name)
+    qubes.call("admin.vm.device.block.Detach", "dom0+loop1", "one")
+    qubes.call(attach, "dom0+loop3", "one")
+    qubes.call(attach, "dom0+loop4", "two")
+    with pytest.raises(DeviceAlreadyAttachedError):
+        qubes.call(attach, "dom0+loop2", "two")
+    with pytest.raises(NotFoundError, match="nosuch"):
+        qubes.call(attach, "nosuch+sda", "one")
 
 
 def test_a_disk_and_its_part_are_one_device(daemon: FakeDaemon) -> None:

@@ -202,8 +202,8 @@ def _given_line(dest: Domain, device: DeviceRef, mode: str, given: Iterable[tupl
 def assign(system: System, klass: str, dest: Domain, arg: str, payload: str = "") -> None:
     """Give a qube a device at each start."""
     device, pairs = parse_ref(klass, arg), _pairs(payload)
-    check_supported(device)
     system.domains.find(device.backend)
+    check_supported(device)
     if dest is system.admin:
         raise ValueInvalidError(f"Devices are not assigned to {dest.name}")
     _check_payload(device, dest, pairs)
@@ -264,9 +264,10 @@ def _attached_line(dest: Domain, one: Attachment) -> str:
 
 
 @method("admin.vm.device.{klass}.Attach", Access.EXECUTE, klass=CLASSES)
-async def attach(context: Context, klass: str, dest: Domain, arg: str, payload: str = "") -> None:
+async def attach(context: Context, system: System, klass: str, dest: Domain, arg: str, payload: str = "") -> None:
     """Give a running qube a device, until it stops or the device is detached."""
     device, pairs = parse_ref(klass, arg), _pairs(payload)
+    system.domains.find(device.backend)
     check_supported(device)
     _check_payload(device, dest, pairs)
     await context.engine.devices.attach(dest.name, device, dict(options(_given_options(pairs))))

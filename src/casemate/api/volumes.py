@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from casemate.api.context import Context
+from casemate.api.imports import MAX_IMAGE
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.model.kinds import Bool
@@ -72,7 +73,7 @@ async def import_small(verb: str, dest: Domain, arg: str, payload: bytes = b"") 
 async def resize(context: Context, dest: Domain, arg: str, payload: str) -> None:
     """Make a volume larger; the payload is its size in bytes."""
     dest.volume(arg)
-    await context.engine.resize_volume(dest.name, arg, names.number(payload, "size", 1))
+    await context.engine.resize_volume(dest.name, arg, names.number(payload, "size", 1, MAX_IMAGE))
 
 
 @method("admin.vm.volume.CloneFrom", Access.EXECUTE)

@@ -108,8 +108,23 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
     return 0
 
 
+def _by_path(devclass: str, qubes: Qubes, text: str, among: Sequence[str] | None = None) -> str:
+    """BACKEND:DEVICE; a file of dom0 is the loop device over it (of those ``among``), where there is one."""
+    backend, _, path = text.partition(":")
+    if devclass != "block" or backend != ADMIN or not path.startswith("/"):
+        return text
+    import os
+
+    wanted = os.path.realpath(path)
+    ports = [one["port_id"] for one in _listed(qubes, devclass, "Available", ADMIN) if one.get("name") == wanted]
+    chosen = [port for port in ports if among is None or f"{ADMIN}:{port}" in among]
+    if not chosen:
+        raise tool.UsageError(f"there is no loop device over {wanted}{'' if among is None else ' in that qube'}")
+    return f"{ADMIN}:{chosen[0]}"
+
+
 def _info(args: argparse.Namespace, qubes: Qubes) -> int:
-    device = wire(args.DEVICE)
+    device = wire(_by_path(args.devclass, qubes, args.DEVICE))
     backend, port, _ = device.split("+", 2)
     found = qubes.call(f"admin.vm.device.{args.devclass}.Available", port, backend).splitlines()
     if not found:
@@ -163,7 +178,8 @@ def _take(args: argparse.Namespace, qubes: Qubes) -> int:
     """Detach or unassign one device, or all."""
     what, verb = ("Attached", "Detach") if args.command in ("detach", "dt", "d") else ("Assigned", "Unassign")
     if args.DEVICE is not None:
-        devices = [wire(args.DEVICE)]
+        attached = [_place(one) for one in _listed(qubes, args.devclass, what, args.VMNAME)]
+        devices = [wire(_by_path(args.devclass, qubes, args.DEVICE, attached))]
     else:
         found = _listed(qubes, args.devclass, what, args.VMNAME)
         devices = [wire(f"{_place(one)}:{one.get('device_id', '*')}") for one in found]
@@ -220,7 +236,7 @@ def main(argv: Sequence[str] | None = None, devclass: str | None = None) -> int:
     ):
         one = commands.add_parser(verb, aliases=aliases, help=text)
         one.add_argument("VMNAME")
-        one.add_argument("DEVICE", metavar="BACKEND:DEVICE", nargs="?")
+        one.add_argument("DEVICE", metavar="BACKEND:DEVICE", nargs="?", help="also dom0:/PATH; all where none is named")
         one.set_defaults(action=_take)
     parser.set_defaults(action=_list, VMNAME=None)
 

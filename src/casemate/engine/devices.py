@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -361,10 +361,14 @@ def _means(assignment: Assignment, device: HostDevice) -> bool:
     )
 
 
-def _overlapping(device: HostDevice, others: Iterable[HostDevice]) -> set[str]:
-    """Ports of what shares sectors with a device: itself, the disk that it is a part of, the parts of it."""
+def _overlapping(device: HostDevice, others: Collection[HostDevice]) -> set[str]:
+    """Ports of what shares sectors with a device: itself, the disk that it is a part of, the parts of it, and other
+    loop devices over the same file unless all can only read."""
     parts = {one.port for one in others if one.whole == device.port}
-    return {device.port, *parts, *({device.whole} if device.whole else ())}
+    twins = {
+        one.port for one in others if device.file and one.file == device.file and not (one.readonly and device.readonly)
+    }
+    return {device.port, *parts, *twins, *({device.whole} if device.whole else ())}
 
 
 def _name_of(by_uuid: Callable[[UUID], Domain], uuid: UUID) -> str:

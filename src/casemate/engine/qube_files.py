@@ -1,7 +1,7 @@
 """What is kept of a qube beside the collection: firewall rules, notes and menus, in a directory named by its UUID.
 
-``STATE/qubes/UUID/firewall.xml``, ``notes.txt`` and ``menus.tsv``. A UUID is never used again, so a new qube that takes an old name
-finds nothing of its predecessor.
+``STATE/qubes/UUID/firewall.xml``, ``notes.txt`` and ``menus.tsv``. A UUID is never used again, so a new qube that
+takes an old name finds nothing of its predecessor.
 """
 
 from __future__ import annotations

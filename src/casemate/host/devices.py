@@ -22,7 +22,8 @@ _NOT_IDENT = re.compile(r"[^A-Za-z0-9_.-]")
 class HostDevice:
     """One device of the host. ``port`` says where it is, ``ident`` what it is; ``interfaces`` are 7-character codes.
 
-    ``size`` in bytes and ``readonly`` are those of a block device. ``whole`` is the disk that it is a partition of.
+    ``size`` in bytes and ``readonly`` are those of a block device. ``whole`` is the disk that it is a partition of;
+    ``file`` tells the file behind a loop device from every other file.
     """
 
     klass: str
@@ -36,6 +37,7 @@ class HostDevice:
     size: int = 0
     readonly: bool = False
     whole: str = ""
+    file: str = ""
 
 
 class HostDevices:
@@ -148,6 +150,7 @@ class HostDevices:
         yield HostDevice(
             "block", place.name, f"{ident}:p{number}" if whole else ident, name=model or disk.name, serial=serial,
             interfaces="b******", size=sectors * _SECTOR, readonly=self._text(place, "ro") == "1", whole=whole,
+            file=_identity(loop) if loop else "",
         )  # fmt: skip
 
     def _is_used(self, place: Path, used: frozenset[str]) -> bool:
@@ -181,3 +184,12 @@ class HostDevices:
             return (self._proc / name).read_text("utf-8", "replace").splitlines()
         except OSError:
             return []
+
+
+def _identity(path: str) -> str:
+    """A file by device and number, so that links to it are it; by its path where it has been removed."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return path
+    return f"{status.st_dev}:{status.st_ino}"
