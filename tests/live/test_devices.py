@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from casemate.cli.loop_device import LoopDevice
+from casemate.host import qemu_access
 from tests.live.world import World, wait_for
 
 pytestmark = [pytest.mark.live, pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")]
@@ -36,6 +37,21 @@ def loops_of(path: Path) -> str:
 
 def acl(name: str) -> list[str]:
     return os.listxattr(f"/dev/{name}")
+
+
+def test_clean_takes_back_what_qubes_were_lent(tmp_path: Path, loop: str) -> None:
+    """A qube that ends with its daemon leaves its entry; other installations' entries stay."""
+    other, own = World(tmp_path / "other"), World(tmp_path / "own")
+    for world in (other, own):
+        world.settings.state.mkdir()
+        world.settings.store_file.touch()
+        qemu_access.lend(Path(f"/dev/{loop}"), qemu_access.users_of(world.settings)[7], False)
+    before = os.getxattr(f"/dev/{loop}", "system.posix_acl_access")
+    own.clean()
+    after = os.getxattr(f"/dev/{loop}", "system.posix_acl_access")
+    assert len(after) == len(before) - 8
+    other.clean()
+    assert acl(loop) == []
 
 
 def test_a_disk_comes_is_written_to_and_goes(world: World, usable: str, image: Path, loop: str) -> None:

@@ -69,10 +69,12 @@ def clean_state(settings: Settings) -> None:
     """End what runs, then remove the state and run-time directories. The cache of built templates stays."""
     _end({pid for pid in _recorded(settings.run / "casemated.pid") if _is_ours(pid)}, signal.SIGTERM)
     _end(set(machines_of(settings)), signal.SIGTERM)
-    if settings.hypervisor != "embed" and settings.store_file.exists():
-        # The embedded driver's definitions go with the state; another libvirt has to be told.
+    # The embedded driver's definitions go with the state; another libvirt has to be told.
+    forgotten = ["machines"] if settings.hypervisor != "embed" else []
+    forgotten += ["devices"] if os.geteuid() == 0 else []
+    for what in forgotten if settings.store_file.exists() else []:
         environment = {**os.environ, **settings.environment()}
-        subprocess.run([sys.executable, "-m", "casemate.host.forget"], env=environment, check=False)
+        subprocess.run([sys.executable, "-m", "casemate.host.forget", what], env=environment, check=False)
     links: set[int] = set()
     if (settings.run / "qubes").is_dir():
         for path in (settings.run / "qubes").glob("*.link"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 
 from casemate.host.hypervisor import Disk, MachineSpec
+from casemate.host.qemu_access import users_of
 from casemate.model.domain import Domain
 from casemate.settings import Settings
 from casemate.wire.errors import StartError
@@ -20,19 +20,16 @@ EMULATED = "norandmaps"
 """For emulated guests only: QEMU translates code anew at each address that it meets, so that with random addresses
 every program start is translated from the beginning (four times slower). Emulation is no security boundary anyway."""
 
-_FIRST_UID = 1_900_000_000
-"""Above the ranges that Debian and systemd give to people, services and containers."""
-_UIDS_PER_STATE = 10_000
-
 
 def group_of(settings: Settings) -> int:
     """The group of all qubes of one state directory; lets them read the templates there and nothing else."""
-    return _FIRST_UID + zlib.crc32(bytes(settings.state)) % 20_000 * _UIDS_PER_STATE
+    return users_of(settings)[0]
 
 
 def owner_of(settings: Settings, domain: Domain) -> int:
     """The user that runs this qube's QEMU and link: one per qube."""
-    return group_of(settings) + 1 + domain.qid % (_UIDS_PER_STATE - 1)
+    users = users_of(settings)
+    return users[1 + domain.qid % (len(users) - 1)]
 
 
 def init_kind(domain: Domain) -> str:

@@ -1,4 +1,7 @@
-"""``python -m casemate.host.forget``: end and forget all machines of this installation in libvirt (for clean-up)."""
+"""``python -m casemate.host.forget machines|devices``: for clean-up, when nothing of an installation runs any more.
+
+``machines`` ends and forgets all of them in libvirt; ``devices`` takes back what its qubes' users were lent here.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import sys
 
 from casemate.host.libvirt_machines import connect
+from casemate.host.qemu_access import take_all_back, users_of
 from casemate.settings import load
 from casemate.wire.errors import CasemateError
 
@@ -21,9 +25,12 @@ async def _forget() -> None:
 
 
 def main() -> int:
-    """0 when libvirt knows none of ours any more."""
+    """0 when there is nothing of ours any more."""
     try:
-        asyncio.run(_forget())
+        if sys.argv[1:] == ["devices"]:
+            take_all_back(users_of(load()))
+        else:
+            asyncio.run(_forget())
     except CasemateError as error:
         sys.stderr.write(f"casemate: {error}\n")
         return 1

@@ -11,9 +11,11 @@ import errno
 import os
 import stat
 import struct
+import zlib
 from pathlib import Path
 
 from casemate.host.hypervisor import MachineSpec
+from casemate.settings import Settings
 from casemate.wire.errors import HypervisorError
 
 KVM = Path("/dev/kvm")
@@ -22,6 +24,16 @@ _ENTRY = struct.Struct("<HHI")  # linux/posix_acl_xattr.h
 _VERSION = struct.pack("<I", 2)
 _USER, _USER_OBJ, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x02, 0x01, 0x04, 0x08, 0x10, 0x20
 _UNDEFINED = 0xFFFFFFFF
+
+_FIRST_UID = 1_900_000_000
+"""Above the ranges that Debian and systemd give to people, services and containers."""
+_UIDS_PER_STATE = 10_000
+
+
+def users_of(settings: Settings) -> range:
+    """The ids of users (and, the first, of the group) of a state directory's qubes."""
+    first = _FIRST_UID + zlib.crc32(bytes(settings.state)) % 20_000 * _UIDS_PER_STATE
+    return range(first, first + _UIDS_PER_STATE)
 
 
 def grant(spec: MachineSpec) -> None:
@@ -88,6 +100,19 @@ def take_back(path: Path, uid: int) -> None:
         _change(path, _USER, uid, 0)
     except FileNotFoundError:
         return
+
+
+def take_all_back(users: range, root: Path = Path("/sys/class/block"), dev: Path = Path("/dev")) -> None:
+    """Take back what any of these users was lent, of all block devices: those users are to be forgotten."""
+    for name in sorted(path.name for path in root.iterdir()):
+        try:
+            acl = os.getxattr(dev / name, _ACL)
+        except OSError:
+            continue  # no list, or no such node
+        for at in range(len(_VERSION), len(acl), _ENTRY.size):
+            tag, _bits, ident = _ENTRY.unpack_from(acl, at)
+            if tag == _USER and ident in users:
+                take_back(dev / name, ident)
 
 
 def _need_block(path: Path) -> None:
