@@ -49,7 +49,7 @@ class ByteStream(Protocol):
     handler: StreamHandler
 
     def room(self) -> int:
-        """Bytes that may be written now. After 0, ``on_room`` tells when there is more."""
+        """Bytes that may be written now: LEAST_ROOM (wire.mux) or more, or 0; then ``on_room`` tells of more."""
 
     def write(self, data: bytes | memoryview) -> None:
         """Send ``data``, at most ``room`` bytes."""

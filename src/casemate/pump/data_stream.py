@@ -10,6 +10,7 @@ from casemate.pump.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, StreamHandler
 from casemate.pump.loop import HANGUP, READ, WRITE, Loop
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import ProtocolError
+from casemate.wire.mux import LEAST_ROOM
 from casemate.wire.qrexec import HEADER
 
 TYPE_CHECKING = False
@@ -73,7 +74,7 @@ class DataStream:
     def room(self) -> int:
         """Bytes that may be written now; never more than one message of the peer's version."""
         room = 0 if self._closed or self._ended else min(self._most, WINDOW - self._pending)
-        if room <= 0:
+        if room < LEAST_ROOM:
             self._full = True
             return 0
         return room

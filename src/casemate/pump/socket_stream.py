@@ -8,6 +8,7 @@ from collections import deque
 
 from casemate.pump.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, StreamHandler
 from casemate.pump.loop import HANGUP, READ, WRITE, Loop
+from casemate.wire.mux import LEAST_ROOM
 
 WINDOW = 256 * 1024
 
@@ -34,9 +35,10 @@ class SocketStream:
 
     def room(self) -> int:
         """Bytes that may be written now."""
-        room = 0 if self._closed or self._eof_wanted else max(0, WINDOW - self._pending)
-        if room == 0:
+        room = 0 if self._closed or self._eof_wanted else WINDOW - self._pending
+        if room < LEAST_ROOM:
             self._full = True
+            return 0
         return room
 
     def write(self, data: bytes | memoryview) -> None:

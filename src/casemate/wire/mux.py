@@ -34,6 +34,8 @@ BUFFER = 4 * MAX_FRAME
 WINDOW = 256 * 1024
 MAX_STREAMS = 128
 """Streams that the peer may have open at once."""
+LEAST_ROOM = 64
+"""Less is no room: who sends needs some for a header of its own, and would wait for ever for a room that it has."""
 
 MAX_STALE = 4 << 20
 """What an honest guest can have under way when the host resets is far less; after this the host hangs up."""
@@ -237,9 +239,9 @@ class Mux:
             if stream.credit + more > WINDOW:
                 self._violation("grant beyond the window")
                 return None
-            blocked = stream.credit == 0
+            blocked = stream.credit < LEAST_ROOM
             stream.credit += more
-            return (GRANT, number, b"") if blocked and not stream.eof_out else None
+            return (GRANT, number, b"") if blocked and stream.credit >= LEAST_ROOM and not stream.eof_out else None
         if payload:
             self._violation("payload where none belongs")
             return None
@@ -294,9 +296,9 @@ class Mux:
         return len(self._streams) - self._peer_opened
 
     def room(self, number: int) -> int:
-        """How many bytes the stream takes now; 0 when its window is full or it is gone."""
+        """How many bytes the stream takes now: LEAST_ROOM or more, else 0, also when it is gone."""
         stream = self._streams.get(number)
-        return 0 if stream is None or stream.eof_out else stream.credit
+        return 0 if stream is None or stream.eof_out or stream.credit < LEAST_ROOM else stream.credit
 
     def send(self, number: int, data: bytes | memoryview) -> None:
         """Queue ``data``, at most ``room`` bytes. Data for a stream that is gone is thrown away."""
