@@ -48,8 +48,7 @@ def test_the_database_of_a_killed_link_is_an_error_and_its_successor_answers(wor
         while time.monotonic() - begin < 10:
             assert database.read("/name") is not None
     assert time.monotonic() - begin < 1
-    path = world.settings.run / "qubes" / f"{usable}.link"
-    wait_for(lambda: path.exists() and world.link_pid(usable) != link)
+    wait_for(lambda: world.has_link_but(usable, link))
     database.refresh()
     assert database.read("/name") == usable.encode()
     database.close()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from casemate.cli.clean import alive, clean_state, machines_of
+from casemate.cli.clean import clean_state, machines_of
 from casemate.settings import Settings, load
 
 BIN = Path(__file__).resolve().parents[2] / "bin"
@@ -77,13 +78,24 @@ class World:
 
     def kill_daemon(self) -> None:
         """End the daemon as a crash would, and see it gone."""
-        pid = self.daemon_pid()
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not alive(pid))
+        pidfd = os.pidfd_open(self.daemon_pid())
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            # Readable when its last thread has gone: until then its sockets may still be open.
+            assert select.select([pidfd], [], [], 30)[0]
+        finally:
+            os.close(pidfd)
 
     def link_pid(self, qube: str) -> int:
         """The qube's link process."""
         return int((self.settings.run / "qubes" / f"{qube}.link").read_text().split()[0])
+
+    def has_link_but(self, qube: str, pid: int) -> bool:
+        """Whether the qube has a link, and it is another process than that."""
+        try:
+            return self.link_pid(qube) != pid
+        except (FileNotFoundError, IndexError):
+            return False  # between two links
 
     def log(self) -> str:
         """The end of the daemon's log."""
