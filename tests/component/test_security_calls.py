@@ -1,7 +1,8 @@
 """Bulletins and lessons of the field about calls, policy and their errors, each a test under its own name.
 
-``qsb_NNN``: a Qubes Security Bulletin whose cause was in such code. ``lesson_LNN``: one line of the list in
-docs/explanation/security.md. What they say in general is said at each test; links, agents, broker and policy are real.
+``qsb_NNN``: a Qubes Security Bulletin whose cause was in such code. ``lesson_LNN``: one of those that the history of
+upstream's repositories teaches. What they say in general is said at each test; links, agents, broker and policy are
+real.
 """
 
 from __future__ import annotations

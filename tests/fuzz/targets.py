@@ -6,7 +6,6 @@ as found. ``chunks`` cuts the bytes by their own first bytes, so that a fuzzer f
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -58,8 +57,10 @@ def channel_of_the_host(data: bytes) -> None:
                 open_streams.add(number)
             else:
                 assert number in open_streams
+            if kind == mux.ABORT:
+                open_streams.discard(number)
             assert len(payload) <= mux.MAX_PAYLOAD
-            assert len(open_streams) <= 1 << 20
+            assert len(open_streams) <= mux.MAX_STREAMS
         one.output.clear()
     except ProtocolError:
         pass
@@ -79,8 +80,12 @@ def channel_of_the_guest(data: bytes) -> None:
     for piece in chunks(data):
         for _kind, _number, payload in one.feed(piece):
             assert len(payload) <= mux.MAX_PAYLOAD
-    list(one.feed(mux.RESET + b"fedcba9876543210"))
-    assert one.connected or data
+    host = mux.Mux(host=True)
+    host.reset(b"fedcba9876543210")
+    list(one.feed(b"".join(bytes(piece) for piece in host.output)))
+    assert one.connected
+    list(host.feed(b"".join(bytes(piece) for piece in one.output)))
+    assert host.connected
 
 
 @target
@@ -430,9 +435,3 @@ def seeds(name: str) -> list[bytes]:
         "vmexec": [b"ls+--l+-2Fetc"],
     }  # fmt: skip
     return good.get(name, [b"\x10" + bytes(range(64))])
-
-
-def describe(out: io.TextIOBase) -> None:
-    """A line for each target."""
-    for name, function in TARGETS.items():
-        out.write(f"{name:<24} {(function.__doc__ or '').strip()}\n")
