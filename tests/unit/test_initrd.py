@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import lzma
 import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from casemate.host.guest_kernel import compile_static, initramfs
 from casemate.host.initrd import cpio
-from casemate.host.initrd.modules import load_order, module_info
+from casemate.host.initrd.modules import Module, load_order, module_directory, module_info
 from casemate.host.process import Runner
 from casemate.wire.errors import TemplateBuildError
 
@@ -79,7 +83,34 @@ def test_modules_load_after_what_they_need(tmp_path: Path) -> None:
     module(tmp_path / "unused.ko", "virtio")
     (tmp_path / "modules.builtin").write_text("kernel/drivers/char/hw_random/rng-core.ko\n")
     order = load_order(tmp_path, ("virtio_pci", "virtio_rng"))
-    assert [path.name for path in order] == ["virtio.ko", "virtio_ring.ko", "virtio_pci.ko", "virtio-rng.ko"]
+    assert [module.name for module in order] == ["virtio.ko", "virtio_ring.ko", "virtio_pci.ko", "virtio-rng.ko"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"), [("gz", gzip.compress), ("xz", lzma.compress), ("zst", zstandard.compress)]
+)
+def test_compressed_modules_are_unpacked(tmp_path: Path, ending: str, pack: Callable[[bytes], bytes]) -> None:
+    """Debian's are compressed by xz since trixie; the guest's first program loads only plain ones."""
+    for name, depends in (("virtio", ""), ("virtio_blk", "virtio")):
+        module(tmp_path / f"{name}.ko", depends)
+    plain = load_order(tmp_path, ("virtio_blk",))
+    for path in tmp_path.iterdir():
+        path.with_name(f"{path.name}.{ending}").write_bytes(pack(path.read_bytes()))
+        path.unlink()
+    assert load_order(tmp_path, ("virtio_blk",)) == plain
+    assert [one.name for one in plain] == ["virtio.ko", "virtio_blk.ko"]
+    damaged = tmp_path / f"virtio.ko.{ending}"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(TemplateBuildError, match="virtio.ko.* cannot be unpacked"):
+        load_order(tmp_path, ("virtio_blk",))
+
+
+@pytest.mark.parametrize("place", ["lib/modules", "usr/lib/modules"])
+def test_modules_are_found_where_the_release_of_debian_keeps_them(tmp_path: Path, place: str) -> None:
+    (tmp_path / place / "6.12+deb13").mkdir(parents=True)
+    assert module_directory(tmp_path, "6.12+deb13") == tmp_path / place / "6.12+deb13"
+    with pytest.raises(TemplateBuildError, match="no modules of 6.1"):
+        module_directory(tmp_path, "6.1")
 
 
 def test_missing_module_is_named(tmp_path: Path) -> None:
@@ -98,8 +129,7 @@ def test_first_program_is_static_small_and_in_the_archive(tmp_path: Path) -> Non
     init = asyncio.run(compile_static(Runner(), "init.c", tmp_path))
     assert init[:4] == b"\x7fELF" and len(init) < 20_000
     assert b"ld-linux" not in init
-    module(tmp_path / "virtio.ko", "")
-    names = [name for name, _mode, _size in listed(initramfs(init, [tmp_path / "virtio.ko"]))]
+    names = [name for name, _mode, _size in listed(initramfs(init, [Module("virtio.ko", b"data")]))]
     assert {"init", "dev/console", "modules/virtio.ko", "modules/order"} <= set(names)
 
 

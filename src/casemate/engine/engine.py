@@ -39,7 +39,7 @@ from casemate.settings import Settings
 from casemate.storage.pool import Pools
 from casemate.store.store import Store
 from casemate.wire.errors import CallRefusedError, CasemateError, StartError
-from casemate.wire.names import pool_name
+from casemate.wire.names import kernel_name
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Engine:
                 kernel = self.store.snapshot().default_kernel
                 if not kernel:
                     raise StartError("There is no kernel yet: build a template first (casemate template build)")
-                directory = self.settings.state / "kernels" / pool_name(kernel)
+                directory = self.settings.state / "kernels" / kernel_name(kernel)
                 self._acceleration = await probe(
                     self.settings, self._runner, directory / "vmlinuz", directory / "initrd"
                 )

@@ -9,7 +9,7 @@ from casemate.host.qemu_access import users_of
 from casemate.model.domain import Domain
 from casemate.settings import Settings
 from casemate.wire.errors import StartError
-from casemate.wire.names import pool_name
+from casemate.wire.names import kernel_name
 
 TARGETS = {"root": "vda", "private": "vdb", "volatile": "vdc"}
 """Which disk of the guest a volume becomes; a volume that is not here (kernel) is no disk."""
@@ -49,7 +49,7 @@ def machine_spec(
     """The machine of a qube. ``disks`` maps volume names to what storage prepared; ``root``: we run as root."""
     if not domain.kernel:
         raise StartError(f"{domain.name} has no kernel: build a template first (casemate template build)")
-    directory = settings.state / "kernels" / pool_name(domain.kernel)
+    directory = settings.state / "kernels" / kernel_name(domain.kernel)
     run = settings.qube_run(domain.name)
     cmdline = f"casemate.init={init_kind(domain)}"
     if acceleration == "tcg":

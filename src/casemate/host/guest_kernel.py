@@ -11,7 +11,7 @@ from pathlib import Path
 from casemate.host.apt import Apt
 from casemate.host.build_lock import build_directory, build_lock
 from casemate.host.initrd import cpio
-from casemate.host.initrd.modules import load_order
+from casemate.host.initrd.modules import Module, load_order, module_directory
 from casemate.host.process import Runner
 from casemate.settings import Settings
 from casemate.wire.errors import TemplateBuildError
@@ -71,7 +71,7 @@ async def build_kernel(settings: Settings, runner: Runner, progress: Progress) -
             out.mkdir()
             vmlinuz.rename(out / "vmlinuz")
             init = await compile_static(runner, _INIT_SOURCE.name, work)
-            modules = load_order(work / "tree/lib/modules" / release)
+            modules = load_order(module_directory(work / "tree", release))
             (out / "initrd").write_bytes(initramfs(init, modules))
             for path in out.iterdir():
                 path.chmod(0o644)
@@ -87,16 +87,16 @@ async def compile_static(runner: Runner, source: str, work: Path) -> bytes:
     return target.read_bytes()
 
 
-def initramfs(init: bytes, modules: list[Path]) -> bytes:
+def initramfs(init: bytes, modules: list[Module]) -> bytes:
     """The archive that the kernel unpacks: /init, the modules, a console to complain on. Not compressed: it is small,
     and unpacking would cost a guest more than reading."""
-    order = "".join(f"{path.name}\n" for path in modules)
+    order = "".join(f"{module.name}\n" for module in modules)
     return cpio.archive(
         [
             *(cpio.directory(name) for name in _DIRECTORIES),
             cpio.character_device("dev/console", 5, 1),
             cpio.file("init", init, 0o755),
             cpio.file("modules/order", order.encode()),
-            *(cpio.file(f"modules/{path.name}", path.read_bytes()) for path in modules),
+            *(cpio.file(f"modules/{module.name}", module.data) for module in modules),
         ]
     )

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     TagName = NewType("TagName", str)
     LabelName = NewType("LabelName", str)
     PoolName = NewType("PoolName", str)
+    KernelName = NewType("KernelName", str)
     UserName = NewType("UserName", str)
     DatabasePath = NewType("DatabasePath", str)
 else:
-    QubeName = ServiceName = Argument = FeatureName = TagName = LabelName = PoolName = UserName = DatabasePath = str
+    QubeName = ServiceName = Argument = FeatureName = TagName = LabelName = PoolName = KernelName = UserName = str
+    DatabasePath = str
 
 _LOWER = b"abcdefghijklmnopqrstuvwxyz"
 _LETTERS = _LOWER + _LOWER.upper()
@@ -56,6 +58,8 @@ _FEATURE = _Grammar("feature name", _WORD + b"_.-", _WORD + b"_.-", 128)
 _TAG = _Grammar("tag", _LETTERS, _WORD + b"_-", 64)
 _LABEL = _Grammar("label name", _LOWER + _DIGITS + b"_.-", _LOWER + _DIGITS + b"_.-", 31)
 _POOL = _Grammar("pool name", _LETTERS, _WORD + b"_.-", 63)
+# Debian's kernel releases have a "+" since trixie: 6.12.48+deb13-cloud-amd64.
+_KERNEL = _Grammar("kernel name", _WORD, _WORD + b"._+-", 63)
 _USER = _Grammar("user name", _LOWER + b"_", _LOWER + _DIGITS + b"_-", 32)
 _UUID = _Grammar("UUID", b"0123456789abcdef", b"0123456789abcdef-", 36, low=36)
 _COLOR = _Grammar("colour", b"0", b"0123456789abcdefABCDEFx", 8, low=8)
@@ -130,6 +134,11 @@ def label_name(raw: bytes | str) -> LabelName:
 def pool_name(raw: bytes | str) -> PoolName:
     """Name of a storage pool."""
     return PoolName(_checked(_POOL, raw))
+
+
+def kernel_name(raw: bytes | str) -> KernelName:
+    """Name of a kernel: a directory below ``STATE/kernels``, so never ``.`` or ``..``, never with a ``/``."""
+    return KernelName(_checked(_KERNEL, raw))
 
 
 def user_name(raw: bytes | str) -> UserName:

@@ -2,15 +2,71 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import zstandard
 
 from casemate.wire.errors import TemplateBuildError
 
 WANTED = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "virtio_net")
 """What a guest's devices need; what these depend on comes by itself. Loaded in this order."""
 
+PLACES = ("lib/modules", "usr/lib/modules")
+"""Where a kernel package keeps its modules: bookworm's in the first, trixie's (usr merged) in the second."""
+
+MAX_MODULE = 64 << 20
+"""Bytes of one unpacked module. The largest of Debian's cloud kernel has 4 MiB; more is a decompression bomb."""
+
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr, elf(5)
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A kernel module as the guest loads it: the name of its file (``virtio.ko``) and its bytes, unpacked."""
+
+    name: str
+    data: bytes
+
+
+def _unzstd(data: bytes) -> bytes:
+    return zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_MODULE)
+
+
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {
+    ".ko": bytes,
+    ".ko.gz": gzip.decompress,
+    ".ko.xz": lzma.decompress,
+    ".ko.zst": _unzstd,
+}
+"""How a module's file is read, by the end of its name. Unpacked here: the guest's first program cannot."""
+
+
+def _ending(path: Path) -> str:
+    return next((ending for ending in _UNPACK if path.name.endswith(ending)), "")
+
+
+def _read(path: Path) -> bytes:
+    ending = _ending(path)
+    try:
+        data = _UNPACK[ending](path.read_bytes())
+    except (lzma.LZMAError, zstandard.ZstdError, OSError, EOFError) as error:
+        raise TemplateBuildError(f"the kernel's module {path.name} cannot be unpacked: {error}") from None
+    if len(data) > MAX_MODULE:
+        raise TemplateBuildError(f"the kernel's module {path.name} has more than {MAX_MODULE >> 20} MiB")
+    return data
+
+
+def module_directory(tree: Path, release: str) -> Path:
+    """The modules of a kernel release in an unpacked kernel package."""
+    for place in PLACES:
+        if (tree / place / release).is_dir():
+            return tree / place / release
+    raise TemplateBuildError(f"the kernel package has no modules of {release} (looked in {' and '.join(PLACES)})")
 
 
 def module_info(data: bytes) -> dict[str, list[str]]:
@@ -41,17 +97,20 @@ def _modinfo(data: bytes) -> bytes:
     raise TemplateBuildError("a kernel module has no section .modinfo")
 
 
-def load_order(directory: Path, wanted: tuple[str, ...] = WANTED) -> list[Path]:
-    """The files of the wanted modules and of all they depend on, each after what it needs.
+def load_order(directory: Path, wanted: tuple[str, ...] = WANTED) -> list[Module]:
+    """The wanted modules and all they depend on, each after what it needs.
 
     A wanted module that is built into the kernel has no file and is left out.
     """
-    files = {path.stem.replace("-", "_"): path for path in sorted(directory.rglob("*.ko"))}
+    files: dict[str, Path] = {}
+    for path in sorted(directory.rglob("*.ko*")):
+        if ending := _ending(path):
+            files[path.name.removesuffix(ending).replace("-", "_")] = path
     builtin_list = next(iter(directory.rglob("modules.builtin")), None)
     built_in = set()
     if builtin_list is not None:
         built_in = {Path(line).stem.replace("-", "_") for line in builtin_list.read_text().split()}
-    order: list[Path] = []
+    order: dict[str, Module] = {}
 
     def add(name: str, needed_by: str) -> None:
         path = files.get(name)
@@ -59,13 +118,14 @@ def load_order(directory: Path, wanted: tuple[str, ...] = WANTED) -> list[Path]:
             if name in built_in:
                 return
             raise TemplateBuildError(f"the kernel package has no module {name}, which {needed_by} needs")
-        if path in order:
+        if name in order:
             return
-        for need in module_info(path.read_bytes()).get("depends", [""])[0].split(","):
+        data = _read(path)
+        for need in module_info(data).get("depends", [""])[0].split(","):
             if need:
                 add(need.replace("-", "_"), name)
-        order.append(path)
+        order[name] = Module(path.name.removesuffix(_ending(path)) + ".ko", data)
 
     for name in wanted:
         add(name, "a guest")
-    return order
+    return list(order.values())
