@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from casemate.pump.loop import HANGUP, READ, Loop
-from casemate.pump.vchan import Place, Server
+from casemate.calls.vchan_sockets import Place, Server
+from casemate.streams.loop import HANGUP, READ, Loop
 from casemate.wire import qrexec_control as control
 from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDIN, DATA_STDOUT, EXEC_CMDLINE, HEADER
 from tests.bench import figures

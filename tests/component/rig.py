@@ -27,7 +27,7 @@ SOURCE = Path(casemate.__file__).parent.parent
 AGENT = """
 import os, signal, socket, sys
 from casemate.agent.main import Agent
-from casemate.pump.loop import Loop
+from casemate.streams.loop import Loop
 signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 os.geteuid = lambda: 1000  # serve as who we are: this is not a machine of its own
 loop = Loop()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from casemate.pump.loop import Loop
-from casemate.pump.request import listen
 from casemate.qdb.client import QubesDB
 from casemate.qdb.server import DatabaseServer
 from casemate.qdb.session import Database
+from casemate.streams.listener import listen
+from casemate.streams.loop import Loop
 
 Run = Callable[..., tuple[int, bytes, bytes]]
 

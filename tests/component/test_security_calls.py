@@ -28,9 +28,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.agent import service as agent_service
-from casemate.pump.channel import Channel, Stream, StreamHandler
-from casemate.pump.loop import Loop
 from casemate.qrexec.files import PolicyFiles
+from casemate.streams.channel import Channel, Stream, StreamHandler
+from casemate.streams.loop import Loop
 from casemate.wire import qrexec
 from casemate.wire.errors import CasemateError, PolicyError, ProtocolError
 from casemate.wire.link import CALL

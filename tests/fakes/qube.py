@@ -13,11 +13,11 @@ import socket
 import sys
 
 from casemate.agent.service import find_service
-from casemate.pump.loop import READ, Loop
-from casemate.pump.request import FirstMessage, Listener, listen
-from casemate.pump.service import ServiceCall, refuse
-from casemate.pump.socket_stream import SocketStream
-from casemate.pump.spawn import spawn
+from casemate.calls.service import ServiceCall, refuse
+from casemate.calls.spawn import spawn
+from casemate.streams.descriptors import SocketStream
+from casemate.streams.listener import FirstMessage, Listener, listen
+from casemate.streams.loop import READ, Loop
 from casemate.wire.errors import CasemateError
 from casemate.wire.qrexec import (
     EXIT_FAILED,

@@ -14,7 +14,7 @@ from pathlib import Path
 from casemate.agent.open_file import parse_name as parse_open_name
 from casemate.agent.open_in_vm import NAME_SIZE
 from casemate.agent.service import parse_config
-from casemate.pump.unpacking import Unpacker
+from casemate.filecopy.unpack import Unpacker
 from casemate.qdb.session import Database, GuestMirror, HostMirror, LocalSession
 from casemate.qrexec import policy_socket
 from casemate.qrexec.evaluate import QubeInfo, SystemInfo, evaluate

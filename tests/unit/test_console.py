@@ -13,7 +13,7 @@ import pytest
 
 from casemate.cli.qvm_console import Harmless
 from casemate.link.link import CONSOLE_BYTES, Console
-from casemate.pump.loop import Loop
+from casemate.streams.loop import Loop
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.agent import unpack
-from casemate.pump.unpacking import Unpacker
+from casemate.filecopy.unpack import Unpacker
 from casemate.wire import qfile
 from casemate.wire.errors import ProtocolError
 from casemate.wire.qfile import FileError

@@ -7,12 +7,12 @@ import socket
 
 import pytest
 
-from casemate.pump.channel import StreamHandler
-from casemate.pump.data_stream import WINDOW as DATA_WINDOW
-from casemate.pump.data_stream import DataStream
-from casemate.pump.loop import Loop
-from casemate.pump.service import ServiceCall
-from casemate.pump.socket_stream import WINDOW, SocketStream
+from casemate.calls.service import ServiceCall
+from casemate.calls.vchan_data import WINDOW as DATA_WINDOW
+from casemate.calls.vchan_data import DataStream
+from casemate.streams.channel import StreamHandler
+from casemate.streams.descriptors import WINDOW, SocketStream
+from casemate.streams.loop import Loop
 from casemate.wire import mux
 from casemate.wire import qrexec_control as control
 from casemate.wire.qrexec import CallerSide

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from casemate.pump.children import Children
-from casemate.pump.deadlines import Deadlines
-from casemate.pump.loop import HANGUP, READ, Loop
-from casemate.pump.vchan import Connector, Listening, Place, Server, accept_within
+from casemate.calls.children import Children
+from casemate.calls.vchan_sockets import Connector, Listening, Place, Server, accept_within
+from casemate.streams.deadlines import Deadlines
+from casemate.streams.loop import HANGUP, READ, Loop
 from casemate.vchan import ports as ports_module
 from casemate.vchan.decision import Decision, Policy
 from casemate.vchan.ports import Ports

@@ -1,1 +1,1 @@
-"""What runs inside a guest; standard library, wire, pump and qdb only."""
+"""What runs inside a guest; standard library, wire, streams, calls, filecopy and qdb only."""

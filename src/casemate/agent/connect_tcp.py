@@ -8,7 +8,7 @@ import socket
 import sys
 
 from casemate.agent.qrexec_client import SOCKET
-from casemate.pump.call import connect, request, run_call
+from casemate.calls.caller import connect, request, run_call
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import number
 

@@ -11,15 +11,15 @@ from casemate.agent.port import find_port, open_port
 from casemate.agent.service import NoServiceError, Service, find_service
 from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
-from casemate.pump.callers import Callers
-from casemate.pump.channel import Channel, Stream, StreamHandler
-from casemate.pump.children import Children
-from casemate.pump.loop import Loop
-from casemate.pump.request import FirstMessage, Listener, listen
-from casemate.pump.service import ServiceCall, refuse
-from casemate.pump.spawn import Account, spawn
+from casemate.calls.children import Children
+from casemate.calls.queue import Callers
+from casemate.calls.service import ServiceCall, refuse
+from casemate.calls.spawn import Account, spawn
 from casemate.qdb.server import DatabaseServer, DatabaseStream
 from casemate.qdb.session import Database, GuestMirror
+from casemate.streams.channel import Channel, Stream, StreamHandler
+from casemate.streams.listener import FirstMessage, Listener, listen
+from casemate.streams.loop import Loop
 from casemate.wire.errors import CasemateError, ProtocolError
 from casemate.wire.link import CALL, DATABASE, POWER, READY
 from casemate.wire.qrexec import (

@@ -12,7 +12,7 @@ import sys
 import tempfile
 
 from casemate.agent.qrexec_client import SOCKET
-from casemate.pump.call import connect, request, run_call
+from casemate.calls.caller import connect, request, run_call
 from casemate.wire.errors import CallRefusedError, CasemateError
 from casemate.wire.qrexec import EXIT_REFUSED
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from casemate.pump.call import connect, request, run_call, run_call_with
+from casemate.calls.caller import connect, request, run_call, run_call_with
 from casemate.wire.errors import CallRefusedError, CasemateError, DisconnectedError
 from casemate.wire.qrexec import EXIT_FAILED, EXIT_REFUSED, EXIT_VANISHED, MAX_CHUNK
 
@@ -114,8 +114,8 @@ def main(argv: list[str]) -> int:
 
 def _over_vchan(path: str, target: str, call: str, source: str) -> tuple[socket.socket, socket.socket, int]:
     """(the connection to the agent, to be held; the call; most bytes in a message)."""
-    from casemate.pump.vchan import CONNECT_SECONDS, Place
-    from casemate.pump.vchan_call import ask_agent, serve
+    from casemate.calls.vchan_caller import ask_agent, serve
+    from casemate.calls.vchan_sockets import CONNECT_SECONDS, Place
 
     held = connect(path)
     try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from casemate.pump.channel import ByteStream, StreamHandler
-from casemate.pump.service import refuse
+from casemate.calls.service import refuse
+from casemate.streams.channel import ByteStream, StreamHandler
 from casemate.wire.qrexec import EXIT_FAILED, EXIT_NO_SERVICE
 
 TYPE_CHECKING = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from casemate.pump.unpacking import MAX_BYTES, MAX_FILES, Unpacker, take
+from casemate.filecopy.unpack import MAX_BYTES, MAX_FILES, Unpacker, take
 from casemate.wire import qfile
 from casemate.wire.names import number, qube_name
 from casemate.wire.qfile import FileError

@@ -218,7 +218,20 @@ def _meaning(cls: type[CasemateError]) -> str:
 
 def _known_errors() -> Iterator[type[CasemateError]]:
     """Those of the daemon's side and of the wire; a program that uses this may have defined others."""
-    packages = ("wire", "pump", "qdb", "model", "store", "host", "storage", "qrexec", "engine", "api")
+    packages = (
+        "wire",
+        "streams",
+        "calls",
+        "filecopy",
+        "qdb",
+        "model",
+        "store",
+        "host",
+        "storage",
+        "qrexec",
+        "engine",
+        "api",
+    )
     for package in packages:
         for module in _modules(f"casemate.{package}"):
             import_module(module)

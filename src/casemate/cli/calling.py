@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 
+from casemate.calls.caller import connect
 from casemate.cli.report import Report
 from casemate.client.qubes import Qubes
-from casemate.pump.call import connect
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import (
     CasemateError,

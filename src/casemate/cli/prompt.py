@@ -10,8 +10,8 @@ import sys
 import termios
 import time
 
+from casemate.calls.caller import connect
 from casemate.client.qubes import Qubes
-from casemate.pump.call import connect
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
 
 TYPE_CHECKING = False

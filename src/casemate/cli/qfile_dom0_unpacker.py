@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from casemate.cli import tool
-from casemate.pump.unpacking import MAX_BYTES, Unpacker, take
+from casemate.filecopy.unpack import MAX_BYTES, Unpacker, take
 from casemate.wire import qfile
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import number

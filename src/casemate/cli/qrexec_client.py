@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from casemate.calls.caller import run_call, run_call_with
+from casemate.calls.vchan_caller import DaemonConversation, serve
+from casemate.calls.vchan_sockets import Place
 from casemate.cli import tool
 from casemate.client.qubes import Qubes
-from casemate.pump.call import run_call, run_call_with
-from casemate.pump.vchan import Place
-from casemate.pump.vchan_call import DaemonConversation, serve
 from casemate.wire import qrexec
 from casemate.wire.errors import CallRefusedError, CasemateError, DisconnectedError
 

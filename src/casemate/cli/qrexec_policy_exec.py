@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from casemate.calls.caller import connect
 from casemate.cli import tool
 from casemate.client.qubes import Qubes
-from casemate.pump.call import connect
 from casemate.qrexec.evaluate import Allow, Ask, Decision, SystemInfo, evaluate
 from casemate.qrexec.tokens import ADMIN, HOST
 from casemate.wire import names

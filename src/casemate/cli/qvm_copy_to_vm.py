@@ -10,7 +10,7 @@ from casemate.cli import tool
 from casemate.cli.calling import open_call
 from casemate.cli.report import Report
 from casemate.client.qubes import Qubes
-from casemate.pump.copying import Progress, check_paths, remove_sent, send_files
+from casemate.filecopy.pack import Progress, check_paths, remove_sent, send_files
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import printable
 from casemate.wire.qrexec import Command

@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from casemate.calls.caller import run_call, run_call_with
 from casemate.cli import tool
 from casemate.cli.calling import Disposable, open_call
 from casemate.cli.report import Report
 from casemate.client.qubes import Qubes
-from casemate.pump.call import run_call, run_call_with
 from casemate.wire import qrexec
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, DisconnectedError

@@ -8,10 +8,10 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from casemate.calls.caller import run_call
 from casemate.cli import tool
 from casemate.cli.calling import open_call
 from casemate.client.qubes import Qubes
-from casemate.pump.call import run_call
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, ProtocolError
 from casemate.wire.menus import MAX_TEXT

@@ -6,10 +6,10 @@ import argparse
 import time
 from collections.abc import Sequence
 
+from casemate.calls.caller import run_call
 from casemate.cli import tool
 from casemate.cli.calling import open_call
 from casemate.client.qubes import Qubes
-from casemate.pump.call import run_call
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError
 from casemate.wire.qrexec import EXIT_NO_SERVICE, Command

@@ -6,8 +6,8 @@ import socket
 import sys
 import time
 
+from casemate.calls.caller import connect
 from casemate.client.qubes import Qubes
-from casemate.pump.call import connect
 from casemate.wire.errors import DisconnectedError, printable
 
 TYPE_CHECKING = False

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import casemate
 
-_PACKAGES = ("wire", "pump", "qdb", "agent")
+_PACKAGES = ("wire", "streams", "qdb", "calls", "filecopy", "agent")
 _HERE = Path(casemate.__file__).parent
 _GUEST = _HERE / "agent" / "guest"
 _ARCHIVE = "/usr/lib/casemate/agent.pyz"

@@ -9,13 +9,13 @@ import socket
 import sys
 import time
 
-from casemate.pump.callers import Callers
-from casemate.pump.channel import Channel, Stream, StreamHandler
-from casemate.pump.loop import READ, WRITE, Loop
-from casemate.pump.request import FirstMessage, Listener, listen
-from casemate.pump.splice import Splice
+from casemate.calls.queue import Callers
 from casemate.qdb.server import DatabaseServer, DatabaseStream
 from casemate.qdb.session import Database, HostMirror
+from casemate.streams.channel import Channel, Stream, StreamHandler
+from casemate.streams.join import Splice
+from casemate.streams.listener import FirstMessage, Listener, listen
+from casemate.streams.loop import READ, WRITE, Loop
 from casemate.wire.errors import CasemateError, ProtocolError, printable
 from casemate.wire.link import CALL, CONTROL, DATABASE, MAX_CONTROL, POWER, READY, control_message, parse_object
 from casemate.wire.qrexec import (

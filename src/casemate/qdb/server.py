@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 
-from casemate.pump.channel import Stream, StreamHandler
-from casemate.pump.loop import HANGUP, READ, WRITE, Loop
-from casemate.pump.request import Listener
 from casemate.qdb.session import Database, LocalSession, Session
+from casemate.streams.channel import Stream, StreamHandler
+from casemate.streams.listener import Listener
+from casemate.streams.loop import HANGUP, READ, WRITE, Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ async def run_on_host(
         "QREXEC_REQUESTED_TARGET_TYPE": kind,
         "QREXEC_REQUESTED_TARGET" if kind == "name" else "QREXEC_REQUESTED_TARGET_KEYWORD": name,
     }
-    argv = [sys.executable, "-S", "-P", "-m", "casemate.link.serve", str(stream.fileno()), str(path)]
+    argv = [sys.executable, "-S", "-P", "-m", "casemate.calls.host_service", str(stream.fileno()), str(path)]
     if argument:
         argv.append(argument)
     await runner.spawn(argv, env=environment, pass_fds=(stream.fileno(),))

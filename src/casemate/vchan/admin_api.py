@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
-from casemate.pump.deadlines import Deadlines
-from casemate.pump.loop import READ, Loop
+from casemate.streams.deadlines import Deadlines
+from casemate.streams.loop import READ, Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ import os
 import socket
 import sys
 
-from casemate.pump.children import Children
-from casemate.pump.deadlines import Deadlines
-from casemate.pump.loop import Loop
-from casemate.pump.messages import MessageSocket
-from casemate.pump.request import Listener, listen
-from casemate.pump.spawn import Account
-from casemate.pump.vchan import CONTROL_PORT, Place, Server
+from casemate.calls.children import Children
+from casemate.calls.spawn import Account
+from casemate.calls.vchan_sockets import CONTROL_PORT, Place, Server
+from casemate.streams.deadlines import Deadlines
+from casemate.streams.listener import Listener, listen
+from casemate.streams.loop import Loop
+from casemate.streams.messages import MessageSocket
 from casemate.vchan.call import Served, service_of
 from casemate.vchan.program import Log, many_files, serve
 from casemate.wire import qrexec_control as control

@@ -10,13 +10,13 @@ import socket
 from casemate.agent.service import find_service
 from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
-from casemate.pump.children import Children
-from casemate.pump.data_stream import DataStream
-from casemate.pump.deadlines import Deadlines
-from casemate.pump.loop import WRITE, Loop
-from casemate.pump.service import ServiceCall, refuse
-from casemate.pump.spawn import PATH, RUN_AS, Account, spawn
-from casemate.pump.vchan import CONNECT_SECONDS, Connector
+from casemate.calls.children import Children
+from casemate.calls.service import ServiceCall, refuse
+from casemate.calls.spawn import PATH, RUN_AS, Account, spawn
+from casemate.calls.vchan_data import DataStream
+from casemate.calls.vchan_sockets import CONNECT_SECONDS, Connector
+from casemate.streams.deadlines import Deadlines
+from casemate.streams.loop import WRITE, Loop
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import user_name
 from casemate.wire.qrexec import DATA_EXIT_CODE, EXIT_FAILED, message, parse_command

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import socket
 
-from casemate.pump.deadlines import Deadlines
-from casemate.pump.loop import READ, Loop
-from casemate.pump.messages import MessageSocket
+from casemate.streams.deadlines import Deadlines
+from casemate.streams.loop import READ, Loop
+from casemate.streams.messages import MessageSocket
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import ProtocolError
 

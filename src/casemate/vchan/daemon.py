@@ -12,9 +12,9 @@ from __future__ import annotations
 import os
 import sys
 
-from casemate.pump.children import Children
-from casemate.pump.loop import Loop
-from casemate.pump.vchan import Connector, Place
+from casemate.calls.children import Children
+from casemate.calls.vchan_sockets import Connector, Place
+from casemate.streams.loop import Loop
 from casemate.vchan.admin_api import SOCKET as ADMIN_SOCKET
 from casemate.vchan.admin_api import AdminApi, created
 from casemate.vchan.agent import Accounts

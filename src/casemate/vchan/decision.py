@@ -7,9 +7,9 @@ import os
 import signal
 import socket
 
-from casemate.pump.children import Children
-from casemate.pump.deadlines import Deadlines
-from casemate.pump.loop import READ, Loop
+from casemate.calls.children import Children
+from casemate.streams.deadlines import Deadlines
+from casemate.streams.loop import READ, Loop
 from casemate.wire.errors import ProtocolError, printable
 
 TYPE_CHECKING = False

@@ -6,10 +6,10 @@ import socket
 import time
 from collections import deque
 
-from casemate.pump.deadlines import Deadlines
-from casemate.pump.loop import Loop
-from casemate.pump.messages import MessageSocket
-from casemate.pump.vchan import CONTROL_PORT, Connector, Place
+from casemate.calls.vchan_sockets import CONTROL_PORT, Connector, Place
+from casemate.streams.deadlines import Deadlines
+from casemate.streams.loop import Loop
+from casemate.streams.messages import MessageSocket
 from casemate.vchan.clients import Client, Door
 from casemate.vchan.ports import Ports
 from casemate.wire import qrexec_control as control

@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 
-from casemate.pump.vchan import DATA_PORTS, FIRST_DATA_PORT, Place
+from casemate.calls.vchan_sockets import DATA_PORTS, FIRST_DATA_PORT, Place
 
 QUARANTINE = 2.0
 """Seconds that a port rests when its caller has left its socket's name behind."""

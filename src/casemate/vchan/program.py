@@ -9,7 +9,7 @@ import signal
 import time
 import traceback
 
-from casemate.pump.loop import Loop
+from casemate.streams.loop import Loop
 from casemate.wire.errors import printable
 
 _PAUSE = 0.05

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import socket
 
-from casemate.pump.deadlines import Deadlines
-from casemate.pump.loop import READ, Loop
-from casemate.pump.request import Listener, listen
+from casemate.streams.deadlines import Deadlines
+from casemate.streams.listener import Listener, listen
+from casemate.streams.loop import READ, Loop
 from casemate.wire.errors import CasemateError, ValueInvalidError
 from casemate.wire.names import number
 

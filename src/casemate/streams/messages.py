@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from casemate.pump.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.loop import HANGUP, READ, WRITE, Loop
 from casemate.wire.errors import ProtocolError
 from casemate.wire.qrexec import HEADER
 

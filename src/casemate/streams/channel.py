@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from casemate.pump.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.loop import HANGUP, READ, WRITE, Loop
 from casemate.wire import mux
 from casemate.wire.errors import ProtocolError
 

@@ -1,4 +1,4 @@
-"""A qrexec data channel as a stream of a call: the handshake first, then what ``pump.service`` reads and writes."""
+"""A qrexec data channel as a stream of a call: the handshake first, then what ``calls.service`` reads and writes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import socket
 from collections import deque
 
-from casemate.pump.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, StreamHandler
-from casemate.pump.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, StreamHandler
+from casemate.streams.loop import HANGUP, READ, WRITE, Loop
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import ProtocolError
 from casemate.wire.mux import LEAST_ROOM

@@ -6,8 +6,8 @@ import os
 import socket
 from collections import deque
 
-from casemate.pump.channel import Stream, StreamHandler
-from casemate.pump.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.channel import Stream, StreamHandler
+from casemate.streams.loop import HANGUP, READ, WRITE, Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections import deque
 
-from casemate.pump.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, ByteStream, StreamHandler
-from casemate.pump.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, ByteStream, StreamHandler
+from casemate.streams.loop import HANGUP, READ, WRITE, Loop
 from casemate.wire.errors import ProtocolError
 from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER, ServiceSide
 

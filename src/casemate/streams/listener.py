@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from casemate.pump.loop import READ, Loop
+from casemate.streams.loop import READ, Loop
 from casemate.wire.errors import ProtocolError
 from casemate.wire.qrexec import HEADER
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket
 
-from casemate.pump.vchan import Listening, Place
+from casemate.calls.vchan_sockets import Listening, Place
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import CallRefusedError, DisconnectedError, ProtocolError
 from casemate.wire.qrexec import HEADER

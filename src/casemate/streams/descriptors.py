@@ -6,8 +6,8 @@ import os
 import socket
 from collections import deque
 
-from casemate.pump.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, StreamHandler
-from casemate.pump.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, StreamHandler
+from casemate.streams.loop import HANGUP, READ, WRITE, Loop
 from casemate.wire.mux import LEAST_ROOM
 
 WINDOW = 256 * 1024

@@ -1,4 +1,4 @@
-"""Serves one call of a qube with a program of this host: ``python -m casemate.link.serve FD PROGRAM [ARGUMENT]``."""
+"""Serves a call of a qube with a program of this host: ``python -m casemate.calls.host_service FD PROGRAM [ARG]``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import signal
 import socket
 import sys
 
-from casemate.pump.loop import READ, Loop
-from casemate.pump.service import ServiceCall
-from casemate.pump.socket_stream import SocketStream
-from casemate.pump.spawn import PATH, spawn
+from casemate.calls.service import ServiceCall
+from casemate.calls.spawn import PATH, spawn
+from casemate.streams.descriptors import SocketStream
+from casemate.streams.loop import READ, Loop
 
 _KEPT = ("QREXEC_", "LANG")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 from collections import deque
 
-from casemate.pump.channel import Channel, StreamHandler
-from casemate.pump.loop import Loop
-from casemate.pump.splice import Splice
+from casemate.streams.channel import Channel, StreamHandler
+from casemate.streams.join import Splice
+from casemate.streams.loop import Loop
 from casemate.wire import mux
 
 AT_ONCE = mux.MAX_STREAMS - 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from casemate.pump.loop import Loop
+from casemate.streams.loop import Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

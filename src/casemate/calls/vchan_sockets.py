@@ -14,8 +14,8 @@ import socket
 import struct
 import time
 
-from casemate.pump.deadlines import Deadlines
-from casemate.pump.loop import READ, Loop
+from casemate.streams.deadlines import Deadlines
+from casemate.streams.loop import READ, Loop
 from casemate.wire.errors import DisconnectedError
 
 TYPE_CHECKING = False

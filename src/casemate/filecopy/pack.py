@@ -8,7 +8,7 @@ import stat
 import time
 import zlib
 
-from casemate.pump.call import VISIBLE
+from casemate.calls.caller import VISIBLE
 from casemate.wire import qfile, qrexec
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from casemate.pump.loop import READ, Loop
+from casemate.streams.loop import READ, Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
