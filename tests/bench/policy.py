@@ -23,9 +23,9 @@ from uuid import UUID
 
 from casemate.host.process import Runner
 from casemate.qrexec.ask import Prompters
+from casemate.qrexec.call_sockets import CallSockets
 from casemate.qrexec.calls import Calls
 from casemate.qrexec.decide import decide_now
-from casemate.qrexec.desk import Desk
 from casemate.qrexec.evaluate import Allow
 from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.system import Systems
@@ -167,13 +167,15 @@ def serving(here: Installation) -> Iterator[None]:
         writer.close()
 
     async def serve() -> None:
-        desk = Desk(here.settings, here.files, here.info, Prompters(here.settings.state / "p", Runner()), Calls())
-        await desk.open()
+        sockets = CallSockets(
+            here.settings, here.files, here.info, Prompters(here.settings.state / "p", Runner()), Calls()
+        )
+        await sockets.open()
         server = await asyncio.start_unix_server(echo, here.settings.run / "echo.sock")
         ready.set()
         await stop.wait()
         server.close()
-        await desk.close()
+        await sockets.close()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()

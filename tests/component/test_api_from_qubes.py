@@ -1,4 +1,4 @@
-"""Admin API calls of qubes: the real broker, policy and API; the test knocks at the doors as a link does."""
+"""Admin API calls of qubes: the real broker, policy and API; the test asks for calls as a link does."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 
-from casemate.api.context import Context
 from casemate.api.events import MAX_OF_ONE_QUBE, Subscriptions
 from casemate.api.guest_calls import GuestCalls
 from casemate.api.method import METHODS
-from casemate.qrexec.broker import Actions, Broker
+from casemate.qrexec.broker import Broker
+from casemate.qrexec.decide import Permissions
 from casemate.qrexec.evaluate import SystemInfo
 from casemate.qrexec.files import PolicyFiles, default_policy
+from casemate.qrexec.listener import CallListener
 from casemate.qrexec.system import system_info
 from casemate.settings import Settings
 from casemate.store.store import Store
 from casemate.wire.admin import EventReader, failure
 from casemate.wire.errors import PermissionDeniedError
 from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, HEADER, CallerSide
-from tests.fakes.engine import FakeEngine
+from tests.fakes.parts import FakeParts
 
 DENIED = failure(PermissionDeniedError())
 REFUSED = (None, b"")
@@ -62,7 +64,7 @@ class World:
         (self.settings.policy_dir / "30-test.policy").write_text(POLICY)
         (self.settings.policy_dir / "90-default.policy").write_text(default_policy())
         self.store = Store(self.settings.store_file)
-        self.engine = FakeEngine(self.store)
+        self.parts = FakeParts(self.store)
         with self.store.write() as transaction:
             add = transaction.system.add
             add("TemplateVM", "deb", uuid=uuid4())
@@ -73,7 +75,6 @@ class World:
 
     async def open(self) -> None:
         events = Subscriptions(self.store)
-        self.engine.listeners.append(events.publish)
 
         async def refuse(*_: object) -> str:
             raise AssertionError("no other service is asked for here")
@@ -82,33 +83,33 @@ class World:
             await self.calls.serve(stream, source, service, arg, target)
 
         info: Callable[[], SystemInfo] = lambda: system_info(self.store.snapshot(), lambda name: "Halted")
-        nothing: Callable[[str], Awaitable[None]] = refuse  # type: ignore[assignment]
-        self.broker = Broker(
-            self.settings,
-            PolicyFiles(self.settings.policy_dir),
-            Actions(info, nothing, lambda name: False, refuse, nothing, on_host),
-        )
-        self.context = Context(self.store, self.engine, events, dict, self.broker.allows)
+        policy = PolicyFiles(self.settings.policy_dir)
+        self.listener = CallListener(self.settings)
+        power = SimpleNamespace(is_running=lambda name: False, start=refuse)
+        disposables = SimpleNamespace(create=refuse, end=refuse)
+        self.broker = Broker(self.settings, self.listener, policy, info, power, disposables, on_host)
+        self.permissions = Permissions(policy, info)
+        self.context = self.parts.context(events, self.permissions)
         self.calls = GuestCalls(self.context, request_seconds=0.5)
-        self.doors: set[str] = set()
+        self.listening: set[str] = set()
 
     @asynccontextmanager
-    async def knock(self, service: str, target: str, source: str = "mgmt") -> AsyncIterator[socket.socket | None]:
+    async def connect(self, service: str, target: str, source: str = "mgmt") -> AsyncIterator[socket.socket | None]:
         """The call stream, or None where the call is refused."""
-        if source not in self.doors:
+        if source not in self.listening:
             self.settings.qube_run(source).mkdir(parents=True, exist_ok=True)
-            await self.broker.open_door(source)
-            self.doors.add(source)
+            await self.listener.open(source)
+            self.listening.add(source)
         loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX) as door:
-            door.setblocking(False)
-            await loop.sock_connect(door, str(self.settings.qube_run(source) / "broker.sock"))
-            await loop.sock_sendall(door, json.dumps({"service": service, "target": target}).encode() + b"\n")
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.setblocking(False)
+            await loop.sock_connect(connection, str(self.settings.qube_run(source) / "broker.sock"))
+            await loop.sock_sendall(connection, json.dumps({"service": service, "target": target}).encode() + b"\n")
             ready = asyncio.Event()
-            loop.add_reader(door, ready.set)
+            loop.add_reader(connection, ready.set)
             await ready.wait()
-            loop.remove_reader(door)
-            answer, fds, _flags, _address = socket.recv_fds(door, 4096, 1)
+            loop.remove_reader(connection)
+            answer, fds, _flags, _address = socket.recv_fds(connection, 4096, 1)
             assert json.loads(answer) == {"result": "allow" if fds else "deny"}
             if not fds:
                 yield None
@@ -121,7 +122,7 @@ class World:
         self, service: str, target: str = "dom0", payload: bytes = b"", source: str = "mgmt"
     ) -> tuple[int | None, bytes]:
         """Exit status and output; (None, b"") for a refusal."""
-        async with self.knock(service, target, source) as stream:
+        async with self.connect(service, target, source) as stream:
             if stream is None:
                 return REFUSED
             loop = asyncio.get_running_loop()
@@ -153,6 +154,7 @@ def run(world: World, test: Callable[[], Awaitable[None]]) -> None:
             async with asyncio.timeout(60):
                 await test()
         finally:
+            await world.listener.close_all()
             await world.broker.close()
             world.context.events.close()
 
@@ -171,7 +173,7 @@ def test_policy_decides_and_lists_show_what_may_be_seen(world: World) -> None:
         assert [entry["name"] for entry in json.loads(out[2:])] == ["mine"]
         assert (await world.call("admin.label.List", "@adminvm"))[1].startswith(b"0\0red\n")
         assert await world.call("admin.vm.Start", "mine") == (0, b"0\0")
-        assert "mine" in world.engine.machines
+        assert "mine" in world.parts.machines
         assert await world.call("admin.vm.property.Set+memory", "mine", b"512") == (0, b"0\0")
         assert world.store.snapshot().domains["mine"].memory == 512
 
@@ -231,7 +233,7 @@ def test_what_may_not_be_seen_may_not_be_named_either(world: World) -> None:
 
 def test_events_are_of_what_may_be_seen(world: World) -> None:
     async def test() -> None:
-        async with world.knock("admin.Events", "dom0") as stream:
+        async with world.connect("admin.Events", "dom0") as stream:
             assert stream is not None
             loop = asyncio.get_running_loop()
             await loop.sock_sendall(stream, HEADER.pack(DATA_STDIN, 0))
@@ -247,12 +249,12 @@ def test_events_are_of_what_may_be_seen(world: World) -> None:
                 with world.store.write() as transaction:
                     transaction.system.domains[name].features.set("a", "b")
                     transaction.system.domains[name].tags.add("t")
-            await world.engine.create("AppVM", "hidden", "red", "deb")
-            await world.engine.remove("hidden")
-            await world.engine.start("secret")
-            await world.engine.start("mine")
-            await world.engine.kill("mine")
-            await world.engine.remove("mine")
+            await world.parts.qubes.create("AppVM", "hidden", "red", "deb")
+            await world.parts.qubes.remove("hidden")
+            await world.parts.power.start("secret")
+            await world.parts.power.start("mine")
+            await world.parts.power.kill("mine")
+            await world.parts.qubes.remove("mine")
             while got[-1:] != [("mine", "domain-delete")]:
                 got += await more()
             assert got == [
@@ -275,14 +277,14 @@ def test_a_qube_cannot_take_more_than_its_share(world: World) -> None:
         for payload in (b"x" * 70_000, b"x" * 300_000):
             status, out = await world.call("admin.vm.feature.Set+a", "mine", payload)
             assert (status, out[:16]) == (0, b"2\0ProtocolError\0")
-        async with world.knock("admin.vm.feature.Set+a", "mine") as slow:
+        async with world.connect("admin.vm.feature.Set+a", "mine") as slow:
             assert slow is not None
             loop = asyncio.get_running_loop()
             data = b""
             while more := await loop.sock_recv(slow, 65536):  # nothing is sent: the clock ends it
                 data += more
             assert b"ProtocolError" in data
-        async with world.knock("admin.vm.feature.Set+a", "mine") as rude:
+        async with world.connect("admin.vm.feature.Set+a", "mine") as rude:
             assert rude is not None
             await loop.sock_sendall(rude, HEADER.pack(0x191, 4) + b"oops")
             with pytest.raises(ConnectionResetError):
@@ -290,7 +292,7 @@ def test_a_qube_cannot_take_more_than_its_share(world: World) -> None:
                     raise ConnectionResetError
         streams = []
         for _ in range(MAX_OF_ONE_QUBE + 1):
-            manager = world.knock("admin.Events", "dom0")
+            manager = world.connect("admin.Events", "dom0")
             stream = await manager.__aenter__()
             assert stream is not None
             await loop.sock_sendall(stream, HEADER.pack(DATA_STDIN, 0))
@@ -307,7 +309,7 @@ def test_a_broken_policy_lets_nothing(world: World) -> None:
     async def test() -> None:
         (world.settings.policy_dir / "40-bad.policy").write_text("this is no rule\n")
         assert await world.call("admin.label.List") == REFUSED
-        assert not world.broker.allows("mgmt", "admin.vm.List", "", "mine")
+        assert not world.permissions.allows("mgmt", "admin.vm.List", "", "mine")
 
     run(world, test)
 
@@ -319,6 +321,7 @@ def test_a_rule_that_names_another_qube_replaces_what_the_call_is_about(tmp_path
         status, out = await world.call("admin.vm.tag.List", "other")
         assert status == 0
         assert b"ours" in out  # a tag of "mine", which "other" does not have
+        await world.listener.close_all()
         await world.broker.close()
 
     asyncio.run(body())

@@ -104,7 +104,7 @@ def test_an_import_in_two_steps(daemon: FakeDaemon, qubes: Qubes) -> None:
         ask(daemon, "internal", "internal.vm.volume.ImportBegin", "private", "work")
     Path(path).write_bytes(b"new" * 1000 + bytes(1096))
     ask(daemon, "internal", "internal.vm.volume.ImportEnd", "private", "work", b"ok")
-    assert daemon.engine.images["work", "private"].startswith(b"newnew")
+    assert daemon.parts.volumes.images["work", "private"].startswith(b"newnew")
     assert not Path(path).exists()
     with pytest.raises(ProtocolError, match="no import"):
         ask(daemon, "internal", "internal.vm.volume.ImportEnd", "private", "work", b"ok")
@@ -117,7 +117,7 @@ def test_an_import_that_fails_changes_nothing(
     Path(path).write_bytes(b"half")
     with pytest.raises(StorageError, match="disk is full"):
         ask(daemon, "internal", "internal.vm.volume.ImportEnd", "private", "work", b"fail\ndisk is full")
-    assert ("work", "private") not in daemon.engine.images and not Path(path).exists()
+    assert ("work", "private") not in daemon.parts.volumes.images and not Path(path).exists()
     # A program that died: its import makes room once it has been silent for long.
     _size, path = ask(daemon, "internal", "internal.vm.volume.ImportBegin", "private", "work").split()
     os.utime(path, (1, 1))

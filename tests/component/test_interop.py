@@ -70,9 +70,9 @@ def test_the_import_programs_as_upstreams_client_calls_them(tmp_path: Path) -> N
 
         image = os.urandom(300_000)
         assert send("admin.vm.volume.Import", "private", image) == b"0\0"
-        assert daemon.engine.images["work", "private"] == image
+        assert daemon.parts.volumes.images["work", "private"] == image
         assert send("admin.vm.volume.ImportWithSize", "private", b"512\n" + bytes(511) + b"x") == b"0\0"
-        assert daemon.engine.images["work", "private"] == bytes(511) + b"x"
+        assert daemon.parts.volumes.images["work", "private"] == bytes(511) + b"x"
         assert send("admin.vm.volume.ImportWithSize", "private", b"512\nx").startswith(b"2\0")
         assert send("admin.vm.volume.Import", "nothing", image).startswith(b"2\0")
         assert send("admin.vm.volume.Import", "private", image, QREXEC_REQUESTED_TARGET="no").startswith(b"2\0")

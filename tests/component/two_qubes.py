@@ -11,12 +11,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 from casemate.host.process import Runner
-from casemate.qrexec.broker import Actions, Broker
+from casemate.qrexec.broker import Broker
 from casemate.qrexec.evaluate import QubeInfo, SystemInfo
 from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.host_service import run_on_host
+from casemate.qrexec.listener import CallListener
 from casemate.settings import Settings
 from casemate.wire.errors import CallRefusedError
 from tests.component.rig import SOURCE, Rig
@@ -66,15 +68,17 @@ class Qubes:
         async def on_host(stream: socket.socket, source: str, service: str, argument: str, target: str) -> None:
             await run_on_host(self.settings, runner, stream, source, service, argument, target)
 
+        listener = CallListener(self.settings)
         broker = Broker(
-            self.settings,
-            PolicyFiles(self.settings.policy_dir),
-            Actions(lambda: self._info, refuse, self.rigs.__contains__, disposable, nothing, on_host),
-        )
+            self.settings, listener, PolicyFiles(self.settings.policy_dir), lambda: self._info,
+            SimpleNamespace(is_running=self.rigs.__contains__, start=refuse),
+            SimpleNamespace(create=disposable, end=nothing), on_host,
+        )  # fmt: skip
         for name in self.rigs:
-            await broker.open_door(name)
+            await listener.open(name)
         self._open.set()
         await self._stop.wait()
+        await listener.close_all()
         await broker.close()
 
     def open(self) -> None:

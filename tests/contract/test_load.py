@@ -148,7 +148,7 @@ def test_lists_do_not_wait_for_starts_and_writers(daemon: FakeDaemon) -> None:
     times(50)
     idle = times(500)
     gate = asyncio.Event()
-    real = daemon.engine.start
+    real = daemon.parts.power.start
 
     under_way = threading.Semaphore(0)
 
@@ -157,7 +157,7 @@ def test_lists_do_not_wait_for_starts_and_writers(daemon: FakeDaemon) -> None:
         await gate.wait()
         await real(name)
 
-    daemon.engine.start = slow  # type: ignore[method-assign]
+    daemon.parts.power.start = slow  # type: ignore[method-assign]
     starters = [
         threading.Thread(
             target=exchange, args=(daemon.socket, admin.build_request("admin.vm.Start", "", f"work{number}"))
@@ -178,14 +178,14 @@ def test_lists_do_not_wait_for_starts_and_writers(daemon: FakeDaemon) -> None:
         writer.stdin.flush()
         assert writer.stdout.readline() == b"writing\n"
         written = times(500)
-        assert not daemon.engine.machines, "the starts must still wait"
+        assert not daemon.parts.machines, "the starts must still wait"
     finally:
         daemon.loop.call_soon_threadsafe(gate.set)
         for thread in starters:
             thread.join()
         writer.kill()
         writer.communicate()
-    assert len(daemon.engine.machines) == 20
+    assert len(daemon.parts.machines) == 20
     for what, found in (("idle", idle), ("20 starts", busy), ("20 starts and a writer", written)):
         print(f"{what}: median {statistics.median(found) * 1e3:.2f} ms, p99 {p99(found) * 1e3:.2f} ms")
     assert p99(busy) <= 3 * p99(idle)

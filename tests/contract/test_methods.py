@@ -20,7 +20,7 @@ from casemate.wire import admin
 from casemate.wire.errors import CasemateError, ValueInvalidError, all_errors
 from tests.contract.upstream import CALLS, STREAMS, fits, names
 from tests.fakes.daemon import FakeDaemon, running
-from tests.fakes.engine import add_block
+from tests.fakes.parts import add_block
 from tests.unit.test_api import exchange
 
 ERROR = re.compile(rb"2\0([A-Za-z]+)\0\0[^\0]+\0")
@@ -32,7 +32,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeDaemon]:
         for klass, name, template in (("TemplateVM", "deb", None), ("AppVM", "work", "deb"), ("AppVM", "dvm", "deb")):
             client(found).create(klass, name, "blue", template)
         client(found).set("dvm", "template_for_dispvms", "True")
-        add_block(found.engine.sys, "loop0", loop__backing_file="/images/a")
+        add_block(found.parts.sys, "loop0", loop__backing_file="/images/a")
         yield found
 
 
@@ -193,15 +193,15 @@ def test_data_for_a_volume_is_put_in_place_whole_or_not_at_all(daemon: FakeDaemo
     head = b"admin.vm.volume.ImportWithSize+private dom0 name vault\0"
     whole = head + b"%d\n" % len(image) + image
     assert exchange(daemon.socket, whole) == b"0\0"
-    assert daemon.engine.images.pop(("vault", "private")) == image
+    assert daemon.parts.volumes.images.pop(("vault", "private")) == image
     for wrong in (whole[:-1], whole + b"x", head, head + b"\n", head + b"-1\nx", head + b"x" * 100, head + b"01\nx"):
         assert ERROR.fullmatch(exchange(daemon.socket, wrong)), wrong[:80]
     for dest, arg in (("nobody", "private"), ("vault", "nosuch"), ("dom0", "root")):
         request = f"admin.vm.volume.Import+{arg} dom0 name {dest}\0".encode() + image
         assert ERROR.fullmatch(exchange(daemon.socket, request))
-    assert ("vault", "private") not in daemon.engine.images
+    assert ("vault", "private") not in daemon.parts.volumes.images
     assert exchange(daemon.socket, b"admin.vm.volume.Import+private dom0 name vault\0" + image) == b"0\0"
-    assert daemon.engine.images.pop(("vault", "private")) == image
+    assert daemon.parts.volumes.images.pop(("vault", "private")) == image
     assert list((daemon.socket.parent.parent / "spool").iterdir()) == []
 
 

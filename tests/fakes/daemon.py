@@ -1,4 +1,4 @@
-"""The Admin API's real server on a real socket, over a real store and the fake engine, in a thread of its own."""
+"""The Admin API's real server on a real socket, over a real store and fake parts, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from casemate.api.context import Context
 from casemate.api.events import Subscriptions
 from casemate.api.method import INTERNAL, MISC
 from casemate.api.server import Server
-from casemate.engine.guests import Guests
-from casemate.settings import Settings
 from casemate.store.store import Store
-from tests.fakes.engine import FakeEngine
+from tests.fakes.parts import FakeParts
 
 
 class FakeDaemon:
     """What a test can reach of the daemon."""
 
-    def __init__(self, socket: Path, store: Store, engine: FakeEngine) -> None:
+    def __init__(self, socket: Path, store: Store, parts: FakeParts) -> None:
         self.socket = socket
         self.store = store
-        self.engine = engine
+        self.parts = parts
         self.loop: asyncio.AbstractEventLoop
         self.server: Server
         self.context: Context
@@ -36,17 +34,14 @@ def running(directory: Path, *, request_seconds: float = 30.0, max_connections: 
     for policy in (directory / "policy.d", directory / "run" / "policy.d"):  # as the daemon makes them
         policy.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = Store(directory / "qubes.xml")
-    daemon = FakeDaemon(directory / "run" / "qubesd.sock", store, FakeEngine(store))
+    daemon = FakeDaemon(directory / "run" / "qubesd.sock", store, FakeParts(store))
     ready, stop = threading.Event(), asyncio.Event()
     failed: list[BaseException] = []
 
     async def serve() -> None:
         daemon.loop = asyncio.get_running_loop()
-        events = Subscriptions(store)
-        daemon.engine.listeners.append(events.publish)
         base = daemon.socket.parent
-        guests = Guests(Settings(state=base.parent, run=base, cache=base / "cache"))
-        daemon.context = Context(store, daemon.engine, events, lambda: {"acceleration": "none"}, guests=guests)
+        daemon.context = daemon.parts.context(Subscriptions(store))
         daemon.server = Server(daemon.context, request_seconds=request_seconds, max_connections=max_connections)
         others = {"internal": Server(daemon.context, INTERNAL), "misc": Server(daemon.context, MISC)}
         await daemon.server.start(daemon.socket)

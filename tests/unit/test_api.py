@@ -97,7 +97,7 @@ def test_life_of_a_qube(qubes: Qubes, daemon: FakeDaemon) -> None:
         qubes.remove("deb")
     qubes.remove("work")
     assert [q.name for q in qubes.listed()] == ["dom0", "deb"]
-    daemon.engine.broken.add("deb")
+    daemon.parts.power.broken.add("deb")
     with pytest.raises(CasemateError, match="broken") as caught:
         qubes.call("admin.vm.Start", "", "deb")
     assert caught.value.wire_name == StartError.wire_name

@@ -142,7 +142,7 @@ def test_start_and_stop(shell: Shell) -> None:
     shell("qvm-start --all")
     assert shell("qvm-ls --running --raw-list") == "dom0\ndeb\nnet\nwork\n"
     shell("qvm-shutdown --all --wait")
-    shell.daemon.engine.broken.add("deb")
+    shell.daemon.parts.power.broken.add("deb")
     shell("qvm-start deb work", status=1)
     assert "it is broken" in shell.err and shell("qvm-ls --running --raw-list") == "dom0\nnet\nwork\n"
     shell("qvm-kill --all")
@@ -151,10 +151,10 @@ def test_start_and_stop(shell: Shell) -> None:
 
 def test_a_qube_that_does_not_stop_is_killed_in_the_end(shell: Shell) -> None:
     shell("qvm-start work")
-    shell.daemon.engine.deaf.add("work")
+    shell.daemon.parts.power.deaf.add("work")
     shell("qvm-shutdown --wait --timeout 0.1 work")
     assert "work did not stop in time" in shell.err
-    assert "work" not in shell.daemon.engine.machines
+    assert "work" not in shell.daemon.parts.machines
 
 
 def test_check(shell: Shell) -> None:
@@ -288,9 +288,9 @@ def test_volumes(shell: Shell, tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(b"x" * 200_000)
     shell(f"qvm-volume import work:private {image}")
-    assert shell.daemon.engine.images["work", "private"] == image.read_bytes()
+    assert shell.daemon.parts.volumes.images["work", "private"] == image.read_bytes()
     shell("qvm-volume clear work:private")
-    assert ("work", "private") not in shell.daemon.engine.images
+    assert ("work", "private") not in shell.daemon.parts.volumes.images
     shell("qvm-start work")
     shell(f"qvm-volume import work:private {image}", status=1)
     shell("qvm-volume info work", status=2)
@@ -309,7 +309,7 @@ def test_pools(shell: Shell) -> None:
 
 def test_devices(shell: Shell) -> None:
     device = HostDevice("usb", "1-2", "1234:5678::u000000", "1234", "5678", "it's a \\ stick", "", "u080650")
-    shell.daemon.engine.devices.host.list = lambda klass: [device] if klass == "usb" else []  # type: ignore[method-assign]
+    shell.daemon.parts.devices.host.list = lambda klass: [device] if klass == "usb" else []  # type: ignore[method-assign]
     assert shell("qvm-usb") == (
         "BACKEND:DEVID  DESCRIPTION               USED BY\ndom0:1-2       1234 5678 it's a \\ stick\n"
     )

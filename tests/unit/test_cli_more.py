@@ -12,23 +12,23 @@ from tests.unit.test_cli import Shell, shell  # noqa: F401
 
 def test_restart(shell: Shell) -> None:  # noqa: F811
     shell("qvm-start work")
-    xid = shell.daemon.engine.machines["work"].xid
+    xid = shell.daemon.parts.machines["work"].xid
     shell("qvm-restart work")
-    again = shell.daemon.engine.machines["work"].xid
+    again = shell.daemon.parts.machines["work"].xid
     assert again != xid
     shell("qvm-restart net", status=75)  # work needs its network, which nobody is to be cut off from
-    assert "provides network" in shell.err and "net" in shell.daemon.engine.machines
+    assert "provides network" in shell.err and "net" in shell.daemon.parts.machines
     shell("qvm-restart --force net work")
-    assert shell.daemon.engine.machines["work"].xid > again
+    assert shell.daemon.parts.machines["work"].xid > again
     shell("qvm-kill work")
     shell("qvm-restart work")
-    assert "work" not in shell.daemon.engine.machines, "what does not run is left alone"
+    assert "work" not in shell.daemon.parts.machines, "what does not run is left alone"
     shell("qvm-restart --start work")
     shell("qvm-restart --kill work")
-    assert "work" in shell.daemon.engine.machines
+    assert "work" in shell.daemon.parts.machines
     shell("qvm-restart dom0", status=2)
     shell("qvm-restart nobody", status=2)
-    shell.daemon.engine.broken.add("work")
+    shell.daemon.parts.power.broken.add("work")
     shell("qvm-restart work", status=75)
 
 
@@ -37,10 +37,10 @@ def test_restart_of_all_leaves_passing_disposables(shell: Shell) -> None:  # noq
     shell("qubes-prefs default_dispvm work")
     disposable = shell("qubesd-query -e dom0 admin.vm.CreateDisposable dom0")[2:]
     shell(f"qvm-start {disposable}")
-    before = shell.daemon.engine.machines[disposable]
+    before = shell.daemon.parts.machines[disposable]
     shell(f"qvm-restart {disposable}", status=2)
     shell("qvm-restart --all")
-    assert shell.daemon.engine.machines[disposable] is before
+    assert shell.daemon.parts.machines[disposable] is before
 
 
 def test_the_old_words_for_pools(shell: Shell) -> None:  # noqa: F811

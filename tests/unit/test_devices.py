@@ -39,7 +39,7 @@ from casemate.wire.errors import (
 )
 from tests.builders import small_system
 from tests.fakes.daemon import FakeDaemon, running
-from tests.fakes.engine import add_block
+from tests.fakes.parts import add_block
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
     with running(tmp_path) as found:
         for klass, name, template in (("TemplateVM", "deb", None), ("AppVM", "one", "deb"), ("AppVM", "two", "deb")):
             client(found).create(klass, name, "blue", template)
-        add_block(found.engine.sys, "loop0", loop__backing_file="/images/a")
+        add_block(found.parts.sys, "loop0", loop__backing_file="/images/a")
         yield found
 
 
@@ -251,13 +251,13 @@ def test_a_device_goes_to_one_qube_at_a_time(daemon: FakeDaemon) -> None:
                 qubes.call(attach, device, name)
         listed = qubes.call("admin.vm.device.block.Attached", "", "one")
         assert "_frontend-dev='vdi'" in listed and "_read-only='yes'" in listed
-        daemon.engine.disks.stuck.add(daemon.store.snapshot().domains["one"].uuid)
+        daemon.parts.disks.stuck.add(daemon.store.snapshot().domains["one"].uuid)
         with pytest.raises(CasemateError, match="does not let go"):
             qubes.call("admin.vm.device.block.Detach", device, "one")
-        daemon.engine.disks.stuck.clear()
+        daemon.parts.disks.stuck.clear()
         qubes.call("admin.vm.device.block.Detach", device, "one")
         got = [(event.name, event.details) for event in (events.next(10) for _ in range(5))]
-    ident = daemon.engine.devices.host.list("block")[0].ident
+    ident = daemon.parts.devices.host.list("block")[0].ident
     options = str({"frontend-dev": "vdi", "read-only": "yes"})
     about = {"device": f"dom0:loop0:{ident}", "options": options}
     pre = ("device-pre-detach:block", {"port": "dom0:loop0"})
@@ -275,7 +275,7 @@ def test_a_device_goes_to_one_qube_at_a_time(daemon: FakeDaemon) -> None:
 def test_two_qubes_that_want_a_device_at_once(daemon: FakeDaemon) -> None:
     async def both() -> list[BaseException | None]:
         device = DeviceRef("block", "dom0", "loop0")
-        work = (daemon.engine.devices.attach(name, device, {}) for name in ("one", "two"))
+        work = (daemon.parts.devices.attach(name, device, {}) for name in ("one", "two"))
         return await asyncio.gather(*work, return_exceptions=True)
 
     for name in ("one", "two"):
@@ -292,7 +292,7 @@ def test_a_file_goes_to_one_qube_at_a_time_whatever_loop_device_is_over_it(daemo
     image.write_bytes(bytes(512))
     (tmp_path / "link").hardlink_to(image)
     for number, (path, readonly) in enumerate([(image, "0"), (tmp_path / "link", "0"), (image, "1"), (image, "1")], 1):
-        add_block(daemon.engine.sys, f"loop{number}", loop__backing_file=str(path), dev=f"7:{number}", ro=readonly)
+        add_block(daemon.parts.sys, f"loop{number}", loop__backing_file=str(path), dev=f"7:{number}", ro=readonly)
     for name in ("one", "two"):
         qubes.call("admin.vm.Start", "", name)
     qubes.call(attach, "dom0+loop1", "one")
@@ -311,7 +311,7 @@ def test_a_file_goes_to_one_qube_at_a_time_whatever_loop_device_is_over_it(daemo
 
 def test_a_disk_and_its_part_are_one_device(daemon: FakeDaemon) -> None:
     qubes = client(daemon)
-    disk_with_parts(daemon.engine.sys, "sdx", 65)
+    disk_with_parts(daemon.parts.sys, "sdx", 65)
     for name in ("one", "two"):
         qubes.call("admin.vm.Start", "", name)
     qubes.call("admin.vm.device.block.Attach", "dom0+sdx1", "one")
@@ -354,12 +354,12 @@ def test_a_device_that_comes_goes_to_who_waits_for_it(daemon: FakeDaemon) -> Non
     qubes.call("admin.vm.Start", "", "one")
 
     def look() -> None:
-        asyncio.run_coroutine_threadsafe(daemon.engine.devices.look(), daemon.loop).result(10)
+        asyncio.run_coroutine_threadsafe(daemon.parts.devices.look(), daemon.loop).result(10)
 
     with qubes.transport.events("dom0") as events:
         events.next(10)
         look()
-        place = add_block(daemon.engine.sys, "sdy")
+        place = add_block(daemon.parts.sys, "sdy")
         look()
         names = [events.next(10).name for _ in range(4)]
         assert names == ["device-added:block", "device-list-change:block", "device-pre-attach:block", "device-attach:block"]  # fmt: skip  # noqa: E501
@@ -378,13 +378,13 @@ def test_a_start_with_devices(daemon: FakeDaemon) -> None:
 
     def up() -> None:
         start = Start(daemon.store.snapshot().domains["one"], lambda event, **details: said.append(event))
-        asyncio.run_coroutine_threadsafe(daemon.engine.devices.up(start), daemon.loop).result(10)
+        asyncio.run_coroutine_threadsafe(daemon.parts.devices.up(start), daemon.loop).result(10)
 
     qubes.call("admin.vm.device.block.Assign", "dom0+nothing", "one", "mode='auto-attach'")
     qubes.call("admin.vm.device.block.Assign", "dom0+loop0", "one", "mode='required'")
     up()
     assert "loop0" in qubes.call("admin.vm.device.block.Attached", "", "one")
-    daemon.engine.disks.disks.clear()
+    daemon.parts.disks.disks.clear()
     qubes.call("admin.vm.device.block.Set.assignment", "dom0+nothing", "one", "required")
     with pytest.raises(StartError, match="requires block device dom0:nothing"):
         up()

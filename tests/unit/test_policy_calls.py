@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +19,14 @@ from casemate.host.process import Runner
 from casemate.qrexec import ask as asking
 from casemate.qrexec import broker as brokering
 from casemate.qrexec import calls as calling
+from casemate.qrexec import listener as listening
 from casemate.qrexec.ask import Prompters
-from casemate.qrexec.broker import Actions, Broker
+from casemate.qrexec.broker import Broker
+from casemate.qrexec.call_sockets import CallSockets, policy_state
 from casemate.qrexec.calls import Calls
-from casemate.qrexec.desk import Desk, policy_state
 from casemate.qrexec.evaluate import QubeInfo, SystemInfo
 from casemate.qrexec.files import PolicyFiles
+from casemate.qrexec.listener import CallListener
 from casemate.qrexec.policy_socket import parse_request
 from casemate.settings import Settings
 from casemate.wire.errors import CallRefusedError, ProtocolError, StartError
@@ -42,7 +45,7 @@ fails      *  work  fails      allow
 
 
 class World:
-    """A broker with its desk, over qubes that exist only by name; what it asks others to do is real sockets too."""
+    """A broker with its sockets, over qubes that exist only by name; what it asks others to do is real sockets too."""
 
     def __init__(self, directory: Path, seconds: float = 5.0) -> None:
         self.settings = Settings(directory, directory / "run", directory / "cache")
@@ -63,10 +66,12 @@ class World:
         self.policy = PolicyFiles(self.settings.policy_dir, self.settings.policy_run_dir)
         self.calls = Calls()
         self.prompters = Prompters(self.settings.state / "prompter", Runner(), seconds)
-        self.desk = Desk(self.settings, self.policy, self.info, self.prompters, self.calls)
+        self.call_sockets = CallSockets(self.settings, self.policy, self.info, self.prompters, self.calls)
+        self.listener = CallListener(self.settings)
         self.broker = Broker(
-            self.settings, self.policy,
-            Actions(self.info, self._start, self._is_running, self._make, self._remove, self._never),
+            self.settings, self.listener, self.policy, self.info,
+            SimpleNamespace(is_running=self._is_running, start=self._start),
+            SimpleNamespace(create=self._make, end=self._remove), self._never,
             self.prompters.ask, self.calls, self.prompters.notify,
         )  # fmt: skip
         self.starting = asyncio.Event()
@@ -97,10 +102,10 @@ class World:
         raise AssertionError("not asked for here")
 
     async def __aenter__(self) -> World:
-        await self.desk.open()
+        await self.call_sockets.open()
         for name in ("work", "vault", "relay"):
             self.settings.qube_run(name).mkdir(parents=True)
-        await self.broker.open_door("work")
+        await self.listener.open("work")
         for name in ("vault", "relay"):
             self._servers.append(await asyncio.start_unix_server(self._link, self.settings.link_socket(name)))
         return self
@@ -113,34 +118,35 @@ class World:
     async def __aexit__(self, *_: object) -> None:
         for server in self._servers:
             server.close()
-        await self.desk.close()
+        await self.call_sockets.close()
+        await self.listener.close_all()
         await self.broker.close()
 
-    async def knock(self, service: str, target: str = "vault", **more: object) -> socket.socket:
+    async def connect(self, service: str, target: str = "vault", **more: object) -> socket.socket:
         """The call as a link asks for it."""
         loop = asyncio.get_running_loop()
-        door = socket.socket(socket.AF_UNIX)
-        door.setblocking(False)
-        await loop.sock_connect(door, str(self.settings.qube_run("work") / "broker.sock"))
-        await loop.sock_sendall(door, json.dumps({"service": service, "target": target, **more}).encode() + b"\n")
-        return door
+        connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)
+        await loop.sock_connect(connection, str(self.settings.qube_run("work") / "broker.sock"))
+        await loop.sock_sendall(connection, json.dumps({"service": service, "target": target, **more}).encode() + b"\n")
+        return connection
 
     async def call(self, service: str, target: str = "vault") -> bytes:
         """The answer's bytes; an allowed call ends at once with status 3."""
-        with await self.knock(service, target) as door:
-            return await answer(door)
+        with await self.connect(service, target) as connection:
+            return await answer(connection)
 
 
-async def answer(door: socket.socket) -> bytes:
+async def answer(connection: socket.socket) -> bytes:
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(door, ready.set)
+    loop.add_reader(connection, ready.set)
     await ready.wait()
-    loop.remove_reader(door)
-    data, fds, _flags, _address = socket.recv_fds(door, 4096, 1)
+    loop.remove_reader(connection)
+    data, fds, _flags, _address = socket.recv_fds(connection, 4096, 1)
     for fd in fds:
         os.close(fd)
     if fds:
-        await loop.sock_sendall(door, b"exit 3\n")
+        await loop.sock_sendall(connection, b"exit 3\n")
     return data
 
 
@@ -297,9 +303,9 @@ def test_what_has_changed_meanwhile_counts(tmp_path: Path) -> None:
 def test_a_caller_that_goes_away_withdraws_its_question(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         prompter = await Peer.at(world.settings.prompt_socket)
-        door = await world.knock("ask.Vault")
+        connection = await world.connect("ask.Vault")
         question = await prompter.read()
-        door.close()
+        connection.close()
         assert await prompter.read() == {"withdrawn": question["id"]}
 
     run(work, tmp_path)
@@ -351,7 +357,7 @@ def test_a_watcher_sees_every_step_and_every_cause(tmp_path: Path) -> None:
         assert await steps("ok", "dvm", DENY) == ["asked", "decided dvm", "started dvm", "refused unreachable", "ended"]
         world.file.write_text("broken")
         assert await steps("ok", "vault", DENY) == ["asked", "refused broken policy", "ended"]
-        with await world.knock("ok", refused="rate"):
+        with await world.connect("ok", refused="rate"):
             step = await watcher.read()
             assert (step["phase"], step["cause"]) == ("refused", "rate")
 
@@ -382,40 +388,44 @@ def test_a_qube_has_only_so_many_calls_open(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(calling, "OPEN_OF_ONE", 3)
 
     async def work(world: World) -> None:
-        doors = [await world.knock("ok") for _ in range(3)]
-        for door in doors:
+        connections = [await world.connect("ok") for _ in range(3)]
+        for connection in connections:
             loop, ready = asyncio.get_running_loop(), asyncio.Event()
-            loop.add_reader(door, ready.set)
+            loop.add_reader(connection, ready.set)
             await ready.wait()
-            loop.remove_reader(door)
+            loop.remove_reader(connection)
         assert await world.call("ok") == DENY
-        doors.pop().close()
+        connections.pop().close()
         await asyncio.sleep(0.05)
         assert await world.call("ok") == ALLOW
-        for door in doors:
-            door.close()
+        for connection in connections:
+            connection.close()
 
     run(work, tmp_path)
 
 
 def test_a_link_that_floods_the_broker_gets_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brokering, "KNOCKING_OF_ONE", 4)
+    monkeypatch.setattr(listening, "MAX_WAITING", 4)
     monkeypatch.setattr(brokering, "CALLS_PER_SECOND", 0.001)
     monkeypatch.setattr(brokering, "CALL_BURST", 3.0)
 
     async def work(world: World) -> None:
-        doors = []
+        connections, loop = [], asyncio.get_running_loop()
         for _ in range(6):  # says nothing
-            door = socket.socket(socket.AF_UNIX)
-            door.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(door, str(world.settings.qube_run("work") / "broker.sock"))
-            doors.append(door)
+            connection = socket.socket(socket.AF_UNIX)
+            connection.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(
+                connection, str(world.settings.qube_run("work") / "broker.sock")
+            )
+            connections.append(connection)
         loop = asyncio.get_running_loop()
-        for door in doors[4:]:
-            assert await asyncio.wait_for(loop.sock_recv(door, 1), 5) == b""  # sent away at once
-        for door in doors:
-            door.close()
-        await asyncio.sleep(0.05)
+        for connection in connections[4:]:
+            assert await asyncio.wait_for(loop.sock_recv(connection, 1), 5) == b""  # sent away at once
+        for connection in connections:
+            connection.close()
+        async with asyncio.timeout(10):
+            while world.listener._waiting:
+                await asyncio.sleep(0.01)
         assert [await world.call("ok") for _ in range(5)] == [ALLOW] * 3 + [DENY] * 2
 
     run(work, tmp_path)
@@ -440,9 +450,9 @@ def test_a_disposable_goes_with_its_call_whenever_the_caller_goes(tmp_path: Path
         assert await world.call("ok", "@dispvm:dvm") == ALLOW
         assert await world.removed.get() == "vault"
         world.starting.clear()
-        door = await world.knock("ok", "@dispvm:dvm")
+        connection = await world.connect("ok", "@dispvm:dvm")
         await asyncio.sleep(0.05)
-        door.close()  # it is being made, and has no name yet
+        connection.close()  # it is being made, and has no name yet
         await asyncio.sleep(0.05)
         world.starting.set()
         assert await asyncio.wait_for(world.removed.get(), 5) == "vault"

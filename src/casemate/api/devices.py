@@ -132,14 +132,14 @@ async def available(context: Context, klass: str, dest: Domain, arg: str = "") -
     database (which are what the qube says, and cannot be attached to others here).
     """
     if dest is dest.system.admin:
-        found = context.engine.devices.host.list(klass) if klass in HostDevices.CLASSES else []
+        found = context.devices.offered(klass)
     else:
         found = await _offered(context, dest) if klass == BLOCK else []
     return "".join(line(device, dest.name) for device in found if arg in ("", device.port))
 
 
 async def _offered(context: Context, dest: Domain) -> list[HostDevice]:
-    if context.guests is None or context.state(dest) != "Running":
+    if context.state(dest) != "Running":
         return []
     try:
         untrusted_keys = await context.guests.database(dest.name, OFFERED_PREFIX)
@@ -250,7 +250,7 @@ def _assigned(dest: Domain, device: DeviceRef) -> DeviceRef:
 async def list_attached(context: Context, klass: str, dest: Domain, arg: str = "") -> str:
     """The devices that a running qube has; the argument names one, ``BACKEND+PORT``."""
     backend, where = _place_filter(arg)
-    found = await context.engine.devices.attached(dest, klass)
+    found = await context.devices.attached(dest, klass)
     return "".join(
         _attached_line(dest, one)
         for one in found
@@ -270,13 +270,13 @@ async def attach(context: Context, system: System, klass: str, dest: Domain, arg
     system.domains.find(device.backend)
     check_supported(device)
     _check_payload(device, dest, pairs)
-    await context.engine.devices.attach(dest.name, device, dict(options(_given_options(pairs))))
+    await context.devices.attach(dest.name, device, dict(options(_given_options(pairs))))
 
 
 @method("admin.vm.device.{klass}.Detach", Access.EXECUTE, klass=CLASSES)
 async def detach(context: Context, klass: str, dest: Domain, arg: str) -> None:
     """Take a device back from a running qube."""
-    await context.engine.devices.detach(dest.name, parse_ref(klass, arg))
+    await context.devices.detach(dest.name, parse_ref(klass, arg))
 
 
 # -- what a qube may not have

@@ -64,7 +64,7 @@ def list_qubes(context: Context, system: System, dest: Domain, sees: Callable[[s
     """All qubes that the caller may see, with class, state and UUID; asked of a qube, that one only."""
     if dest is not system.admin:
         return build_list([listed(context, dest)])
-    states = context.engine.states()
+    states = context.states.all()
     return "".join(
         [
             f"{start}{always or (str(states[name].state) if name in states else 'Halted')}{end}"
@@ -117,7 +117,7 @@ async def create(
 ) -> None:
     """Make a qube; the argument is its template, the payload ``name=NAME label=LABEL``."""
     name, label, _ = creation(payload, pooled=False)
-    await context.engine.create(klass, name, label, _template(arg, sees), None, source)
+    await context.qubes.create(klass, name, label, _template(arg, sees), creator=source)
 
 
 @method("admin.vm.CreateInPool.{klass}", Access.EXECUTE, klass=NEW_CLASSES)
@@ -126,7 +126,7 @@ async def create_in_pool(
 ) -> None:
     """Make a qube with its volumes, or some of them, in given pools."""
     name, label, pools = creation(payload, pooled=True)
-    await context.engine.create(klass, name, label, _template(arg, sees), pools, source)
+    await context.qubes.create(klass, name, label, _template(arg, sees), pools, creator=source)
 
 
 @method("admin.vm.{verb}.AdminVM", Access.EXECUTE, verb=("Create", "CreateInPool"))
@@ -155,7 +155,7 @@ async def create_disposable(
         template = None if default is None else default.name
         if source != ADMIN and template is None:
             raise QubeError("There is no default template of disposables")
-    name = await context.engine.create_disposable(template, source)
+    name = await context.disposables.create(template, source)
     return f"uuid:{context.store.snapshot().domains[name].uuid_text}" if payload else name
 
 
@@ -164,5 +164,5 @@ async def remove(context: Context, dest: Domain) -> None:
     """Remove a halted qube with its volumes."""
     if dest.klass == Admin.class_name:
         raise ValueInvalidError(f"{dest.name} cannot be removed")
-    await context.engine.remove(dest.name)
+    await context.qubes.remove(dest.name)
     context.files.remove(dest.uuid)

@@ -18,10 +18,10 @@ from casemate.wire import names
 @method("admin.casemate.Probe", Access.EXECUTE)
 async def probe(context: Context) -> str:
     """Find out what runs guests here, and why."""
-    return await context.engine.probe()
+    return await context.host.probe()
 
 
 @method("admin.casemate.template.Install", Access.EXECUTE)
 async def install(context: Context, arg: str, payload: str) -> None:
     """Make a template from a built image."""
-    await context.engine.install_template(str(names.new_qube_name(arg)), payload)
+    await context.templates.install(str(names.new_qube_name(arg)), payload)

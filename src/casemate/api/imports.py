@@ -12,15 +12,14 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from casemate.api.events import Subscriptions
+from casemate.api.parts import States, Volumes
+from casemate.model.domain import Domain
+from casemate.store.store import Store
 from casemate.wire import names
 from casemate.wire.admin import Request, success
 from casemate.wire.errors import InUseError, NotHaltedError, ProtocolError, StorageError, printable
-
-if TYPE_CHECKING:
-    from casemate.api.context import Context
-    from casemate.model.domain import Domain
 
 METHODS = frozenset({"admin.vm.volume.Import", "admin.vm.volume.ImportWithSize"})
 MAX_IMAGE = 1 << 44
@@ -32,28 +31,27 @@ _SIZE_LINE = 20
 class Spool:
     """A file that takes the new content of a halted qube's volume, until it is put in place or dropped."""
 
-    def __init__(self, context: Context, domain: Domain, volume: str, size: int | None = None) -> None:
-        """``size`` None: as large as the volume is now."""
-        found = domain.volume(volume)
-        if context.state(domain) != "Halted":
-            raise NotHaltedError(f"{domain.name} is running")
-        self._context = context
+    def __init__(
+        self, volumes: Volumes, events: Subscriptions, directory: Path, domain: Domain, volume: str, size: int
+    ) -> None:
+        """``size`` in bytes is announced; ``directory`` takes the file."""
+        self._volumes = volumes
+        self._events = events
         self._name = domain.name
         self._volume = volume
-        self.size = found.size if size is None else size
-        directory = context.store.path.parent / "spool"
+        self.size = size
         directory.mkdir(mode=0o700, exist_ok=True)
         self.fd, path = tempfile.mkstemp(dir=directory, prefix="import-")
         self.path = Path(path)
         self._say("begin", size=str(self.size))
 
     def _say(self, word: str, **details: str) -> None:
-        self._context.events.publish(self._name, f"domain-volume-import-{word}", {"volume": self._volume} | details)
+        self._events.publish(self._name, f"domain-volume-import-{word}", {"volume": self._volume} | details)
 
     async def put(self, size: int) -> None:
         """Make the first ``size`` bytes the volume's content."""
         os.ftruncate(self.fd, size)
-        await self._context.engine.import_volume(self._name, self._volume, self.path, size)
+        await self._volumes.import_image(self._name, self._volume, self.path, size)
 
     def close(self, done: bool = False) -> None:
         """Forget the file; idempotent."""
@@ -65,12 +63,31 @@ class Spool:
 
 
 class Imports:
-    """Imports that programs of this host have begun: one for a volume at a time, with an end even when they die."""
+    """Makes spools, and keeps those of imports that programs of this host have begun.
 
-    def __init__(self) -> None:
+    A volume has one such import at a time. One whose program died ends when the next one begins.
+    """
+
+    def __init__(self, store: Store, states: States, volumes: Volumes, events: Subscriptions) -> None:
+        self._store = store
+        self._states = states
+        self._volumes = volumes
+        self._events = events
         self._spools: dict[tuple[str, str], Spool] = {}
 
-    def begin(self, context: Context, domain: Domain, volume: str, size: int | None) -> Spool:
+    def domain(self, name: str) -> Domain:
+        """The qube that an import is for; NotFoundError."""
+        return self._store.snapshot().domains.find(name)
+
+    def spool(self, domain: Domain, volume: str, size: int | None = None) -> Spool:
+        """A file for new content of a halted qube's volume. ``size`` None: as large as the volume is now."""
+        found = domain.volume(volume)
+        if domain.name in self._states.all():
+            raise NotHaltedError(f"{domain.name} is running")
+        directory = self._store.path.parent / "spool"
+        return Spool(self._volumes, self._events, directory, domain, volume, found.size if size is None else size)
+
+    def begin(self, domain: Domain, volume: str, size: int | None) -> Spool:
         """A file to write to, as long as it shall become; InUseError while another import writes."""
         key = (domain.name, volume)
         before = self._spools.get(key)
@@ -78,7 +95,7 @@ class Imports:
             if time.time() - os.fstat(before.fd).st_mtime < IDLE_SECONDS:
                 raise InUseError(f"{domain.name}: data for {volume} is coming in already")
             self.take(domain, volume).close()
-        spool = Spool(context, domain, volume, size)
+        spool = self.spool(domain, volume, size)
         try:
             os.ftruncate(spool.fd, spool.size)
         except OSError as error:
@@ -98,11 +115,11 @@ class Imports:
 class Import:
     """One import by a call's payload: ``feed`` takes what comes, in order; ``finish`` puts it in place and replies."""
 
-    def __init__(self, context: Context, request: Request) -> None:
+    def __init__(self, imports: Imports, request: Request) -> None:
         self.request = request
-        domain = context.store.snapshot().domains.find(request.dest)
+        domain = imports.domain(request.dest)
         self._line: bytearray | None = bytearray() if request.method.endswith("WithSize") else None
-        self._spool = Spool(context, domain, request.arg)
+        self._spool = imports.spool(domain, request.arg)
         self._size = self._spool.size
         self._got = 0
         self._lock = threading.Lock()

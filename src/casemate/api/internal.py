@@ -61,7 +61,7 @@ def get_system_info(context: Context, system: System) -> str:
 async def begin_import(context: Context, dest: Domain, arg: str, payload: str = "") -> str:
     """``SIZE PATH``: where the new content of a volume is to be written; the payload may give another size."""
     size = names.number(payload, "size", 1, MAX_IMAGE) if payload else None
-    spool = context.imports.begin(context, dest, arg, size)
+    spool = context.imports.begin(dest, arg, size)
     if any(c.isspace() for c in str(spool.path)):
         context.imports.take(dest, arg).close()
         raise StorageError("The state's directory has white space in its name, which this way of import cannot carry")
@@ -84,8 +84,6 @@ async def end_import(context: Context, dest: Domain, arg: str, payload: str) -> 
 
 
 async def _tell(context: Context, name: str, service: str, stdin: bytes = b"") -> None:
-    if context.guests is None:
-        return
     try:
         status = await context.guests.run(name, service, "root", SUSPEND_SECONDS, stdin)
         if status not in (0, 127):  # 127: the qube has no such service, which is its own affair
@@ -110,13 +108,13 @@ async def _each(names_of: list[str], what: Callable[[str], Awaitable[None]], fai
 @method("internal.SuspendPre", Access.EXECUTE)
 async def suspend_before(context: Context) -> None:
     """The host is about to sleep: tell running qubes (qubes.SuspendPreAll), then pause them."""
-    states = {name: str(machine.state) for name, machine in context.engine.states().items()}
+    states = {name: str(machine.state) for name, machine in context.states.all().items()}
     before = sorted(name for name, state in states.items() if state in ("Paused", "Suspended"))
     # On disk: the daemon that hears of the waking up may be another one.
     replace_file(_paused_before(context), "".join(f"{name}\n" for name in before).encode())
     running = sorted(name for name, state in states.items() if state == "Running")
     await asyncio.gather(*(_tell(context, name, "qubes.SuspendPreAll") for name in running))
-    await _each(running, context.engine.pause, "Not all qubes could be paused")
+    await _each(running, context.power.pause, "Not all qubes could be paused")
 
 
 @method("internal.SuspendPost", Access.EXECUTE)
@@ -128,10 +126,10 @@ async def suspend_after(context: Context) -> None:
         before = set()
     asleep = sorted(
         name
-        for name, machine in context.engine.states().items()
+        for name, machine in context.states.all().items()
         if str(machine.state) in ("Paused", "Suspended") and name not in before
     )
-    await _each(asleep, context.engine.unpause, "Not all qubes could go on")
+    await _each(asleep, context.power.unpause, "Not all qubes could go on")
     _paused_before(context).unlink(missing_ok=True)
     now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()).encode() + b"\n"
     await asyncio.gather(*(_tell(context, name, "qubes.SetDateTime", now) for name in asleep))

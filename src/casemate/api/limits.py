@@ -128,8 +128,8 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("features of a qube", "model.features", "MAX_FEATURES"),
         Limit("value of a feature", "model.features", "MAX_VALUE", "bytes"),
         Limit("tags of a qube", "model.tags", "MAX_TAGS"),
-        Limit("numbers of disposables", "engine.create", "DISPOSABLE_NAMES"),
-        Limit("time until a disposable's name is used again", "engine.create", "QUARANTINE_SECONDS", "seconds"),
+        Limit("numbers of disposables", "engine.disposables", "DISPOSABLE_NAMES"),
+        Limit("time until a disposable's name is used again", "engine.disposables", "QUARANTINE_SECONDS", "seconds"),
     ),
 }  # fmt: skip
 """What the page shows, by section."""

@@ -15,7 +15,7 @@ from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.model.system import System
 from casemate.wire import names
-from casemate.wire.errors import DisconnectedError, ProtocolError, printable
+from casemate.wire.errors import ProtocolError, printable
 from casemate.wire.menus import build_lines, parse_menus
 
 REQUEST = "/features-request/"
@@ -86,8 +86,6 @@ def get_menus(context: Context, dest: Domain) -> str:
 
 
 async def _written(context: Context, source: str, prefix: str) -> dict[str, bytes]:
-    if context.guests is None:
-        raise DisconnectedError(f"The database of {source} cannot be reached")
     return await context.guests.database(source, prefix)
 
 
@@ -127,8 +125,7 @@ async def notify_updates(context: Context, source: str, payload: str) -> None:
     caller = context.store.snapshot().domains.find(source)
     # A qube on an older state of its template may speak of updates that are installed there already.
     outdated = any(
-        volume is not None and context.engine.volume_outdated(caller.name, name)
-        for name, volume in caller.volumes.items()
+        volume is not None and context.volumes.is_outdated(caller.name, name) for name, volume in caller.volumes.items()
     )
 
     def change(system: System, qube: Domain) -> None:

@@ -30,7 +30,7 @@ async def pool_info(context: Context, system: System, arg: str) -> str:
     """The configuration of a pool; size and usage of the file system that it lies on."""
     pool: PoolConfig = system.pool(arg)
     pairs = {"name": pool.name, "driver": pool.driver, **pool.options}
-    room = await context.engine.pool_room(arg)
+    room = await context.pools.room(arg)
     if room is not None:
         pairs.update(size=str(room[0]), usage=str(room[1]))
     return "".join(f"{key}={text}\n" for key, text in pairs.items())
@@ -40,7 +40,7 @@ async def pool_info(context: Context, system: System, arg: str) -> str:
 async def pool_usage(context: Context, system: System, arg: str) -> str:
     """Size and usage of the file system that a pool lies on; empty where that is not known."""
     system.pool(arg)
-    room = await context.engine.pool_room(arg)
+    room = await context.pools.room(arg)
     return "" if room is None else f"data_size={room[0]}\ndata_usage={room[1]}\n"
 
 

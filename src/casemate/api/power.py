@@ -19,7 +19,7 @@ def machine(dest: Domain) -> str:
 @method("admin.vm.Start", Access.EXECUTE)
 async def start(context: Context, dest: Domain) -> None:
     """Start the qube and wait until its agent answers."""
-    await context.engine.start(machine(dest))
+    await context.power.start(machine(dest))
 
 
 @method("admin.vm.Shutdown", Access.EXECUTE)
@@ -28,25 +28,25 @@ async def shutdown(context: Context, dest: Domain, arg: str = "") -> None:
     words = arg.split("+") if arg else []
     if not set(words) <= {"force", "wait"} or len(set(words)) != len(words):
         raise ValueInvalidError("The argument of Shutdown is made of 'force' and 'wait', joined with '+'")
-    await context.engine.shutdown(machine(dest), force="force" in words, wait="wait" in words)
+    await context.power.shutdown(machine(dest), force="force" in words, wait="wait" in words)
 
 
 @method("admin.vm.Kill", Access.EXECUTE)
 async def kill(context: Context, dest: Domain) -> None:
     """End the qube's machine at once."""
-    await context.engine.kill(machine(dest))
+    await context.power.kill(machine(dest))
 
 
 @method("admin.vm.Pause", Access.EXECUTE)
 async def pause(context: Context, dest: Domain) -> None:
     """Stop the qube's time."""
-    await context.engine.pause(machine(dest))
+    await context.power.pause(machine(dest))
 
 
 @method("admin.vm.Unpause", Access.EXECUTE)
 async def unpause(context: Context, dest: Domain) -> None:
     """Let the qube go on."""
-    await context.engine.unpause(machine(dest))
+    await context.power.unpause(machine(dest))
 
 
 @method("admin.vm.{word}", Access.EXECUTE, word=("Suspend", "Resume"))
@@ -58,7 +58,7 @@ async def suspend(word: str, dest: Domain) -> None:
 @method("admin.vm.CurrentState", Access.READ)
 def current_state(context: Context, dest: Domain) -> str:
     """The qube's power state, memory in KiB, processor time in ns."""
-    found = context.engine.states().get(dest.name)
+    found = context.states.all().get(dest.name)
     mem, cpu, most = (0, 0, 0) if found is None else (found.memory_kib, found.cpu_time_ns, dest.maxmem << 10)
     return f"mem={mem} mem_static_max={most or mem} cputime={cpu} power_state={context.state(dest)}"
 
@@ -77,4 +77,4 @@ async def console(context: Context, dest: Domain, source: str) -> str:
     """
     if source != ADMIN:
         raise NotImplementedHereError("A terminal of this host cannot be handed to a qube")
-    return await context.engine.console(machine(dest))
+    return await context.power.console(machine(dest))

@@ -20,7 +20,7 @@ def value(context: Context, holder: Holder, name: str) -> PropertyValue:
     """The property as it is now: what the running machine says comes before what the store says."""
     prop = holder.declaration(name)
     if name == "xid" and isinstance(holder, Domain):
-        machine = context.engine.states().get(holder.name)
+        machine = context.states.all().get(holder.name)
         if machine is not None:
             return PropertyValue(True, prop.kind.tag, str(machine.xid))
     return PropertyValue(not holder.is_set(name), prop.kind.tag, holder.text(name))

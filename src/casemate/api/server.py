@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
             if request is None:
                 return
             dispatch.find(request, self._server.methods)
-            self._import = imports.Import(self._server.context, request)
+            self._import = imports.Import(self._server.context.imports, request)
         except Exception as error:
             self._answer(dispatch.reply_to(error, None))
             return

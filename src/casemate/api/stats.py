@@ -6,25 +6,21 @@ import asyncio
 import os
 import time
 from asyncio import WriteTransport
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from casemate.api.events import MAX_SUBSCRIPTIONS, Subscription
+from casemate.api.parts import States
 from casemate.store.store import Store
 from casemate.wire.admin import ADMIN, CONNECTED, build_event
 from casemate.wire.errors import CasemateError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.api.context import Engine
 
 
 class Stats:
     """All subscribers of statistics; nothing is sampled while there are none."""
 
-    def __init__(self, store: Store, engine: Engine) -> None:
+    def __init__(self, store: Store, states: States) -> None:
         self._store = store
-        self._engine = engine
+        self._states = states
         self._subscribers: list[Subscription] = []
         self._task: asyncio.Task[None] | None = None
         self._before: dict[str, tuple[float, int]] = {}
@@ -70,7 +66,7 @@ class Stats:
     def frames(self) -> list[tuple[str, bytes]]:
         """A frame for the host and each running qube, as things are now."""
         system, now, found = self._store.snapshot(), time.monotonic(), []
-        states = self._engine.states()
+        states = self._states.all()
         before, self._before = self._before, {}
         for name in sorted(states):
             domain, machine = system.domains.get(name), states[name]

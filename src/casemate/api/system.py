@@ -128,4 +128,4 @@ def _describe(
 @method("admin.casemate.Status", Access.READ)
 def status(context: Context) -> str:
     """What this host can do, and which protections it lacks."""
-    return json.dumps(context.status())
+    return json.dumps(context.host.status())

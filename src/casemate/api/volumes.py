@@ -27,7 +27,7 @@ async def info(context: Context, dest: Domain, arg: str) -> str:
         "pool": volume.pool,
         "vid": volume.vid,
         "size": volume.size,
-        "usage": await context.engine.volume_usage(dest.name, arg),
+        "usage": await context.volumes.usage(dest.name, arg),
         "rw": volume.rw,
         "source": volume.source or "",
         "path": "",
@@ -37,7 +37,7 @@ async def info(context: Context, dest: Domain, arg: str) -> str:
         "ephemeral": bool(volume.ephemeral),
     }
     if volume.snap_on_start:
-        pairs["is_outdated"] = context.engine.volume_outdated(dest.name, arg)
+        pairs["is_outdated"] = context.volumes.is_outdated(dest.name, arg)
     return "".join(f"{key}={text}\n" for key, text in pairs.items())
 
 
@@ -45,21 +45,21 @@ async def info(context: Context, dest: Domain, arg: str) -> str:
 async def list_snapshots(context: Context, dest: Domain, arg: str) -> str:
     """The older states of a volume that Revert can go back to, oldest first."""
     dest.volume(arg)
-    return "".join(f"{name}\n" for name in await context.engine.volume_revisions(dest.name, arg))
+    return "".join(f"{name}\n" for name in context.volumes.revisions(dest.name, arg))
 
 
 @method("admin.vm.volume.Revert", Access.EXECUTE)
 async def revert(context: Context, dest: Domain, arg: str, payload: str) -> None:
     """Make a volume of a halted qube as it was; what it is now becomes an older state itself."""
     dest.volume(arg)
-    await context.engine.revert_volume(dest.name, arg, payload)
+    await context.volumes.revert(dest.name, arg, payload)
 
 
 @method("admin.vm.volume.Clear", Access.EXECUTE)
 async def clear(context: Context, dest: Domain, arg: str) -> None:
     """Make a volume of a halted qube as it was when it was new: what was in it is gone."""
     dest.volume(arg)
-    await context.engine.clear_volume(dest.name, arg)
+    await context.volumes.clear(dest.name, arg)
 
 
 @method("admin.vm.volume.{verb}", Access.EXECUTE, verb=("Import", "ImportWithSize"))
@@ -73,7 +73,7 @@ async def import_small(verb: str, dest: Domain, arg: str, payload: bytes = b"") 
 async def resize(context: Context, dest: Domain, arg: str, payload: str) -> None:
     """Make a volume larger; the payload is its size in bytes."""
     dest.volume(arg)
-    await context.engine.resize_volume(dest.name, arg, names.number(payload, "size", 1, MAX_IMAGE))
+    await context.volumes.resize(dest.name, arg, names.number(payload, "size", 1, MAX_IMAGE))
 
 
 @method("admin.vm.volume.CloneFrom", Access.EXECUTE)
@@ -90,7 +90,7 @@ async def clone_to(context: Context, dest: Domain, source: str, arg: str, payloa
     origin, volume = context.tokens.redeem(payload, source)
     if volume != arg:
         raise ValueInvalidError(f"The token is that of a volume {volume}, not {arg}")
-    await context.engine.clone_volume(origin, dest.name, arg)
+    await context.volumes.clone(origin, dest.name, arg)
 
 
 @method("admin.vm.volume.Set.revisions_to_keep", Access.WRITE)

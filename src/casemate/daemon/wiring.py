@@ -1,8 +1,18 @@
-"""Hands the parts of the daemon to each other: the one place that knows them all."""
+"""Makes the parts of the daemon and hands them to each other: the one place that knows them all.
+
+``build`` makes the parts without side effects outside this process, ``Parts`` is the record of them, and ``Daemon``
+opens and closes them in order. A part gets what it uses by its constructor. Four arrows point up, from a part to one
+that is made after it; each is a subscription or a handler, set once while the daemon is built::
+
+    Hypervisor ── machine events ──▶ Lifecycle        Links ── a link ended ──▶ Lifecycle
+    Lifecycle ──── after a halt ───▶ Disposables      CallListener ── requests ──▶ Broker
+"""
 
 from __future__ import annotations
 
 import os
+import socket
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -12,19 +22,182 @@ from casemate.api.guest_calls import GuestCalls
 from casemate.api.method import INTERNAL, MISC
 from casemate.api.server import Server
 from casemate.daemon.follow import Follower
-from casemate.engine.engine import Engine
+from casemate.daemon.status import HostStatus
+from casemate.engine.acceleration import AccelerationProbe
+from casemate.engine.accounts import Accounts
+from casemate.engine.bus import Bus
+from casemate.engine.create import Creator
+from casemate.engine.devices import Devices
+from casemate.engine.disposable_leases import LeaseServer
+from casemate.engine.disposables import Disposables
+from casemate.engine.figures import Figures
 from casemate.engine.guests import Guests
+from casemate.engine.journal import OperationJournal
+from casemate.engine.lifecycle import Lifecycle
+from casemate.engine.links import Links
+from casemate.engine.operations import OperationLocks
+from casemate.engine.reconcile import reconcile
+from casemate.engine.start_steps import AgentStep, DirectoryStep, LinkStep, MachineStep, VolumesStep
+from casemate.engine.states import States
+from casemate.engine.templates import Templates
+from casemate.engine.volumes import Volumes
+from casemate.host.devices import HostDevices
 from casemate.host.files import remove_tree, replace_file
+from casemate.host.hypervisor import Hypervisor
 from casemate.host.libvirt_machines import connect
 from casemate.host.process import Runner
-from casemate.qrexec.files import default_policy
+from casemate.qrexec.ask import Prompters
+from casemate.qrexec.broker import Broker
+from casemate.qrexec.call_sockets import CallSockets
+from casemate.qrexec.calls import Calls
+from casemate.qrexec.decide import API_SERVICES, Permissions
+from casemate.qrexec.files import PolicyFiles, default_policy
+from casemate.qrexec.host_service import run_on_host
+from casemate.qrexec.listener import CallListener
+from casemate.qrexec.system import Systems
 from casemate.settings import Settings
+from casemate.storage.pool import Pools
 from casemate.store.store import Store
 
 DEFAULT_POLICY = "90-default.policy"
 SYSTEM_STATE = Path("/var/lib/casemate")
 UPSTREAM_DIRECTORY = Path("/var/run")
-"""Where upstream's programs look; the state of the whole host is served there too, where nobody else does."""
+"""Where upstream's programs look. The state of the whole host is served there too; any other state is not."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts that have a beginning or an end, and the API's context, which refers to the rest."""
+
+    context: Context
+    hypervisor: Hypervisor
+    pools: Pools
+    links: Links
+    listener: CallListener
+    devices: Devices
+    lifecycle: Lifecycle
+    creator: Creator
+    disposables: Disposables
+    broker: Broker
+    call_sockets: CallSockets
+    leases: LeaseServer
+    figures: Figures
+
+
+def build(
+    settings: Settings,
+    store: Store,
+    hypervisor: Hypervisor,
+    runner: Runner,
+    *,
+    accounts: Accounts | None = None,
+    acceleration: AccelerationProbe | None = None,
+    links: Links | None = None,
+) -> Parts:
+    """All parts, made and joined; nothing is opened yet. Three parts can be given instead, by a test's own daemon."""
+    accounts = accounts or Accounts(settings, root=os.geteuid() == 0)
+    acceleration = acceleration or AccelerationProbe(settings, runner, store)
+    links = links or Links(settings, runner)
+
+    # What is known: the stored system, the states of qubes, the policy.
+    bus, states, locks = Bus(), States(), OperationLocks()
+    pools = Pools(settings, runner, store, accounts.group)
+    policy = PolicyFiles(settings.policy_dir, settings.policy_run_dir)
+    systems = Systems(store.snapshot, lambda name: states.of(name).value)
+
+    # What is done to qubes.
+    listener = CallListener(settings)
+    devices = Devices(store, hypervisor, bus, states, locks, HostDevices(), accounts)
+    link = LinkStep(settings, links, listener, accounts)
+    steps = (
+        VolumesStep(pools, accounts),
+        DirectoryStep(settings, accounts),
+        MachineStep(settings, hypervisor, states, acceleration, accounts),
+        devices,
+        link,
+        AgentStep(hypervisor, links),
+    )
+    lifecycle = Lifecycle(settings, store, hypervisor, links, bus, states, locks, steps, link)
+    journal = OperationJournal(settings.state / "intents")
+    creator = Creator(settings, store, hypervisor, pools, locks, states, bus, journal, accounts, acceleration)
+    disposables = Disposables(store, creator, lifecycle, states)
+
+    # The Admin API.
+    events = Subscriptions(store)
+    bus.subscribe(events.publish)
+    context = Context(
+        store=store,
+        events=events,
+        states=states,
+        power=lifecycle,
+        qubes=creator,
+        disposables=disposables,
+        volumes=Volumes(store, pools, locks, states),
+        pools=pools,
+        devices=devices,
+        templates=Templates(settings, runner, store, creator),
+        host=HostStatus(settings, acceleration, states, policy, accounts),
+        permissions=Permissions(policy, systems),
+        guests=Guests(settings),
+    )
+
+    # Calls of qubes. The host's services are the API's methods and the programs of the administrator.
+    guest_calls = GuestCalls(context)
+
+    async def serve_on_host(stream: socket.socket, source: str, service: str, argument: str, target: str) -> None:
+        if service.startswith(API_SERVICES) or service in MISC:
+            await guest_calls.serve(stream, source, service, argument, target)
+        else:
+            await run_on_host(settings, runner, stream, source, service, argument, target)
+
+    calls, prompters = Calls(), Prompters(settings.state / "prompter", runner)
+    broker = Broker(
+        settings, listener, policy, systems, lifecycle, disposables, serve_on_host,
+        prompters.ask, calls, prompters.notify,
+    )  # fmt: skip
+    return Parts(
+        context=context,
+        hypervisor=hypervisor,
+        pools=pools,
+        links=links,
+        listener=listener,
+        devices=devices,
+        lifecycle=lifecycle,
+        creator=creator,
+        disposables=disposables,
+        broker=broker,
+        call_sockets=CallSockets(settings, policy, systems, prompters, calls),
+        leases=LeaseServer(disposables.end),
+        figures=Figures(hypervisor, states),
+    )
+
+
+async def begin(settings: Settings, parts: Parts) -> None:
+    """Adopt what an earlier daemon left, then follow what happens by itself. Nobody is served before this."""
+    await reconcile(
+        settings,
+        parts.context.store,
+        parts.hypervisor,
+        parts.pools,
+        parts.lifecycle,
+        parts.creator,
+        parts.disposables,
+    )
+    parts.figures.start()
+    await parts.devices.watch()
+
+
+async def end(parts: Parts) -> None:
+    """Let go of everything; qubes and their links go on. In the order opposite to use: callers first."""
+    parts.figures.close()
+    parts.devices.close()
+    await parts.leases.close()
+    await parts.call_sockets.close()
+    await parts.listener.close_all()
+    await parts.broker.close()
+    await parts.lifecycle.close()
+    parts.links.release()
+    await parts.hypervisor.close()
 
 
 class Daemon:
@@ -38,23 +211,17 @@ class Daemon:
         policy = settings.policy_dir / DEFAULT_POLICY
         if not policy.exists() or policy.read_text() != default_policy():
             replace_file(policy, default_policy().encode(), mode=0o600)
-        remove_tree(settings.state / "spool")  # what an import left that a killed daemon had not finished
+        remove_tree(settings.state / "spool")  # files of imports that a killed daemon had not finished
         store = Store(settings.store_file)
-        self._hypervisor = await connect(settings)
-        self.engine = Engine(settings, store, self._hypervisor, Runner())
-        await self.engine.reconcile()
-        events = Subscriptions(store)
-        self.engine.bus.subscribe(events.publish)
-        context = Context(store, self.engine, events, self.engine.status, self.engine.broker.allows, Guests(settings))
-        self.engine.serve_api = GuestCalls(context).serve
-        self.engine.api_services = MISC
-        self._server = Server(context)
+        self._parts = parts = build(settings, store, await connect(settings), Runner())
+        await begin(settings, parts)
+        self._server = Server(parts.context)
         self._others = {
-            settings.internal_socket: Server(context, INTERNAL),
-            settings.misc_socket: Server(context, MISC),
+            settings.internal_socket: Server(parts.context, INTERNAL),
+            settings.misc_socket: Server(parts.context, MISC),
         }
-        await self.engine.leases.start(settings.lease_socket)
-        await self.engine.desk.open()
+        await parts.leases.start(settings.lease_socket)
+        await parts.call_sockets.open()
         await self._server.start(settings.api_socket)
         for path, server in self._others.items():
             await server.start(path)
@@ -70,4 +237,4 @@ class Daemon:
         self._follower.close()
         for server in (self._server, *self._others.values()):
             await server.close()
-        await self.engine.close()
+        await end(self._parts)

@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
+from casemate.engine.accounts import Accounts
 from casemate.engine.bus import Bus
-from casemate.engine.machine import TARGETS, owner_of
+from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
 from casemate.engine.states import States
 from casemate.engine.steps import Start
@@ -27,7 +28,6 @@ from casemate.host.uevents import DeviceEvents
 from casemate.model.devices import ANY, Assignment, DeviceRef, denies
 from casemate.model.domain import Domain
 from casemate.model.system import ADMIN
-from casemate.settings import Settings
 from casemate.store.store import Store
 from casemate.wire.errors import (
     CasemateError,
@@ -102,16 +102,14 @@ class Devices:
 
     def __init__(
         self,
-        settings: Settings,
         store: Store,
         hypervisor: Hypervisor,
         bus: Bus,
         states: States,
         locks: OperationLocks,
         host: HostDevices,
-        root: bool,
+        accounts: Accounts,
     ) -> None:
-        self._settings = settings
         self._store = store
         self._hypervisor = hypervisor
         self._bus = bus
@@ -119,13 +117,17 @@ class Devices:
         self._locks = locks
         self.host = host
         self._taking = asyncio.Lock()
-        self._root = root
+        self._accounts = accounts
         self._seen: dict[str, dict[str, HostDevice]] = {}
         self._events: DeviceEvents | None = None
         self._looking: asyncio.Future[None] | None = None
         self._again = False
 
     # -- who has what
+
+    def offered(self, devclass: str) -> list[HostDevice]:
+        """The devices of a class that this host could give away; none for a class that it does not know."""
+        return self.host.list(devclass) if devclass in HostDevices.CLASSES else []
 
     async def attached(self, domain: Domain, devclass: str) -> list[Attachment]:
         """The devices of a class that a qube has now; none for one that is halted."""
@@ -182,8 +184,9 @@ class Devices:
                 raise ValueInvalidError(f"{domain.name} has a disk {target} already")
             if before is not None:
                 before("device-pre-attach")
-            if self._root:
-                qemu_access.lend(node, owner_of(self._settings, domain), readonly)
+            owner = self._accounts.of(domain)
+            if owner is not None:
+                qemu_access.lend(node, owner.uid, readonly)
             try:
                 await self._hypervisor.attach_disk(domain.uuid, HostDisk(node, target, readonly, options.cdrom))
             except BaseException:
@@ -208,8 +211,9 @@ class Devices:
 
     def _return(self, domain: Domain, node: Path) -> None:
         """The qube's user has nothing to do with the device any more."""
-        if self._root:
-            qemu_access.take_back(node, owner_of(self._settings, domain))
+        owner = self._accounts.of(domain)
+        if owner is not None:
+            qemu_access.take_back(node, owner.uid)
 
     def _running(self, name: str) -> Domain:
         domain = self._store.snapshot().domains.get(name)
@@ -264,7 +268,7 @@ class Devices:
 
     async def down(self, domain: Domain) -> None:
         """The way back: the machine is gone, so nothing that its user may open is in use by it."""
-        if not self._root:
+        if self._accounts.of(domain) is None:
             return
         for device in self.host.list(BLOCK):
             self._return(domain, self.host.path(device.port))

@@ -57,13 +57,17 @@ def _start_time(pid: int) -> str:
 
 
 class Links:
-    """Keeper of the links of all running qubes. ``on_death(name)`` is called when one ends unasked."""
+    """Keeper of the links of all running qubes."""
 
-    def __init__(self, settings: Settings, runner: Runner, on_death: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, runner: Runner) -> None:
         self._settings = settings
         self._runner = runner
-        self._on_death = on_death
+        self._on_death: Callable[[str], None] = lambda name: None
         self._pidfds: dict[str, int] = {}
+
+    def subscribe(self, on_death: Callable[[str], None]) -> None:
+        """Call ``on_death(name)`` from now on when a link ends unasked. There is one subscriber, the lifecycle."""
+        self._on_death = on_death
 
     def has(self, name: str) -> bool:
         """True while the qube's link is known to run."""

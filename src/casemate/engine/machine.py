@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from casemate.host.hypervisor import Disk, MachineSpec
-from casemate.host.qemu_access import users_of
 from casemate.model.domain import Domain
 from casemate.settings import Settings
+from casemate.storage.pool import Owner
 from casemate.wire.errors import StartError
 from casemate.wire.names import kernel_name
 
@@ -19,17 +19,6 @@ INIT_KINDS = ("lean", "systemd")
 EMULATED = "norandmaps"
 """For emulated guests only: QEMU translates code anew at each address that it meets, so that with random addresses
 every program start is translated from the beginning (four times slower). Emulation is no security boundary anyway."""
-
-
-def group_of(settings: Settings) -> int:
-    """The group of all qubes of one state directory; lets them read the templates there and nothing else."""
-    return users_of(settings)[0]
-
-
-def owner_of(settings: Settings, domain: Domain) -> int:
-    """The user that runs this qube's QEMU and link: one per qube."""
-    users = users_of(settings)
-    return users[1 + domain.qid % (len(users) - 1)]
 
 
 def init_kind(domain: Domain) -> str:
@@ -44,9 +33,10 @@ def init_kind(domain: Domain) -> str:
 
 
 def machine_spec(
-    settings: Settings, domain: Domain, disks: Mapping[str, Disk], acceleration: str, root: bool
+    settings: Settings, domain: Domain, disks: Mapping[str, Disk], acceleration: str, owner: Owner | None
 ) -> MachineSpec:
-    """The machine of a qube. ``disks`` maps volume names to what storage prepared; ``root``: we run as root."""
+    """The machine of a qube. ``disks`` maps volume names to what storage prepared; ``acceleration`` is ``kvm`` or
+    ``tcg``; ``owner`` runs QEMU (None: we do)."""
     if not domain.kernel:
         raise StartError(f"{domain.name} has no kernel: build a template first (casemate template build)")
     directory = settings.state / "kernels" / kernel_name(domain.kernel)
@@ -70,6 +60,6 @@ def machine_spec(
         disks=tuple(disks[name] for name in TARGETS if name in disks),
         channel=run / "channel.sock",
         console=run / "console.sock",
-        uid=owner_of(settings, domain) if root else None,
-        gid=group_of(settings) if root else None,
+        uid=owner.uid if owner is not None else None,
+        gid=owner.gid if owner is not None else None,
     )

@@ -12,6 +12,9 @@ from casemate.wire.errors import PolicyError
 
 log = logging.getLogger(__name__)
 
+API_SERVICES = ("admin.", "policy.")
+"""Beginnings of the services that this host's daemon serves itself, whatever qube they are asked of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -83,3 +86,27 @@ async def decide(
     if now.target != answer.target:
         return Deny("while a person was asked the policy changed and allows another target", now.rule)
     return now
+
+
+def is_api_call(service: str, decision: Allow) -> bool | None:
+    """Whether the API serves an allowed call; None for other services.
+
+    A rule that lets a qube use all services of another qube was not meant to make it that qube's master: only a rule
+    that names the service, or whose target is the host, says that.
+    """
+    if not service.startswith(API_SERVICES) or decision.remote is not None:
+        return None
+    return decision.target in ("@adminvm", "dom0") or decision.rule.service is not None
+
+
+class Permissions:
+    """Answers for the Admin API whether the policy lets a qube make one of its calls; asks nobody."""
+
+    def __init__(self, files: PolicyFiles, info: Callable[[], SystemInfo]) -> None:
+        self._files = files
+        self._info = info
+
+    def allows(self, source: str, service: str, argument: str, target: str) -> bool:
+        """True only where a rule allows the call. ``ask`` counts as no, a policy that cannot be read allows nothing."""
+        found = decide_now(self._files, self._info(), source, service, argument, target)
+        return isinstance(found, Allow) and is_api_call(service, found) is True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from casemate.host.files import room
 from casemate.host.process import Runner
 from casemate.model.system import PoolConfig
 from casemate.model.volumes import Volume
@@ -125,6 +127,11 @@ class Pools:
     def directory(self, config: PoolConfig) -> Path:
         """Where a pool's files are."""
         return Path(config.options.get("dir_path") or self._settings.state / "pools" / config.name)
+
+    async def room(self, name: str) -> tuple[int, int] | None:
+        """Size and used bytes of the file system that a pool lies on; None while there is no such directory."""
+        directory = self.directory(self._store.snapshot().pool(name))
+        return await asyncio.to_thread(room, directory)
 
     def of(self, volume: Volume) -> Pool:
         """The pool of a volume, PoolNotFoundError when the store has none of that name or the driver is not ours."""

@@ -16,12 +16,11 @@ from typing import Any
 
 import libvirt
 
-from casemate.api.context import Context
-from casemate.api.events import Subscriptions
 from casemate.api.server import Server
 from casemate.daemon.follow import Follower
-from casemate.engine import engine as engine_module
-from casemate.engine.engine import Engine
+from casemate.daemon.wiring import begin, build, end
+from casemate.engine.acceleration import AccelerationProbe
+from casemate.engine.accounts import Accounts
 from casemate.engine.links import LinkSpec
 from casemate.host.acceleration import Acceleration
 from casemate.host.domain_xml import child, head, to_text
@@ -85,10 +84,13 @@ class TestDriver(LibvirtMachines):
 class LabLinks:
     """Links whose agents answer at once, and whose guests power off when asked."""
 
-    def __init__(self, settings: Settings, runner: Runner, on_death: object) -> None:
+    def __init__(self) -> None:
         self.names: dict[str, LinkSpec] = {}
         self.machines: TestDriver | None = None
         self.uuids: dict[str, Any] = {}
+
+    def subscribe(self, on_death: object) -> None:
+        """No link of the lab dies."""
 
     def has(self, name: str) -> bool:
         return name in self.names
@@ -180,17 +182,8 @@ class _Image:
         self.path = path
 
 
-class LabEngine(Engine):
-    """No emulator has to be probed here."""
-
-    async def acceleration(self) -> Acceleration:
-        return Acceleration("tcg", "libvirt's test driver")
-
-
 async def serve(settings: Settings) -> None:
     """As casemate.daemon.wiring does, with the parts of the lab."""
-    engine_module.Links = LabLinks  # type: ignore[misc,assignment]
-    engine_module.Lifecycle = _without_root(engine_module.Lifecycle)  # type: ignore[misc]
     pool_module.DRIVERS["touch"] = TouchPool  # type: ignore[assignment]
     store = Store(settings.store_file)
     with store.write() as transaction:
@@ -203,11 +196,16 @@ async def serve(settings: Settings) -> None:
     _EventThread.start()
     machines = TestDriver("test:///default", settings.prefix)
     await machines.open()
-    engine = LabEngine(settings, store, machines, Runner())
-    await engine.reconcile()
-    events = Subscriptions(store)
-    engine.bus.subscribe(events.publish)
-    server = Server(Context(store, engine, events, engine.status))
+    runner = Runner()
+    acceleration = AccelerationProbe(settings, runner, store)
+    acceleration.found = Acceleration("tcg", "libvirt's test driver")
+    # Machines of the test driver have no files that could belong to anybody: no accounts.
+    parts = build(
+        settings, store, machines, runner,
+        accounts=Accounts(settings, root=False), acceleration=acceleration, links=LabLinks(),  # type: ignore[arg-type]
+    )  # fmt: skip
+    await begin(settings, parts)
+    server = Server(parts.context)
     await server.start(settings.api_socket)
     follower = Follower(store)
     looking = asyncio.create_task(_look(store, machines))
@@ -223,20 +221,7 @@ async def serve(settings: Settings) -> None:
         looking.result()
     follower.close()
     await server.close()
-    await engine.close()
-
-
-def _without_root(lifecycle: type) -> type:
-    """Machines of the test driver have no files that could belong to anybody."""
-
-    class Rootless(lifecycle):  # type: ignore[misc,valid-type]
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            for step in self._steps:
-                if hasattr(step, "_root"):
-                    step._root = False
-
-    return Rootless
+    await end(parts)
 
 
 async def _look(store: Store, machines: TestDriver) -> None:

@@ -111,7 +111,7 @@ async def _through_storage(system: System, qube: Domain, missing: str, directory
     assert missing not in made
     if qube.has("kernel"):
         qube.set_text("kernel", "any")
-        machine = qemu_xml(machine_spec(settings, qube, disks, "tcg", False), "test-")
+        machine = qemu_xml(machine_spec(settings, qube, disks, "tcg", None), "test-")
         assert (f"<serial>{missing}</serial>" in machine, machine.count("<disk ")) == (False, len(disks))
     for name, volume in qube.volumes.items():
         if volume is not None and name in TARGETS:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _LONGEST = 64
 
 
-class Leases:
+class LeaseServer:
     """The listening socket; ``end(name)`` removes a disposable and is a no-op for one that is gone."""
 
     def __init__(self, end: Callable[[str], Awaitable[None]]) -> None:

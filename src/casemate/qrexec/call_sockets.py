@@ -1,4 +1,4 @@
-"""The host's side of calls as one thing to open and close: sockets for prompters, watchers and qrexec daemons."""
+"""The host's own sockets about calls, and the watch over the policy files. Open from the daemon's start to its end."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from casemate.wire.errors import PolicyError
 log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0
+"""Seconds that a client of ``policy.sock`` has for its request."""
 LOOK_SECONDS = 0.3
-"""How long after a change the policy is looked at: an editor writes more than once."""
+"""Debounce: seconds between a change in a policy directory and the parsing, because editors write a file several
+times."""
 
 
-class Desk:
-    """``prompt.sock``, ``trace.sock`` and ``policy.sock`` in the run-time directory, and the policy's alarm."""
+class CallSockets:
+    """Listens on three sockets in the run-time directory and reports when the policy breaks.
+
+    ``prompt.sock`` is for the programs that answer ``ask`` rules, ``trace.sock`` for live reports of calls, and
+    ``policy.sock`` for qrexec daemons of others that want a decision. The daemon opens all at its start.
+    """
 
     def __init__(
         self,
@@ -79,7 +85,7 @@ class Desk:
         if decision.notify and not request.just_evaluate and not request.assume_yes:
             self._prompters.notify("deny" if isinstance(decision, Deny) else "allow", *call)
 
-    # -- the alarm
+    # -- reports of a broken policy
 
     def _changed(self) -> None:
         """The policy may have changed: look soon, if no call makes us look before."""

@@ -1,23 +1,28 @@
-"""An engine without machines: starts and stops are entries of a table, creation is the store's entry alone."""
+"""The engine's parts without machines: starts and stops are entries of a table, creation is the store's entry alone."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from casemate.api.context import Context
+from casemate.api.events import Subscriptions
+from casemate.api.parts import Permissions
+from casemate.engine.accounts import Accounts
+from casemate.engine.bus import Bus
 from casemate.engine.devices import Devices
+from casemate.engine.guests import Guests
 from casemate.engine.operations import OperationLocks
 from casemate.host.devices import HostDevice, HostDevices
 from casemate.host.hypervisor import HostDisk, PowerState
-from casemate.settings import load
+from casemate.settings import Settings, load
 from casemate.store.store import Store
 from casemate.wire.errors import (
     DeviceBusyError,
     InUseError,
-    NotFoundError,
     NotHaltedError,
     NotPausedError,
     NotRunningError,
@@ -79,69 +84,58 @@ def add_block(root: Path, name: str, size: int = 8, **texts: str) -> Path:
     return place
 
 
-Listener = Callable[[str, str, dict[str, str]], None]
+class FakeStates:
+    """Which qubes run: the fake's own table, in the words of the engine's and of the API's."""
 
-
-class FakeEngine:
-    """Follows the engine's contract on a real store. ``deaf`` qubes never shut down; ``broken`` ones do not start."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self) -> None:
         self.machines: dict[str, FakeMachine] = {}
-        self.deaf: set[str] = set()
-        self.broken: set[str] = set()
-        self.listeners: list[Listener] = []
-        self.revisions: dict[tuple[str, str], list[str]] = {}
-        self.images: dict[tuple[str, str], bytes] = {}
-        self._next_xid = 1
-        self.disks = FakeDisks()
-        self.sys = store.path.parent / "sys"
-        self.devices = Devices(
-            load(), store, self.disks, self, self, OperationLocks(),  # type: ignore[arg-type]
-            host=FakeHost(self.sys, self.sys / "proc", self.sys / "dev"), root=False,
-        )  # fmt: skip
+
+    def all(self) -> Mapping[str, FakeMachine]:
+        return self.machines
 
     def of(self, name: str) -> PowerState:
         return PowerState(self.machines[name].state) if name in self.machines else PowerState.HALTED
 
-    def say(self, subject: str, event: str, **details: str) -> None:
-        for listener in self.listeners:
-            listener(subject, event, details)
 
-    def states(self) -> Mapping[str, FakeMachine]:
-        return self.machines
+class FakePower:
+    """Starts and stops. ``deaf`` qubes never shut down; ``broken`` ones do not start."""
 
-    def _known(self, name: str) -> None:
-        if name not in self.store.snapshot().domains:
-            raise NotFoundError(name)
+    def __init__(self, store: Store, states: FakeStates, bus: Bus, qubes: FakeQubes) -> None:
+        self.store = store
+        self.machines = states.machines
+        self.bus = bus
+        self.qubes = qubes
+        self.deaf: set[str] = set()
+        self.broken: set[str] = set()
+        self._next_xid = 1
 
     def _machine(self, name: str) -> FakeMachine:
-        self._known(name)
+        self.store.snapshot().domains.find(name)
         if name not in self.machines:
             raise NotStartedError(f"{name} is not started")
         return self.machines[name]
 
     async def start(self, name: str) -> None:
-        self._known(name)
+        self.store.snapshot().domains.find(name)
         if name in self.machines:
             return
         domain = self.store.snapshot().domains[name]
-        self.say(name, "domain-pre-start", mem_required=str(domain.memory << 20))
+        self.bus.say(name, "domain-pre-start", mem_required=str(domain.memory << 20))
         if domain.netvm is not None:
             await self.start(domain.netvm.name)
         if name in self.broken:
-            self.say(name, "domain-start-failed", reason="it is broken")
+            self.bus.say(name, "domain-start-failed", reason="it is broken")
             raise StartError(f"Cannot start {name}: it is broken")
         self.machines[name] = FakeMachine("Running", self._next_xid)
         self._next_xid += 1
-        self.say(name, "domain-start")
+        self.bus.say(name, "domain-start")
 
     async def shutdown(self, name: str, force: bool = False, wait: bool = False) -> None:
         self._machine(name)
         users = [d.name for d in self.store.snapshot().domains[name].connected_vms() if d.name in self.machines]
         if users and not force:
             raise InUseError(f"{name} provides network to running qubes: {', '.join(users)}")
-        self.say(name, "domain-pre-shutdown", force=str(force))
+        self.bus.say(name, "domain-pre-shutdown", force=str(force))
         if name in self.deaf:
             self.machines[name] = replace(self.machines[name], state="Halting")
             if wait:
@@ -153,26 +147,35 @@ class FakeEngine:
         self._machine(name)
         await asyncio.sleep(0)
         del self.machines[name]
-        self.say(name, "domain-shutdown")
+        self.bus.say(name, "domain-shutdown")
         domain = self.store.snapshot().domains[name]
         if domain.auto_cleanup:
-            await self.remove(name)
+            await self.qubes.remove(name)
 
     async def pause(self, name: str) -> None:
         self.machines[name] = replace(self._machine(name), state="Paused")
-        self.say(name, "domain-paused")
+        self.bus.say(name, "domain-paused")
 
     async def unpause(self, name: str) -> None:
         machine = self._machine(name)
         if machine.state != "Paused":
             raise NotPausedError(f"{name} is not paused")
         self.machines[name] = replace(machine, state="Running")
-        self.say(name, "domain-unpaused")
+        self.bus.say(name, "domain-unpaused")
 
     async def console(self, name: str) -> str:
         if name not in self.machines:
             raise NotRunningError(f"{name} is not running")
         return "/dev/pts/7"
+
+
+class FakeQubes:
+    """Creation and removal: entries of the store."""
+
+    def __init__(self, store: Store, states: FakeStates, bus: Bus) -> None:
+        self.store = store
+        self.machines = states.machines
+        self.bus = bus
 
     async def create(
         self,
@@ -181,6 +184,7 @@ class FakeEngine:
         label: str,
         template: str | None,
         pools: Mapping[str, str] | None = None,
+        *,
         creator: str = "dom0",
     ) -> None:
         def add() -> None:
@@ -190,13 +194,13 @@ class FakeEngine:
                 )
 
         await asyncio.to_thread(add)
-        self.say(name, "domain-create-on-disk")
+        self.bus.say(name, "domain-create-on-disk")
 
     async def remove(self, name: str) -> None:
-        self._known(name)
+        self.store.snapshot().domains.find(name)
         if name in self.machines:
             raise NotHaltedError(f"{name} is running")
-        self.say("", "domain-pre-delete", vm=name)
+        self.bus.say("", "domain-pre-delete", vm=name)
 
         def forget() -> None:
             with self.store.write() as transaction:
@@ -204,7 +208,14 @@ class FakeEngine:
 
         await asyncio.to_thread(forget)
 
-    async def create_disposable(self, template: str | None, creator: str = "dom0") -> str:
+
+class FakeDisposables:
+    """Entries of the store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    async def create(self, template: str | None, creator: str = "dom0") -> str:
         system = self.store.snapshot()
         base = system.domains[template] if template is not None else system.default_dispvm
         if base is None or not base.template_for_dispvms:
@@ -217,13 +228,23 @@ class FakeEngine:
             )  # fmt: skip
         return f"disp{dispid}"
 
-    async def clone_volume(self, source: str, target: str, volume: str) -> None:
+
+class FakeVolumes:
+    """Sizes in the store, contents in ``images``, older states in ``kept``; both by (qube, volume)."""
+
+    def __init__(self, store: Store, states: FakeStates) -> None:
+        self.store = store
+        self.machines = states.machines
+        self.kept: dict[tuple[str, str], list[str]] = {}
+        self.images: dict[tuple[str, str], bytes] = {}
+
+    async def clone(self, source: str, target: str, volume: str) -> None:
         if {source, target} & self.machines.keys():
             raise NotHaltedError("a volume of a running qube cannot be cloned")
         size = self.store.snapshot().domains[source].volume(volume).size
         await self._set_size(target, volume, size)
 
-    async def resize_volume(self, name: str, volume: str, size: int) -> None:
+    async def resize(self, name: str, volume: str, size: int) -> None:
         if size < self.store.snapshot().domains[name].volume(volume).size:
             raise StorageError(f"volume {volume} of {name} cannot become smaller")
         await self._set_size(name, volume, size)
@@ -233,37 +254,108 @@ class FakeEngine:
             domain = transaction.system.domains[name]
             domain.set_volume(replace(domain.volume(volume), size=size))
 
-    async def clear_volume(self, name: str, volume: str) -> None:
+    async def clear(self, name: str, volume: str) -> None:
         if name in self.machines:
             raise NotHaltedError(f"{name} is running")
         if not self.store.snapshot().domains[name].volume(volume).save_on_stop:
             raise StorageError(f"volume {volume} of {name} is not kept")
         self.images.pop((name, volume), None)
 
-    async def import_volume(self, name: str, volume: str, image: Path, size: int) -> None:
-        await self.clear_volume(name, volume)
+    async def import_image(self, name: str, volume: str, image: Path, size: int) -> None:
+        await self.clear(name, volume)
         self.images[name, volume] = image.read_bytes()
 
-    async def pool_room(self, name: str) -> tuple[int, int] | None:
-        return (1000, 10)
+    def revisions(self, name: str, volume: str) -> list[str]:
+        return self.kept.get((name, volume), [])
 
-    async def volume_revisions(self, name: str, volume: str) -> list[str]:
-        return self.revisions.get((name, volume), [])
-
-    async def revert_volume(self, name: str, volume: str, revision: str) -> None:
+    async def revert(self, name: str, volume: str, revision: str) -> None:
         if name in self.machines:
             raise NotHaltedError(f"{name} is running")
-        if revision not in self.revisions.get((name, volume), []):
+        if revision not in self.kept.get((name, volume), []):
             raise RevisionNotFoundError(f"volume {volume} of {name} has no older state {revision!r}")
 
-    def volume_outdated(self, name: str, volume: str) -> bool:
+    def is_outdated(self, name: str, volume: str) -> bool:
         return False
 
-    async def volume_usage(self, name: str, volume: str) -> int:
+    async def usage(self, name: str, volume: str) -> int:
         return self.store.snapshot().domains[name].volume(volume).size // 2
 
-    async def install_template(self, name: str, kind: str) -> None:
-        await self.create("TemplateVM", name, "black", None)
+
+class FakePools:
+    """Pools of one size."""
+
+    async def room(self, name: str) -> tuple[int, int] | None:
+        return (1000, 10)
+
+
+class FakeTemplates:
+    """Templates are entries of the store too."""
+
+    def __init__(self, qubes: FakeQubes) -> None:
+        self._qubes = qubes
+
+    async def install(self, name: str, kind: str) -> None:
+        await self._qubes.create("TemplateVM", name, "black", None)
+
+
+class FakeHostStatus:
+    """A host that can do nothing."""
 
     async def probe(self) -> str:
         return "tcg: there are no machines"
+
+    def status(self) -> dict[str, str]:
+        return {"acceleration": "none"}
+
+
+class FakePermissions:
+    """No policy: nothing is allowed."""
+
+    def allows(self, source: str, service: str, argument: str, target: str) -> bool:
+        return False
+
+
+class FakeParts:
+    """One of each, over a real store and a real bus."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.bus = Bus()
+        self.states = FakeStates()
+        self.machines = self.states.machines
+        self.qubes = FakeQubes(store, self.states, self.bus)
+        self.power = FakePower(store, self.states, self.bus, self.qubes)
+        self.volumes = FakeVolumes(store, self.states)
+        self.disks = FakeDisks()
+        self.sys = store.path.parent / "sys"
+        host = FakeHost(self.sys, self.sys / "proc", self.sys / "dev")
+        self.devices = Devices(
+            store,
+            self.disks,
+            self.bus,
+            self.states,
+            OperationLocks(),
+            host,
+            Accounts(load(), root=False),  # type: ignore[arg-type]
+        )
+
+    def context(self, events: Subscriptions, permissions: Permissions | None = None) -> Context:
+        """What the API's handlers get."""
+        self.bus.subscribe(events.publish)
+        directory = self.store.path.parent
+        settings = Settings(state=directory, run=directory / "run", cache=directory / "cache")
+        return Context(
+            store=self.store,
+            events=events,
+            states=self.states,
+            power=self.power,
+            qubes=self.qubes,
+            disposables=FakeDisposables(self.store),
+            volumes=self.volumes,
+            pools=FakePools(),
+            devices=self.devices,
+            templates=FakeTemplates(self.qubes),
+            host=FakeHostStatus(),
+            permissions=permissions or FakePermissions(),
+            guests=Guests(settings),
+        )

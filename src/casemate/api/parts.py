@@ -1,0 +1,175 @@
+"""What the Admin API asks of the rest of the daemon: one small protocol per part.
+
+Names are those of qubes that exist in the store. Errors are CasemateErrors, which go to the caller as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from casemate.engine.devices import Attachment
+from casemate.host.devices import HostDevice
+from casemate.model.devices import DeviceRef
+from casemate.model.domain import Domain
+
+
+class Machine(Protocol):
+    """What is known about a running qube."""
+
+    @property
+    def state(self) -> str:
+        """The power state's name on the wire."""
+
+    @property
+    def xid(self) -> int:
+        """The hypervisor's id of the machine; -1 if it has none."""
+
+    @property
+    def memory_kib(self) -> int:
+        """Memory in use."""
+
+    @property
+    def cpu_time_ns(self) -> int:
+        """Processor time used so far."""
+
+
+class States(Protocol):
+    """The table of what every qube is doing."""
+
+    def all(self) -> Mapping[str, Machine]:
+        """The qubes that are not halted, from memory."""
+
+
+class Power(Protocol):
+    """Starts and stops qubes."""
+
+    async def start(self, name: str) -> None:
+        """Start a qube and wait until its agent answers; one that runs stays as it is."""
+
+    async def shutdown(self, name: str, force: bool = False, wait: bool = False) -> None:
+        """Ask a qube to stop; with ``wait`` until it has stopped."""
+
+    async def kill(self, name: str) -> None:
+        """End a qube's machine."""
+
+    async def pause(self, name: str) -> None:
+        """Stop a qube's time."""
+
+    async def unpause(self, name: str) -> None:
+        """Let a qube go on."""
+
+    async def console(self, name: str) -> str:
+        """The path of a terminal that is a running qube's console."""
+
+
+class Qubes(Protocol):
+    """Makes and removes qubes."""
+
+    async def create(
+        self,
+        klass: str,
+        name: str,
+        label: str,
+        template: str | None,
+        pools: Mapping[str, str] | None = None,
+        *,
+        creator: str = "dom0",
+    ) -> object:
+        """Make a qube: its volumes and its entry in the store. ``pools`` maps volumes to pools."""
+
+    async def remove(self, name: str) -> None:
+        """Remove a halted qube: its entry and its volumes."""
+
+
+class Disposables(Protocol):
+    """Makes disposables."""
+
+    async def create(self, template: str | None, creator: str = "dom0") -> str:
+        """Make a disposable of a template (None: the default one); its name."""
+
+
+class Volumes(Protocol):
+    """Changes and measures single volumes."""
+
+    async def clone(self, source: str, target: str, volume: str) -> None:
+        """Replace a volume of one halted qube by a copy of another's."""
+
+    async def resize(self, name: str, volume: str, size: int) -> None:
+        """Make a volume larger; ``size`` in bytes."""
+
+    async def clear(self, name: str, volume: str) -> None:
+        """Make a volume of a halted qube as it was when it was new."""
+
+    async def import_image(self, name: str, volume: str, image: Path, size: int) -> None:
+        """Replace a volume of a halted qube by a raw image of ``size`` bytes."""
+
+    async def usage(self, name: str, volume: str) -> int:
+        """Bytes that a volume takes on the disk."""
+
+    def revisions(self, name: str, volume: str) -> list[str]:
+        """The older states of a volume, oldest first."""
+
+    async def revert(self, name: str, volume: str, revision: str) -> None:
+        """Make a volume of a halted qube as it was."""
+
+    def is_outdated(self, name: str, volume: str) -> bool:
+        """Whether a qube runs on a state of its template that is not the newest."""
+
+
+class Pools(Protocol):
+    """Knows the storage pools."""
+
+    async def room(self, name: str) -> tuple[int, int] | None:
+        """Size and used bytes of what a pool lies on; None where that is not known."""
+
+
+class Devices(Protocol):
+    """The host's devices, and who has them."""
+
+    def offered(self, devclass: str) -> Sequence[HostDevice]:
+        """The devices of a class that this host could give away; none for a class that it does not know."""
+
+    async def attached(self, domain: Domain, devclass: str) -> Sequence[Attachment]:
+        """The devices of a class that a qube has now; none for one that is halted."""
+
+    async def attach(self, name: str, device: DeviceRef, options: Mapping[str, str]) -> None:
+        """Give a running qube a device of the host."""
+
+    async def detach(self, name: str, device: DeviceRef) -> None:
+        """Take a device from a running qube; DeviceBusyError when its guest does not let go."""
+
+
+class Templates(Protocol):
+    """Makes templates."""
+
+    async def install(self, name: str, kind: str) -> None:
+        """Make a template from a built image of that kind."""
+
+
+class Host(Protocol):
+    """Knows this host."""
+
+    async def probe(self) -> str:
+        """``kvm`` or ``tcg``, and why. Boots a kernel at the first question."""
+
+    def status(self) -> Mapping[str, Any]:
+        """What ``casemate status`` shows, ready to be written as JSON; never waits."""
+
+
+class Permissions(Protocol):
+    """Knows the policy."""
+
+    def allows(self, source: str, service: str, argument: str, target: str) -> bool:
+        """Whether the policy lets a qube make a call of the API."""
+
+
+class Guests(Protocol):
+    """What the daemon asks of running qubes; DisconnectedError for one that does not run or answer."""
+
+    async def database(self, name: str, prefix: str) -> dict[str, bytes]:
+        """Keys of a qube's database that begin with ``prefix``, and their values."""
+
+    async def run(self, name: str, service: str, user: str, within: float, stdin: bytes = b"") -> int:
+        """Run a service in a qube; its exit status, or TimeoutError after ``within`` seconds."""

@@ -1,0 +1,56 @@
+"""What the daemon says about its host: how guests run here, and which protections it lacks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from casemate.engine.acceleration import AccelerationProbe
+from casemate.engine.accounts import Accounts
+from casemate.engine.states import States
+from casemate.host.protections import protections
+from casemate.qrexec.call_sockets import policy_state
+from casemate.qrexec.files import PolicyFiles
+from casemate.settings import Settings
+
+
+class HostStatus:
+    """Reads its figures from the parts that own them, at each question."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        acceleration: AccelerationProbe,
+        states: States,
+        policy: PolicyFiles,
+        accounts: Accounts,
+    ) -> None:
+        self._settings = settings
+        self._acceleration = acceleration
+        self._states = states
+        self._policy = policy
+        self._accounts = accounts
+
+    async def probe(self) -> str:
+        """``kvm`` or ``tcg``, and why. Boots a kernel at the first question."""
+        found = await self._acceleration.get()
+        return f"{found.kind} {found.reason}"
+
+    def status(self) -> dict[str, Any]:
+        """What this host does for qubes and which protections it lacks, for ``casemate status``; never waits."""
+        found = self._acceleration.found
+        return {
+            "acceleration": f"{found.kind} {found.reason}" if found else "not probed yet: happens at the first start",
+            "hypervisor": f"libvirt, {self._settings.hypervisor}",
+            "state": str(self._settings.state),
+            "running": len(self._states.all()),
+            "policy": policy_state(self._policy),
+            "isolation": self._isolation(),
+            "protections": [asdict(one) for one in protections(self._settings, found.kind if found else None)],
+        }
+
+    def _isolation(self) -> str:
+        if self._accounts.root:
+            return "each qube runs as a user of its own"
+        return f"weaker: all qubes run as user {os.geteuid()}, as this daemon does; root would give each its own"

@@ -1,0 +1,220 @@
+"""The steps of a start: volumes, directory of sockets, machine, link, agent. Devices are a step of their own package.
+
+Each step knows how to take itself back after a crash of the daemon; see ``steps.Step``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+from casemate.engine.acceleration import AccelerationProbe
+from casemate.engine.accounts import Accounts
+from casemate.engine.content import database_content
+from casemate.engine.links import Links, LinkSpec
+from casemate.engine.machine import TARGETS, machine_spec
+from casemate.engine.states import States
+from casemate.engine.steps import Start
+from casemate.host.hypervisor import Disk, Hypervisor
+from casemate.model.classes import Template
+from casemate.model.domain import Domain
+from casemate.settings import Settings
+from casemate.storage.pool import Pools
+from casemate.wire.errors import DisconnectedError, StartError, printable
+
+CONSOLE_LINES = 8
+"""Last lines of a qube's console that an error of its start shows."""
+
+
+class VolumesStep:
+    """The qube's disks: overlay of the template's root, private, fresh volatile."""
+
+    def __init__(self, pools: Pools, accounts: Accounts) -> None:
+        self._pools = pools
+        self._accounts = accounts
+
+    async def up(self, start: Start) -> None:
+        """Prepare every volume that the class has."""
+        domain = start.domain
+        owner = self._accounts.of(domain)
+        for name, volume in domain.volumes.items():
+            if volume is None or name not in TARGETS:
+                continue
+            # What others are based on changes beside the one that they run on.
+            shared = (name == "root" and domain.klass == Template.class_name) or (
+                name == "private" and bool(getattr(domain, "template_for_dispvms", False))
+            )
+            source = await self._pools.of(volume).start(volume, owner, shared)
+            start.disks[name] = Disk(
+                target=TARGETS[name],
+                serial=name,
+                path=source.path,
+                format=source.format,
+                readonly=source.readonly,
+                backing=source.backing,
+                scratch=source.scratch,
+                own_layers=source.own_layers,
+            )
+
+    async def down(self, domain: Domain) -> None:
+        """Throw overlays and volatile volumes away."""
+        for name, volume in domain.volumes.items():
+            if volume is not None and name in TARGETS:
+                await self._pools.of(volume).stop(volume)
+
+
+class DirectoryStep:
+    """The directory of the qube's sockets, owned by the user that runs the qube."""
+
+    def __init__(self, settings: Settings, accounts: Accounts) -> None:
+        self._settings = settings
+        self._accounts = accounts
+
+    async def up(self, start: Start) -> None:
+        """Make it, empty."""
+        directory = self._settings.qube_run(start.domain.name)
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700)
+        owner = self._accounts.of(start.domain)
+        if owner is not None:
+            os.chown(directory, owner.uid, owner.gid)
+
+    async def down(self, domain: Domain) -> None:
+        """Remove it."""
+        shutil.rmtree(self._settings.qube_run(domain.name), ignore_errors=True)
+
+
+class MachineStep:
+    """The virtual machine itself, created paused."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        hypervisor: Hypervisor,
+        states: States,
+        acceleration: AccelerationProbe,
+        accounts: Accounts,
+    ) -> None:
+        self._settings = settings
+        self._hypervisor = hypervisor
+        self._states = states
+        self._acceleration = acceleration
+        self._accounts = accounts
+
+    async def up(self, start: Start) -> None:
+        """Define it anew and create it."""
+        domain = start.domain
+        kind = (await self._acceleration.get()).kind
+        spec = machine_spec(self._settings, domain, start.disks, kind, self._accounts.of(domain))
+        start.say("domain-pre-spawn", start_guid=start.guid)
+        await self._hypervisor.start_paused(spec)
+        info = await self._hypervisor.info(domain.uuid)
+        if info is not None:
+            self._states.set_all([info])  # its id; that it is starting stays so
+        for lost in ("xid", "stubdom_xid", "start_time"):
+            start.say(f"property-reset:{lost}", name=lost)
+        start.say("domain-spawn", start_guid=start.guid)
+
+    async def down(self, domain: Domain) -> None:
+        """Destroy it."""
+        await self._hypervisor.destroy(domain.uuid)
+
+
+class CallSocket(Protocol):
+    """The socket at which a running qube's link asks for the qube's calls."""
+
+    async def open(self, name: str) -> None:
+        """Listen for the qube's calls."""
+
+    async def close(self, name: str) -> None:
+        """Stop listening; nothing to do when nobody listens."""
+
+
+class LinkStep:
+    """The process that holds the qube's channel, and the socket at which it asks for calls."""
+
+    def __init__(self, settings: Settings, links: Links, calls: CallSocket, accounts: Accounts) -> None:
+        self._settings = settings
+        self._links = links
+        self._calls = calls
+        self._accounts = accounts
+
+    async def up(self, start: Start) -> None:
+        """Open the call socket, then start the link with the content of the qube's database."""
+        await self.attach(start.domain)
+        start.say("domain-qdb-create")
+
+    async def attach(self, domain: Domain) -> None:
+        """Give a running qube its link (at start, and again when one was killed)."""
+        await self._calls.open(domain.name)
+        owner = self._accounts.of(domain)
+        await self._links.start(
+            LinkSpec(
+                name=domain.name,
+                directory=self._settings.qube_run(domain.name),
+                default_user=domain.default_user,
+                database=database_content(domain, os.urandom(64), _timezone()),
+                uid=owner.uid if owner is not None else None,
+                gid=owner.gid if owner is not None else None,
+            )
+        )
+
+    async def reopen(self, domain: Domain) -> None:
+        """Open the call socket of a qube whose link is still there from an earlier daemon."""
+        await self._calls.open(domain.name)
+
+    async def down(self, domain: Domain) -> None:
+        """End the link and close the call socket."""
+        await self._links.stop(domain.name)
+        await self._calls.close(domain.name)
+
+
+class AgentStep:
+    """The machine runs and its agent answers."""
+
+    def __init__(self, hypervisor: Hypervisor, links: Links) -> None:
+        self._hypervisor = hypervisor
+        self._links = links
+
+    async def up(self, start: Start) -> None:
+        """Let the machine run and wait for its agent; a StartError shows the end of its console."""
+        domain = start.domain
+        start.say("domain-pre-unpaused")
+        await self._hypervisor.resume(domain.uuid)
+        start.say("domain-unpaused")
+        try:
+            within = domain.qrexec_timeout
+            answer = await self._links.ask(domain.name, within + 5, op="ready", within=within)
+        except DisconnectedError as error:
+            answer = {"ready": False, "why": str(error)}
+        if answer.get("ready") is not True:
+            console = ""
+            try:
+                console = str((await self._links.ask(domain.name, 5, op="console")).get("text", ""))
+            except DisconnectedError:
+                pass
+            lines = [printable(line, 200) for line in console.splitlines() if line.strip()]
+            # After a panic the kernel prints registers for a page; what led to it stands before.
+            panics = [number for number, line in enumerate(lines) if "Kernel panic" in line]
+            lines = lines[: panics[0] + 1 if panics else None][-CONSOLE_LINES:]
+            shown = "; its console ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+            why = printable(str(answer.get("why", "its agent does not answer")))
+            raise StartError(f"Cannot start {domain.name}: {why}{shown}")
+
+    async def down(self, domain: Domain) -> None:
+        """Nothing: it ends with the machine."""
+
+
+def _timezone() -> str | None:
+    """The host's time zone by name, None where it has none."""
+    try:
+        target = str(Path("/etc/localtime").readlink())
+    except OSError:
+        return None
+    _before, found, zone = target.partition("zoneinfo/")
+    return (
+        zone if found and zone.isascii() and zone.replace("/", "").replace("_", "").replace("-", "").isalnum() else None
+    )

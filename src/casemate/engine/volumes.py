@@ -1,0 +1,114 @@
+"""What is done to single volumes of qubes: copy, enlarge, empty, replace, go back, measure."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from casemate.engine.machine import TARGETS
+from casemate.engine.operations import OperationLocks
+from casemate.engine.states import States
+from casemate.host.hypervisor import PowerState
+from casemate.model.domain import Domain
+from casemate.model.volumes import Volume
+from casemate.storage.pool import Pools
+from casemate.store.store import Store
+from casemate.wire.errors import NotFoundError, NotHaltedError, StorageError, ValueInvalidError, VolumeNotFoundError
+
+
+class Volumes:
+    """Changes volumes of halted qubes under the qube's operation lock; the file first, then its entry in the store."""
+
+    def __init__(self, store: Store, pools: Pools, locks: OperationLocks, states: States) -> None:
+        self._store = store
+        self._pools = pools
+        self._locks = locks
+        self._states = states
+
+    async def clone(self, source: str, target: str, volume: str) -> None:
+        """Replace a volume of a halted qube by a copy of another halted qube's."""
+        if source == target:
+            raise ValueInvalidError("source and target are the same qube")
+        first, second = sorted((source, target))
+        async with self._locks[first], self._locks[second]:
+            one, other = (self._halted(name).volumes.get(volume) for name in (source, target))
+            if one is None or other is None:
+                raise VolumeNotFoundError(f"{source} or {target} has no volume {volume}")
+            if not is_kept(one) or not is_kept(other):
+                raise StorageError(f"volume {volume} of {source} is not kept, there is nothing to copy")
+            if one.pool != other.pool:
+                raise StorageError("volumes of different pools cannot be cloned")
+            await self._pools.of(other).clone(one, other)
+            await asyncio.to_thread(self._record_size, target, volume, one.size)
+
+    async def resize(self, name: str, volume: str, size: int) -> None:
+        """Make a volume of a halted qube larger; ``size`` in bytes."""
+        async with self._locks[name]:
+            found = self._halted(name).volume(volume)
+            if size < found.size:
+                raise StorageError(f"volume {volume} of {name} cannot become smaller than {found.size} bytes")
+            if is_kept(found):
+                await self._pools.of(found).resize(found, size)
+            await asyncio.to_thread(self._record_size, name, volume, size)
+
+    async def clear(self, name: str, volume: str) -> None:
+        """Make a kept volume of a halted qube empty, as it was when it was new."""
+        async with self._locks[name]:
+            found = self._kept(name, volume, "there is nothing to clear")
+            await self._pools.of(found).create(found)
+
+    async def import_image(self, name: str, volume: str, image: Path, size: int) -> None:
+        """Replace a kept volume of a halted qube by a raw image of ``size`` bytes."""
+        async with self._locks[name]:
+            found = self._kept(name, volume, "nothing can be put into it")
+            await self._pools.of(found).import_image(replace(found, size=max(size, found.size)), image)
+            if size > found.size:
+                await asyncio.to_thread(self._record_size, name, volume, size)
+
+    async def revert(self, name: str, volume: str, revision: str) -> None:
+        """Put a kept volume of a halted qube back to an older state; RevisionNotFoundError for one it has not."""
+        async with self._locks[name]:
+            found = self._kept(name, volume, "it has no older states")
+            await self._pools.of(found).revert(found, revision)
+
+    async def usage(self, name: str, volume: str) -> int:
+        """Bytes that a volume takes on the disk."""
+        found = self._store.snapshot().domains[name].volume(volume)
+        return await self._pools.of(found).usage(found) if volume in TARGETS else 0
+
+    def revisions(self, name: str, volume: str) -> list[str]:
+        """The older states of a volume, oldest first."""
+        found = self._store.snapshot().domains[name].volume(volume)
+        return self._pools.of(found).revisions(found) if is_kept(found) else []
+
+    def is_outdated(self, name: str, volume: str) -> bool:
+        """Whether a qube runs on a state of its template that is not the newest."""
+        found = self._store.snapshot().domains[name].volume(volume)
+        running = self._states.of(name) is not PowerState.HALTED
+        return running and volume in TARGETS and self._pools.of(found).is_outdated(found)
+
+    def _halted(self, name: str) -> Domain:
+        if self._states.of(name) is not PowerState.HALTED:
+            raise NotHaltedError(f"{name} is running")
+        domain = self._store.snapshot().domains.get(name)
+        if domain is None:
+            raise NotFoundError(name)
+        return domain
+
+    def _kept(self, name: str, volume: str, consequence: str) -> Volume:
+        """A volume of a halted qube that outlives a stop; the error for another one says what follows."""
+        found = self._halted(name).volume(volume)
+        if not is_kept(found):
+            raise StorageError(f"volume {volume} of {name} is not kept, {consequence}")
+        return found
+
+    def _record_size(self, name: str, volume: str, size: int) -> None:
+        with self._store.write() as transaction:
+            domain = transaction.system.domains[name]
+            domain.set_volume(replace(domain.volume(volume), size=size))
+
+
+def is_kept(volume: Volume) -> bool:
+    """True for a volume that exists on the disk while the qube is halted."""
+    return volume.save_on_stop and volume.name in TARGETS
