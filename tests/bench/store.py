@@ -24,7 +24,7 @@ from lxml import etree
 
 from casemate.model.system import System
 from casemate.settings import Settings
-from casemate.store import xml
+from casemate.store import reader, writer
 from casemate.store.lock import FileLock
 from casemate.store.store import Store
 from tests.bench.figures import seconds, write
@@ -109,11 +109,11 @@ def sizes(table: Table, directory: Path) -> None:
 
     for count in SIZES:
         system = collection(count)
-        data = xml.write(system)
+        data = writer.write(system)
         path = directory / f"{count}.xml"
         path.write_bytes(data)
         rounds = 3 if count > 1000 else 7
-        load, parse = compare(rounds, lambda data=data: xml.read(data), lambda data=data: etree.fromstring(data))
+        load, parse = compare(rounds, lambda data=data: reader.read(data), lambda data=data: etree.fromstring(data))
         table.add(f"{count} qubes: load / lxml parsing alone", seconds(load), seconds(parse), load / parse, 4)
         grows("load", count, load)
         store = Store(path)
@@ -127,7 +127,7 @@ def sizes(table: Table, directory: Path) -> None:
         raw = _raw_save(directory, path.read_bytes())
 
         def serialise(store: Store = store, raw: Callable[[], None] = raw) -> None:
-            xml.write(store.snapshot())
+            writer.write(store.snapshot())
             raw()
 
         one, bare, whole = compare(25, change, raw, serialise)
@@ -244,7 +244,7 @@ def listing(table: Table, directory: Path) -> None:
     for count in (10, 1000):
         state = directory / f"state-{count}"
         state.mkdir()
-        (state / "qubes.xml").write_bytes(xml.write(collection(count)))
+        (state / "qubes.xml").write_bytes(writer.write(collection(count)))
         settings = Settings(state, state / "run", state / "cache")
         environment = {**os.environ, **settings.environment(), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
         bare = [sys.executable, "-I", "-S", "-c", "pass"]
@@ -332,9 +332,9 @@ def locks(table: Table, directory: Path) -> None:
                           "--hold", "0.005"], stdout=subprocess.PIPE)
         for _ in range(7)
     ]  # fmt: skip
-    for reader in readers:
-        assert reader.stdout is not None
-        reader.stdout.readline()
+    for process in readers:
+        assert process.stdout is not None
+        process.stdout.readline()
     waits = []
     held = FileLock(path)
     for _ in range(200):
@@ -342,9 +342,9 @@ def locks(table: Table, directory: Path) -> None:
         with held.exclusive(20):
             waits.append(time.perf_counter() - begin)
         time.sleep(0.002)
-    for reader in readers:
-        reader.kill()
-        reader.communicate()
+    for process in readers:
+        process.kill()
+        process.communicate()
     table.add("longest of 200 waits of a writer, 7 readers of 5 ms", seconds(max(waits)), "", None, None)
     table.add("median of them", seconds(statistics.median(waits)), "", None, None)
 

@@ -18,7 +18,7 @@ import pytest
 
 from casemate.model import invariants
 from casemate.model.changes import Change, DomainAdded, DomainRemoved, FeatureSet, PropertyReset, PropertySet
-from casemate.store import xml
+from casemate.store import reader
 from casemate.store.files import Files
 from casemate.store.store import Store
 from casemate.wire.errors import StoreError
@@ -58,7 +58,7 @@ def path(tmp_path: Path) -> Path:
 
 def whole(path: Path) -> dict[str, str]:
     """What a good store must be: whole, valid, its lock free, nothing piled up. Its features."""
-    system = xml.read(path.read_bytes(), str(path))
+    system = reader.read(path.read_bytes(), str(path))
     assert invariants.problems(system) == [] and len(system.domains) == 6
     features = dict(system.admin.features)
     assert features.get("n", "0") == features.get("n.twin", "0")
@@ -145,8 +145,8 @@ def test_t04_random_kills_under_load(path: Path) -> None:
         writers = [spawn(path, "increment", "n", "--times", "1000000") for _ in range(3)]
         readers = [spawn(path, "loop", "n", "--seconds", "60") for _ in range(2)]
         acknowledged += sum(bool(line(writer)) for writer in writers)
-        for reader in readers:
-            assert line(reader) == "reading"
+        for process in readers:
+            assert line(process) == "reading"
         everybody = [*writers, *readers]
         dice.shuffle(everybody)
         for one in everybody:
@@ -282,14 +282,14 @@ def test_a_damaged_file_is_refused_never_overwritten_and_can_be_restored(path: P
     good = path.read_bytes()
     damaged = DAMAGE[kind](good)
     path.write_bytes(damaged)
-    for reader in (store, Store(path)):
+    for one in (store, Store(path)):
         with pytest.raises(
             StoreError, match="newer Casemate" if kind == "a newer version" else r"qubes\.xml"
         ) as caught:
-            reader.snapshot()
+            one.snapshot()
         if damaged.startswith(b"<?xml"):
             assert str(caught.value).removeprefix(f"{path}:").split(":")[0].isdecimal(), "the line is named"
-        with pytest.raises(StoreError), reader.write():
+        with pytest.raises(StoreError), one.write():
             raise AssertionError("entered")
     checked = run(path, "check")
     assert checked.returncode == 1 and (checked.stdout + checked.stderr).count(b"qubes.xml") >= 1
@@ -301,8 +301,8 @@ def test_a_damaged_file_is_refused_never_overwritten_and_can_be_restored(path: P
     aside = next(path.parent.glob("qubes.xml.damaged-*"))
     assert aside.read_bytes() == damaged
     aside.unlink()
-    system = xml.read(path.read_bytes())
-    assert len(system.domains) == 6 and system.generation > xml.read(good).generation - 1
+    system = reader.read(path.read_bytes())
+    assert len(system.domains) == 6 and system.generation > reader.read(good).generation - 1
     assert "n" not in store.snapshot().admin.features, "the save before the last one"
     assert run(path, "check").returncode == 0
     whole(path)

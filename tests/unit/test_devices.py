@@ -21,7 +21,7 @@ from casemate.host.qemu_access import with_entry
 from casemate.host.uevents import DeviceEvents
 from casemate.model.devices import Assignment, DeviceRef, denies
 from casemate.settings import Settings
-from casemate.store import xml
+from casemate.store import reader, writer
 from casemate.wire.admin import CONNECTED
 from casemate.wire.errors import (
     CasemateError,
@@ -190,28 +190,28 @@ def test_assignments_are_written_and_read_again() -> None:
     work = before.domains["work"]
     work.devices.add(Assignment(DeviceRef("block", "dom0", "loop0"), "required", (("read-only", "yes"),)))
     work.devices.add(Assignment(DeviceRef("usb", "net", "*", "1234:5678"), "ask-to-attach"))
-    text = xml.write(before)
-    after = xml.read(text)
+    text = writer.write(before)
+    after = reader.read(text)
     assert list(after.domains["work"].devices) == list(work.devices)
-    assert xml.write(after) == text
+    assert writer.write(after) == text
     # What nobody changed stays as it is when something else of the qube changes.
     after.domains["work"].memory = 500
-    assert b'<device backend-domain="net" id="*" identity="1234:5678" mode="ask-to-attach"/>' in xml.write(after)
+    assert b'<device backend-domain="net" id="*" identity="1234:5678" mode="ask-to-attach"/>' in writer.write(after)
 
 
 def test_an_assignment_of_an_older_version_changes_its_form_only_when_it_is_changed() -> None:
-    text = xml.write(small_system()).replace(
+    text = writer.write(small_system()).replace(
         b'</volume-config>\n    </domain>\n    <domain id="domain-4',
         b"</volume-config>\n<devices class='pci'><device backend-domain='dom0' id='00_1f.3' required='no'/></devices>"
         b'</domain>\n    <domain id="domain-4',
     )
-    system = xml.read(text)
+    system = reader.read(text)
     one, *others = system.domains["work"].devices
     assert (one.mode, one.device.port, others) == ("auto-attach", "00_1f.3", [])
     system.domains["work"].memory = 500
-    assert b'id="00_1f.3" required="no"/>' in xml.write(system)
+    assert b'id="00_1f.3" required="no"/>' in writer.write(system)
     system.domains["work"].devices.set_mode(one.device, "required")
-    assert b'id="00_1f.3" identity="*" mode="required"/>' in xml.write(system)
+    assert b'id="00_1f.3" identity="*" mode="required"/>' in writer.write(system)
 
 
 def test_who_offers_an_assigned_device_cannot_be_removed() -> None:

@@ -17,7 +17,7 @@ import pytest
 from pytest import MonkeyPatch
 
 from casemate.model.changes import Change, FeatureSet
-from casemate.store import xml
+from casemate.store import reader, writer
 from casemate.store.lock import FileLock
 from casemate.store.store import Store
 from casemate.wire.errors import InUseError, LockTimeoutError, StoreError
@@ -157,12 +157,12 @@ def test_a_timeout_names_the_holder(path: Path) -> None:
 def test_readers_share_and_exclude_a_writer(path: Path) -> None:
     Store(path).snapshot()
     readers = [spawn(path, "hold", "shared") for _ in range(3)]
-    for reader in readers:
-        wait_for_line(reader, b"held")
+    for process in readers:
+        wait_for_line(process, b"held")
     with pytest.raises(LockTimeoutError), Store(path).write(0.2):
         raise AssertionError("a writer beside readers")
-    for reader in readers:
-        reader.communicate(timeout=30)
+    for process in readers:
+        process.communicate(timeout=30)
 
 
 def test_readers_do_not_starve_a_writer(path: Path) -> None:
@@ -371,7 +371,7 @@ _EDITS = {
 def _seen(store: Store) -> bytes | str:
     """What a store shows of its file: everything, or its complaint."""
     try:
-        return xml.write(store.snapshot().copy())
+        return writer.write(store.snapshot().copy())
     except StoreError as error:
         return str(error)
 
@@ -406,19 +406,19 @@ def test_what_a_reader_follows_is_what_a_new_reader_reads(path: Path) -> None:
 
 
 def test_a_change_of_one_qube_is_followed_without_reading_the_others(path: Path, monkeypatch: MonkeyPatch) -> None:
-    writer, reader = Store(path), Store(path)
-    with writer.write() as transaction:
+    other, store = Store(path), Store(path)
+    with other.write() as transaction:
         transaction.system.add("StandaloneVM", "a", uuid=uuid(1))
         transaction.system.add("StandaloneVM", "b", uuid=uuid(2))
-    before = reader.snapshot()
-    read = xml.read
+    before = store.snapshot()
+    read = reader.read
     whole: list[str] = []
-    monkeypatch.setattr(xml, "read", lambda *words: whole.append("") or read(*words))
+    monkeypatch.setattr(reader, "read", lambda *words: whole.append("") or read(*words))
     for number in range(20):
-        writer.change(lambda system, number=number: system.domains["a"].features.set("n", "9" * number))
-        assert reader.snapshot().domains["a"].features["n"] == "9" * number
-        assert reader.snapshot().domains["b"].state is before.domains["b"].state
+        other.change(lambda system, number=number: system.domains["a"].features.set("n", "9" * number))
+        assert store.snapshot().domains["a"].features["n"] == "9" * number
+        assert store.snapshot().domains["b"].state is before.domains["b"].state
         assert before.domains["a"].features.get("n") is None
     assert whole == []
-    writer.change(lambda system: system.add("StandaloneVM", "c", uuid=uuid(3)) and None)
-    assert "c" in reader.snapshot().domains and whole == [""]
+    other.change(lambda system: system.add("StandaloneVM", "c", uuid=uuid(3)) and None)
+    assert "c" in store.snapshot().domains and whole == [""]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from casemate.model import invariants
-from casemate.store import upgrade, xml
+from casemate.store import document, reader, upgrade, writer
 from casemate.store.store import Store
 from casemate.wire.errors import StoreError
 
@@ -25,19 +25,19 @@ def test_there_is_a_file_of_every_release() -> None:
 @pytest.mark.parametrize("name", R4)
 def test_every_r4_file_is_read_kept_and_written_so_that_upstream_reads_it(name: str, tmp_path: Path) -> None:
     data = (HERE / name).read_bytes()
-    system = xml.read(data, name)
+    system = reader.read(data, name)
     assert invariants.problems(system) == []
     work = system.domains["work"]
     assert work.template is not None and work.template.name == "fedora" and work.qid == 4
     assert work.netvm is system.domains["sys-firewall"] and system.domains["sys-firewall"].netvm.name == "sys-net"
     assert work.volume("private").save_on_stop and work.volume("root").snap_on_start
-    text = xml.write(system)
-    again = xml.read(text, name)
-    assert xml.write(again) == text
+    text = writer.write(system)
+    again = reader.read(text, name)
+    assert writer.write(again) == text
     before, after = facts(data), facts(text)
     assert before <= after, sorted(before - after)
     # upstream's reader wants these sections in this order, and gets by with attributes that it does not know
-    root = xml.parse(text, name)
+    root = document.parse(text, name)
     assert [child.tag for child in root][:4] == ["labels", "pools", "properties", "domains"]
     path = tmp_path / "qubes.xml"
     path.write_bytes(data)
@@ -53,7 +53,7 @@ def facts(data: bytes) -> set[tuple[str, ...]]:
     What volumes take from their template (size and source) is computed, so only whether it is there counts.
     """
     found = set()
-    root = xml.parse(data, "facts")
+    root = document.parse(data, "facts")
     for element in root.iter():
         at, where = element, []
         while at is not None:
@@ -77,7 +77,7 @@ def test_devices_of_all_versions_come_back_word_for_word() -> None:
         ("r4.2.xml", [b'required="yes"']),
         ("r4.3.xml", [b'mode="ask-to-attach"', b'identity="*"']),
     ):
-        text = xml.write(xml.read((HERE / name).read_bytes()))
+        text = writer.write(reader.read((HERE / name).read_bytes()))
         for word in words:
             assert word in text, (name, word)
 
@@ -141,7 +141,7 @@ HOSTILE = {
         "utf-16"
     ),
     "a huge text": b"<qubes><x>" + b"a" * (11 << 20) + b"</x></qubes>",
-    "size": b"<qubes>" + b" " * xml.MAX_SIZE + b"</qubes>",
+    "size": b"<qubes>" + b" " * document.MAX_SIZE + b"</qubes>",
 }
 
 
@@ -149,5 +149,5 @@ HOSTILE = {
 def test_hostile_xml_is_refused_quickly(name: str) -> None:
     begin = time.monotonic()
     with pytest.raises(StoreError):
-        xml.read(HOSTILE[name])
+        reader.read(HOSTILE[name])
     assert time.monotonic() - begin < 5

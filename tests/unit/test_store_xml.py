@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from casemate.store import xml
-from casemate.store.scan import scan
+from casemate.model.system import System
+from casemate.store import document, reader, writer
+from casemate.store.layout import qid_of
+from casemate.store.parts import follow, split
+from casemate.store.reader import read_domain
 from casemate.wire.errors import StoreError
 from tests.builders import small_system
 
@@ -87,7 +90,7 @@ UPSTREAM = b"""<?xml version='1.0' encoding='utf-8'?>
 
 
 def test_upstream_file_is_understood() -> None:
-    system = xml.read(UPSTREAM)
+    system = reader.read(UPSTREAM)
     work = system.domains["work"]
     assert work.template is system.domains["fedora"] and work.netvm is system.domains["sys-firewall"]
     assert (work.label.name, work.label.index, work.autostart, work.backup_timestamp) == ("mauve", 9, True, 1700000000)
@@ -99,7 +102,7 @@ def test_upstream_file_is_understood() -> None:
 
 
 def test_what_is_unknown_survives_writing() -> None:
-    text = xml.write(xml.read(UPSTREAM))
+    text = writer.write(reader.read(UPSTREAM))
     for kept in (
         b'<property name="some_future_global">7</property>',
         b'<property name="dispvm_allowed">False</property>',
@@ -110,15 +113,15 @@ def test_what_is_unknown_survives_writing() -> None:
         b'future="yes"',
     ):
         assert kept in text, kept
-    assert xml.write(xml.read(text)) == text
+    assert writer.write(reader.read(text)) == text
 
 
 def test_the_order_is_canonical_and_ours_round_trips() -> None:
     system = small_system()
     system.domains["work"].features["x"] = "<&>\"' "
-    text = xml.write(system)
-    again = xml.read(text)
-    assert xml.write(again) == text
+    text = writer.write(system)
+    again = reader.read(text)
+    assert writer.write(again) == text
     assert [text.index(f"<{tag}>".encode()) for tag in ("labels", "pools", "properties", "domains")] == sorted(
         text.index(f"<{tag}>".encode()) for tag in ("labels", "pools", "properties", "domains")
     )
@@ -131,11 +134,11 @@ def test_the_order_is_canonical_and_ours_round_trips() -> None:
 
 
 def test_a_change_of_one_qube_changes_its_text_only() -> None:
-    system = xml.read(UPSTREAM)
-    before = xml.write(system).splitlines()
+    system = reader.read(UPSTREAM)
+    before = writer.write(system).splitlines()
     changed = system.copy()
     changed.domains["work"].set_text("memory", "512")
-    after = xml.write(changed).splitlines()
+    after = writer.write(changed).splitlines()
     assert [line for line in after if line not in before] == [b'        <property name="memory">512</property>']
 
 
@@ -165,7 +168,7 @@ def test_a_change_of_one_qube_changes_its_text_only() -> None:
 def test_damage_is_refused_with_line_and_reason(old: bytes, new: bytes, line: int, reason: str) -> None:
     assert old in UPSTREAM
     with pytest.raises(StoreError) as caught:
-        xml.read(UPSTREAM.replace(old, new, 1), "here.xml")
+        reader.read(UPSTREAM.replace(old, new, 1), "here.xml")
     text = str(caught.value)
     assert text.startswith("here.xml:") and reason in text
     found = text.removeprefix("here.xml:").split(":")[0]
@@ -176,48 +179,70 @@ def test_damage_is_refused_with_line_and_reason(old: bytes, new: bytes, line: in
 def test_other_documents_are_refused() -> None:
     for data in (b"", b"garbage", b"<other/>", b"\0" * 100, "<qubes/>".encode("utf-16") + b"x"):
         with pytest.raises(StoreError):
-            xml.read(data)
+            reader.read(data)
     with pytest.raises(StoreError, match="larger"):
-        xml.read(b" " * (xml.MAX_SIZE + 1))
-    assert list(xml.read(b"<qubes/>").domains) == ["dom0"]
+        reader.read(b" " * (document.MAX_SIZE + 1))
+    assert list(reader.read(b"<qubes/>").domains) == ["dom0"]
 
 
-def test_the_quick_way_agrees_with_the_parser() -> None:
-    """What is read without the parser is what the parser reads, or it is left to the parser."""
-    system = xml.read(UPSTREAM)
-    text = xml.write(system)
-    assert scan(text) is None and text.count(b"<domain ") == 4
-    quick = parsed = 0
-    for data in (text, xml.write(small_system())):
-        one, other = xml.read(data), xml._read(data, "x", ())
-        for name in other.domains:
-            mine, theirs = one.domains[name].state, other.domains[name].state
-            for field in ("klass", "values", "features", "tags", "volumes", "unknown", "unknown_attributes"):
-                assert getattr(mine, field) == getattr(theirs, field), (name, field)
-        texts = xml._texts(data)
-        quick += sum(scan(one) is not None for one in texts)
-        parsed += sum(scan(one) is None for one in texts)
-        assert xml.write(one) == xml.write(other) == data
-    assert quick >= 5 and parsed >= 2, "both ways were taken"
+def test_a_qube_read_alone_is_the_one_of_the_whole_file() -> None:
+    compared = 0
+    for data in (writer.write(reader.read(UPSTREAM)), writer.write(small_system())):
+        system = reader.read(data)
+        parts = split(system, data)
+        assert parts is not None and b"".join(parts.texts) in data
+        for state, text in zip(sorted(system.domains.states(), key=qid_of), parts.texts, strict=True):
+            alone = read_domain(text)
+            assert alone is not None and state.text == text
+            for field in ("klass", "values", "features", "tags", "volumes", "devices", "unknown", "unknown_attributes"):
+                assert getattr(alone, field) == getattr(state, field), (state.values["name"], field)
+            compared += 1
+    assert compared == 10
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (b'name="qid">3<', b'name="qid">03<'),
-        (b'id="domain-3"', b'id="domain-4"'),
-        (b'name="label">blue<', b'name="label">blue&#32;<'),
-        (b'name="template">deb<', b'name="template" ref="x">deb<'),
-        (b'        <property name="template">deb</property>\n', b""),
-        (b"      <features/>\n", b"      <features/>\n      <new/>\n"),
-        (b"      <features/>\n", b'      <features>\n        <tag name="a"/>\n      </features>\n'),
-        (b'rw="True"', b'rw="perhaps"'),
-        (b'size="', b'other="1" size="'),
-        (b'class="AppVM"', b'class="NoVM"'),
-        (b'pool="default"', b"pool='default'"),
-    ],
-)
-def test_what_is_not_exactly_ours_is_left_to_the_parser(old: bytes, new: bytes) -> None:
-    text = next(one for one in xml._texts(xml.write(small_system())) if b">work<" in one)
-    assert scan(text) is not None and old in text
-    assert scan(text.replace(old, new, 1)) is None
+EDITS = {
+    b'name="qid">3<': b'name="qid">03<',
+    b'id="domain-3"': b'id="domain-4"',
+    b'name="label">blue<': b'name="label">blue&#32;<',
+    b'name="label">blue</': b'name="label">pink</',
+    b'name="template">deb<': b'name="template" ref="x">deb<',
+    b'name="template">deb</': b'name="template">gone</',
+    b'        <property name="template">deb</property>\n': b"",
+    b"      <features/>\n": b"      <features/>\n      <new/>\n",
+    b"      <features/>\n      <tags>\n": b'      <features>\n        <tag name="a"/></features>\n      <tags>\n',
+    b"      <tags>\n        <": b"      <!-- a remark -->\n      <tags>\n        <",
+    b"      <tags>\n": b"      <tags>\n        <?note?>\n",
+    b'rw="True"': b'rw="perhaps"',
+    b'size="': b'other="1" size="',
+    b'class="AppVM"': b'class="NoVM"',
+    b'pool="default"': b"pool='default'",
+}
+
+
+@pytest.mark.parametrize("old", list(EDITS))
+def test_an_edit_of_one_qube_is_followed_as_it_is_read(old: bytes) -> None:
+    """Either the new text is read alone, with the same outcome as the whole file, or the whole file is asked."""
+    data = writer.write(small_system())
+    known = split(reader.read(data), data)
+    assert known is not None
+    text = next(one for one in known.texts if b">work<" in one)
+    assert old in text
+    edited = text.replace(old, EDITS[old], 1)
+    assert edited != text
+    new = data.replace(next(one for one in known.texts if b">work<" in one), edited)
+    followed = follow(new, known)
+    try:
+        whole = writer.write(reader.read(new).copy())
+    except StoreError:
+        assert followed is None
+        return
+    if followed is not None:
+        assert followed.system.domains["work"].state.text == edited
+        followed.system.domains["work"].state.text = None  # compare what was understood, not the bytes
+    assert followed is None or _written_anew(followed.system) == _written_anew(reader.read(new)) == whole
+
+
+def _written_anew(system: System) -> bytes:
+    for state in system.domains.states():
+        state.text = None
+    return writer.write(system)

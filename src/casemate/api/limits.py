@@ -122,8 +122,8 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("user in a qube", "wire.names", "_USER.high", "characters"),
     ),
     "Store": (
-        Limit("size of `qubes.xml`", "store.xml", "MAX_SIZE", "bytes"),
-        Limit("depth of its elements", "store.xml", "MAX_DEPTH"),
+        Limit("size of `qubes.xml`", "store.document", "MAX_SIZE", "bytes"),
+        Limit("depth of its elements", "store.document", "MAX_DEPTH"),
         Limit("wait for the lock, unless told otherwise", "store.lock", "DEFAULT_TIMEOUT", "seconds"),
         Limit("features of a qube", "model.features", "MAX_FEATURES"),
         Limit("value of a feature", "model.features", "MAX_VALUE", "bytes"),

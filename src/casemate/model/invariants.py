@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from casemate.model.changes import (
     Change,
@@ -22,28 +21,16 @@ from casemate.model.changes import (
 )
 from casemate.model.classes import CLASSES
 from casemate.model.domain import Domain
-from casemate.model.kinds import DomainRef
-from casemate.model.properties import Holder, Property
+from casemate.model.properties import Holder
 from casemate.model.system import System
 from casemate.model.volumes import VOLUME_NAMES
 from casemate.wire.errors import CasemateError, InUseError, LabelInUseError, PoolInUseError, ValueInvalidError
-
-_REFERENCES: dict[type[Holder], list[Property[Any]]] = {}
-
-
-def references(holder: type[Holder]) -> list[Property[Any]]:
-    """The properties of a class that refer to qubes."""
-    found = _REFERENCES.get(holder)
-    if found is None:
-        found = [p for p in holder.properties().values() if isinstance(p.kind, DomainRef)]
-        _REFERENCES[holder] = found
-    return found
 
 
 def uses_of(system: System, name: str) -> list[str]:
     """What refers to a qube by name: ``QUBE.PROPERTY`` or ``system.PROPERTY``, set values only."""
     holders: list[Holder] = [system, *system.domains.values()]
-    return [f"{h.title()}.{p.name}" for h in holders for p in references(type(h)) if h.values().get(p.name) == name]
+    return [f"{h.title()}.{p.name}" for h in holders for p in h.references() if h.values().get(p.name) == name]
 
 
 def references_exist(system: System) -> None:
@@ -51,7 +38,7 @@ def references_exist(system: System) -> None:
     holders: list[Holder] = [system, *system.domains.values()]
     for holder in holders:
         values = holder.values()
-        for prop in references(type(holder)):
+        for prop in holder.references():
             target = values.get(prop.name)
             if target is not None and target not in system.domains:
                 raise InUseError(f"{target} is used as {prop.name} of {holder.title()}")
@@ -156,7 +143,7 @@ class Invariant:
 
 def _reference_names() -> frozenset[str]:
     holders: tuple[type[Holder], ...] = (System, *CLASSES.values())
-    return frozenset(p.name for holder in holders for p in references(holder))
+    return frozenset(p.name for holder in holders for p in holder.references())
 
 
 _POOL_DEFAULTS = ("default_pool", *(f"default_pool_{volume}" for volume in VOLUME_NAMES))

@@ -110,6 +110,8 @@ class Holder:
     defaults: ClassVar[Mapping[str, Default]] = MappingProxyType({})
     """Defaults of this class that differ from the property's own."""
     _table: ClassVar[Mapping[str, Property[Any]]] = MappingProxyType({})
+    _references: ClassVar[tuple[Property[Any], ...]] = ()
+    _required: ClassVar[tuple[str, ...]] = ()
     _values: dict[str, Stored]
 
     def __init_subclass__(cls) -> None:
@@ -117,6 +119,10 @@ class Holder:
         for base in reversed(cls.__mro__):
             found.update((name, p) for name, p in vars(base).items() if isinstance(p, Property))
         cls._table = MappingProxyType({name: found[name] for name in sorted(found) if found[name].role & cls.roles})
+        cls._references = tuple(prop for prop in cls._table.values() if prop.kind.tag == "vm")
+        cls._required = tuple(
+            name for name, prop in cls._table.items() if prop.default is None and name not in cls.defaults
+        )
 
     @property
     def system(self) -> System:
@@ -143,6 +149,16 @@ class Holder:
     def properties(cls) -> Mapping[str, Property[Any]]:
         """All properties of this class by name, in order of names."""
         return cls._table
+
+    @classmethod
+    def references(cls) -> tuple[Property[Any], ...]:
+        """The properties of this class that refer to qubes."""
+        return cls._references
+
+    @classmethod
+    def required(cls) -> tuple[str, ...]:
+        """Names of the properties of this class that have no default."""
+        return cls._required
 
     @classmethod
     def has(cls, name: str) -> bool:

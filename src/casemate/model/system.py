@@ -402,8 +402,11 @@ class System(Holder):
         self.record(PoolRemoved(name))
         del self._pools[name]
 
-    def load_tables(self, labels: Mapping[str, Label], pools: Mapping[str, PoolConfig]) -> None:
-        """Take over what a store read; announces nothing."""
+    def load_tables(
+        self, values: Mapping[str, Stored], labels: Mapping[str, Label], pools: Mapping[str, PoolConfig]
+    ) -> None:
+        """Take over what a store read: global properties, labels, pools. Records no change."""
+        self._values = dict(values)
         self._labels = {label.name: label for label in sorted(labels.values(), key=lambda one: one.index)}
         self._pools = dict(pools)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from casemate.model import invariants
-from casemate.store import xml
+from casemate.store import reader
 from casemate.store.store import Store
 from casemate.wire.errors import CasemateError
 
@@ -128,7 +128,7 @@ def _save_many(store: Store, args: argparse.Namespace) -> int:
 def _check(store: Store, args: argparse.Namespace) -> int:
     """Never makes or changes anything, also where there is no store."""
     try:
-        system = xml.read(store.path.read_bytes(), str(store.path))
+        system = reader.read(store.path.read_bytes(), str(store.path))
     except OSError as error:
         sys.stderr.write(f"{store.path}: {error.strerror}\n")
         return 1

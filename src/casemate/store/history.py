@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from casemate.model import invariants
-from casemate.store import xml
+from casemate.store import reader
 from casemate.store.files import Files
 from casemate.wire.errors import StoreError, ValueInvalidError, printable
 
@@ -90,7 +90,7 @@ class History:
         name = path.name if path == self.previous else path.stem
         when = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         try:
-            system = xml.read(path.read_bytes(), str(path))
+            system = reader.read(path.read_bytes(), str(path))
             problem = "; ".join(invariants.problems(system))
             return Copy(name, path, when, system.generation, len(system.domains), problem)
         except (StoreError, OSError) as error:

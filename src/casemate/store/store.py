@@ -8,39 +8,31 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from io import FileIO
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 from casemate.model import invariants
 from casemate.model.changes import Change
 from casemate.model.diff import changes_between
 from casemate.model.system import System
-from casemate.store import xml
+from casemate.store import reader
+from casemate.store.data_file import DataFile, Signature, signature_of
 from casemate.store.files import Files
-from casemate.store.follow import Layout, follow, layout_of
-from casemate.store.history import Copy, History
+from casemate.store.group_commit import GroupCommit
+from casemate.store.history import Copy
 from casemate.store.lock import DEFAULT_TIMEOUT, FileLock
+from casemate.store.parts import Parts, follow, split
+from casemate.store.writer import compose
 from casemate.wire.errors import StoreError
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Signature = tuple[int, int, int]
-"""What tells two states of the file apart: inode, time of change in nanoseconds, size."""
-
-_CHUNK = 1 << 20
-
 Subscriber = Callable[[Sequence[Change]], None]
-
-
-def _signature(status: os.stat_result) -> Signature:
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 class Transaction:
@@ -81,25 +73,7 @@ class Transaction:
         self._signature = self._store._replace(snapshot, self._signature)
         self.saved.extend(announced)
         self.system, self._checked = snapshot.copy(), 0
-        self._store._make_durable()
-
-
-class _Job(Generic[T]):
-    """One change that waits for its turn."""
-
-    def __init__(self, work: Callable[[System], T]) -> None:
-        self.work = work
-        self.turn = threading.Event()
-        """Set when the change was made or refused, or when its thread is to make those that wait now."""
-        self.done = False
-        self.result: T
-        self.error: BaseException | None = None
-
-    def attempt(self, transaction: Transaction) -> None:
-        try:
-            self.result = transaction.attempt(self.work)
-        except Exception as error:
-            self.error = error
+        self._store._file.make_durable()
 
 
 class Store:
@@ -113,20 +87,16 @@ class Store:
     def __init__(self, path: Path, *, timeout: float = DEFAULT_TIMEOUT, files: Files | None = None) -> None:
         self.path = path
         self.timeout = timeout
-        self._files = files or Files()
-        self.history = History(path, self._files)
+        self._file = DataFile(path, files or Files())
+        self.history = self._file.history
         self._lock = FileLock(path)
         self._cache: tuple[Signature, System] | None = None
-        self._layout: Layout | None = None
-        """The file's parts, when the cached system was read or written; with them a new version costs what differs."""
-        self._buffer = bytearray()
+        self._parts: Parts | None = None
+        """The file's parts when the cached system was read or written; with them a new version costs what differs."""
         self._turning = threading.RLock()
         """Held while the cache follows the file, so that each change is announced once."""
         self._subscribers: list[Subscriber] = []
-        self._waiting: list[_Job[Any]] = []
-        self._leading = False
-        self._line = threading.Lock()
-        """Guards these two: who waits for a save, and whether some thread is at it."""
+        self._commits = GroupCommit(self.write)
 
     def subscribe(self, callback: Subscriber) -> None:
         """Have ``callback`` told the changes of each commit of this process, and of others once they are seen here."""
@@ -136,7 +106,7 @@ class Store:
         """The system as it is on disk now, without any lock; cached while the file is the same. Not to be changed."""
         cache = self._cache
         try:
-            if cache is not None and cache[0] == _signature(self.path.stat()):
+            if cache is not None and cache[0] == self._file.signature():
                 return cache[1]
             return self._load()[1]
         except FileNotFoundError:
@@ -161,7 +131,7 @@ class Store:
         """
         self._prepare()
         with self._lock.exclusive(self.timeout if timeout is None else timeout):
-            self._clean()
+            self._file.clean()
             signature, system = self._current()
             transaction = Transaction(self, system, signature)
             try:
@@ -174,56 +144,21 @@ class Store:
     def change(self, work: Callable[[System], T]) -> T:
         """Do ``work`` to the system and return its result once that is on the disk.
 
-        Changes of many threads that wait at the same time share one lock, one file and one fsync; each stands or
+        Changes of many threads that wait at the same time are saved together (``group_commit.py``); each stands or
         falls alone. ``work`` runs in any of these threads.
         """
-        job = _Job(work)
-        with self._line:
-            self._waiting.append(job)
-            follow, self._leading = self._leading, True
-        if follow:
-            job.turn.wait()
-        if not job.done:
-            self._lead()
-        if job.error is not None:
-            raise job.error
-        return job.result
-
-    def _lead(self) -> None:
-        """Make all changes that wait; then it is the turn of one of those that have come meanwhile."""
-        with self._line:
-            jobs, self._waiting = self._waiting, []
-        try:
-            with self.write() as transaction:
-                for job in jobs:
-                    job.attempt(transaction)
-        except BaseException as error:
-            for job in jobs:
-                job.error = job.error or error
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            for job in jobs:
-                job.done = True
-            with self._line:
-                self._leading = bool(self._waiting)
-                following = self._waiting[:1]
-            for job in (*jobs, *following):
-                job.turn.set()
+        return self._commits.change(work)
 
     def restore(self, name: str, timeout: float | None = None) -> Path | None:
         """Put a copy of ``history`` in place of the file; where a damaged file is kept now (None: it was sound)."""
         with self._lock.exclusive(self.timeout if timeout is None else timeout):
-            self._clean()
+            self._file.clean()
             copy = self.history.find(name)
             if copy.problem:
                 raise StoreError(f"{name} cannot be restored: {copy.problem}")
-            system = xml.read(copy.path.read_bytes(), str(copy.path))
+            system = reader.read(copy.path.read_bytes(), str(copy.path))
             aside = None
-            try:
-                signature: Signature | None = _signature(self.path.stat())
-            except FileNotFoundError:
-                signature = None
+            signature = self._file.find_signature()
             try:
                 present = self._current()[1] if signature is not None else system
             except StoreError:
@@ -232,7 +167,7 @@ class Store:
             system.frozen = True
             before = self._cache
             self._replace(system, signature, keep=aside is None)
-            self._make_durable()
+            self._file.make_durable()
             if before is not None:
                 self._announce(changes_between(before[1], system))
             return aside
@@ -241,7 +176,7 @@ class Store:
         """Make an imported system the store's content; refused where the store has qubes already."""
         self._prepare()
         with self._lock.exclusive(self.timeout if timeout is None else timeout):
-            self._clean()
+            self._file.clean()
             signature, present = self._current()
             if len(present.domains) > 1:
                 raise StoreError(f"{self.path} has qubes already; import into an empty store")
@@ -249,7 +184,7 @@ class Store:
             system.generation = present.generation + 1
             system.frozen = True
             self._replace(system, signature)
-            self._make_durable()
+            self._file.make_durable()
             self._announce(changes_between(present, system))
 
     def copies(self) -> list[Copy]:
@@ -282,16 +217,16 @@ class Store:
                     f"{self.path} is missing although {self.history.previous.name} exists; put one in place"
                     " (casemate store history, casemate store restore)"
                 )
-            self._clean()
+            self._file.clean()
             system = System.initial()
             system.frozen = True
             self._replace(system, None)
-            self._make_durable()
+            self._file.make_durable()
 
     def _current(self) -> tuple[Signature, System]:
         cache = self._cache
         try:
-            if cache is not None and cache[0] == _signature(self.path.stat()):
+            if cache is not None and cache[0] == self._file.signature():
                 return cache
             return self._load()
         except FileNotFoundError as error:
@@ -304,24 +239,24 @@ class Store:
             try:
                 with self.path.open("rb", buffering=0) as file:
                     status = os.fstat(file.fileno())
-                    signature = _signature(status)
+                    signature = signature_of(status)
                     if before is not None and before[0] == signature:
                         return before
-                    data = self._content(file, status.st_size)
+                    data = self._file.content(file, status.st_size)
             except FileNotFoundError:
                 raise
             except OSError as error:
                 raise StoreError(f"{self.path}: {error.strerror}") from error
-            old = self._layout
+            old = self._parts
             new = follow(data, old) if before is not None and old is not None and old.system is before[1] else None
             if new is None:
                 data = bytes(data)
-                system = xml.read(data, str(self.path), None if before is None else before[1])
-                new = layout_of(system, data)
+                system = reader.read(data, str(self.path))
+                new = split(system, data)
             else:
                 system = new.system
             system.frozen = True
-            self._layout = new
+            self._parts = new
             self._cache = found = (signature, system)
             if before is not None and self._subscribers:
                 changes = changes_between(before[1], system)
@@ -329,91 +264,15 @@ class Store:
                     self._announce(changes)
             return found
 
-    def _content(self, file: FileIO, size: int) -> bytes | bytearray:
-        """All of a file that was so long, or one byte more than may be; good until the next call.
-
-        Into the same memory each time: to have the system find and clear it costs more than to read.
-        """
-        size, buffer = min(size, xml.MAX_SIZE), self._buffer
-        if len(buffer) > size:
-            del buffer[size:]
-        else:
-            buffer.extend(bytes(size - len(buffer)))
-        read = file.readinto(buffer)
-        rest = file.read(1)
-        if read == size and not rest:
-            return buffer
-        rest = bytes(buffer[:read]) + rest
-        while len(rest) <= xml.MAX_SIZE and (more := file.read(_CHUNK)):
-            rest += more
-        return rest
-
-    def _clean(self) -> None:
-        """Remove temporary files of killed writers; only the holder of the exclusive lock has any."""
-        begin = f".{self.path.name}.tmp-"
-        for name in os.listdir(self.path.parent):
-            if name.startswith(begin):
-                self._files.remove(self.path.with_name(name))
-
     def _replace(self, system: System, expected: Signature | None, keep: bool = True) -> Signature:
         """Write a system under the exclusive lock; ``expected`` is the file it was made from (None: there is none)."""
-        data, layout = xml.compose(system)
-        files = self._files
-        temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-        previous = temporary.with_name(temporary.name + "-1")
-        try:
-            mode, group = 0o600, -1
-            if expected is not None:
-                status = self.path.stat()
-                mode, group = status.st_mode & 0o7777, status.st_gid
-            try:
-                signature = self._write_file(temporary, data, mode, group)
-                self._require(expected)
-                if expected is not None and keep:
-                    self.history.keep()
-                    files.link(self.path, previous)
-                    files.rename(previous, self.history.previous)
-                    # After a crash just here both may be names of one file, and then rename(2) does nothing.
-                    files.remove(previous)
-                with self._turning:
-                    files.rename(temporary, self.path)
-                    self._layout = layout
-                    self._cache = (signature, system)
-            except BaseException:
-                files.remove(temporary)
-                files.remove(previous)
-                raise
-        except OSError as error:
-            raise StoreError(f"{self.path}: not saved: {error.strerror}") from error
-        return signature
+        data, parts = compose(system)
 
-    def _write_file(self, path: Path, data: bytes, mode: int, group: int) -> Signature:
-        files = self._files
-        fd = files.create(path)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[files.write(fd, rest) :]
-            files.set_owner(fd, mode, group)
-            files.sync(fd)
-            return _signature(os.fstat(fd))
-        finally:
-            files.close(fd)
+        def put(temporary: Path, signature: Signature) -> None:
+            # One step for readers of this process: they never take the new file for somebody else's.
+            with self._turning:
+                self._file.rename_from(temporary)
+                self._parts = parts
+                self._cache = (signature, system)
 
-    def _require(self, expected: Signature | None) -> None:
-        """Refuse if the file is not the one that was read."""
-        try:
-            found: Signature | None = _signature(self.path.stat())
-        except FileNotFoundError:
-            found = None
-        if found != expected:
-            raise StoreError(f"{self.path} was changed by something that ignores its lock; nothing was saved")
-
-    def _make_durable(self) -> None:
-        """After the rename: a failure here does not undo it, so it is said in other words."""
-        try:
-            self._files.sync_directory(self.path.parent)
-        except OSError as error:
-            raise StoreError(
-                f"{self.path}: saved, but a power failure might still undo it: {error.strerror}"
-            ) from error
+        return self._file.replace(data, expected, put, keep)

@@ -13,7 +13,7 @@ from casemate.model.classes import CLASSES
 from casemate.model.domain import Domain
 from casemate.model.kinds import Stored
 from casemate.model.system import ADMIN, System
-from casemate.store.xml import parse
+from casemate.store.document import parse
 from casemate.wire import names
 from casemate.wire.errors import CasemateError, StoreError, printable
 

@@ -24,7 +24,7 @@ from casemate.model.system import System
 from casemate.model.volumes import KEPT_PRIVATE, KEPT_ROOT, VOLATILE, VOLUME_NAMES, Volume, VolumeRule
 from casemate.settings import Settings
 from casemate.storage.pool import Pools
-from casemate.store import xml
+from casemate.store import layout, reader, writer
 from casemate.store.store import Store
 from casemate.wire.errors import StorageError, VolumeNotFoundError
 from tests.builders import small_system, uuid
@@ -44,7 +44,7 @@ class Appliance(Domain):
 def appliance(monkeypatch: pytest.MonkeyPatch) -> None:
     """The class is known: one entry in the table of classes, nothing else."""
     table = MappingProxyType({**CLASSES, Appliance.class_name: Appliance})
-    for module in (classes, system, xml):
+    for module in (classes, system, layout):
         monkeypatch.setattr(module, "CLASSES", table)
 
 
@@ -83,10 +83,10 @@ async def _through_storage(system: System, qube: Domain, missing: str, directory
     assert qube.volumes[missing] is None
     with pytest.raises(VolumeNotFoundError):
         qube.volume(missing)
-    text = xml.write(system)
+    text = writer.write(system)
     mine = text[text.index(b'<property name="name">lacking<') :]
     assert f'<volume name="{missing}"'.encode() not in mine[: mine.index(b"</domain>")]
-    assert xml.read(text).domains["lacking"].volumes == qube.volumes
+    assert reader.read(text).domains["lacking"].volumes == qube.volumes
     store = Store(directory / "state" / "qubes.xml")
     store.snapshot()
     settings = Settings(directory / "state", directory / "run", directory / "cache")
