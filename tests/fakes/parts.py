@@ -20,6 +20,7 @@ from casemate.host.devices import HostDevice, HostDevices
 from casemate.host.hypervisor import HostDisk, PowerState
 from casemate.settings import Settings, load
 from casemate.store.store import Store
+from casemate.wire import events as ev
 from casemate.wire.errors import (
     DeviceBusyError,
     InUseError,
@@ -33,6 +34,9 @@ from casemate.wire.errors import (
     StartError,
     StorageError,
 )
+
+GUID = "0f5e6a1c-0000-4000-8000-000000000000"
+"""That of each start: nothing here looks at it."""
 
 
 @dataclass(frozen=True)
@@ -120,22 +124,22 @@ class FakePower:
         if name in self.machines:
             return
         domain = self.store.snapshot().domains[name]
-        self.bus.say(name, "domain-pre-start", mem_required=str(domain.memory << 20))
+        self.bus.say(ev.DomainPreStart(name, GUID, domain.memory << 20))
         if domain.netvm is not None:
             await self.start(domain.netvm.name)
         if name in self.broken:
-            self.bus.say(name, "domain-start-failed", reason="it is broken")
+            self.bus.say(ev.DomainStartFailed(name, "it is broken"))
             raise StartError(f"Cannot start {name}: it is broken")
         self.machines[name] = FakeMachine("Running", self._next_xid)
         self._next_xid += 1
-        self.bus.say(name, "domain-start")
+        self.bus.say(ev.DomainStart(name, GUID))
 
     async def shutdown(self, name: str, force: bool = False, wait: bool = False) -> None:
         self._machine(name)
         users = [d.name for d in self.store.snapshot().domains[name].connected_vms() if d.name in self.machines]
         if users and not force:
             raise InUseError(f"{name} provides network to running qubes: {', '.join(users)}")
-        self.bus.say(name, "domain-pre-shutdown", force=str(force))
+        self.bus.say(ev.DomainPreShutdown(name, force))
         if name in self.deaf:
             self.machines[name] = replace(self.machines[name], state="Halting")
             if wait:
@@ -147,21 +151,21 @@ class FakePower:
         self._machine(name)
         await asyncio.sleep(0)
         del self.machines[name]
-        self.bus.say(name, "domain-shutdown")
+        self.bus.say(ev.DomainShutdown(name))
         domain = self.store.snapshot().domains[name]
         if domain.auto_cleanup:
             await self.qubes.remove(name)
 
     async def pause(self, name: str) -> None:
         self.machines[name] = replace(self._machine(name), state="Paused")
-        self.bus.say(name, "domain-paused")
+        self.bus.say(ev.DomainPaused(name))
 
     async def unpause(self, name: str) -> None:
         machine = self._machine(name)
         if machine.state != "Paused":
             raise NotPausedError(f"{name} is not paused")
         self.machines[name] = replace(machine, state="Running")
-        self.bus.say(name, "domain-unpaused")
+        self.bus.say(ev.DomainUnpaused(name))
 
     async def console(self, name: str) -> str:
         if name not in self.machines:
@@ -194,13 +198,13 @@ class FakeQubes:
                 )
 
         await asyncio.to_thread(add)
-        self.bus.say(name, "domain-create-on-disk")
+        self.bus.say(ev.DomainCreatedOnDisk(name))
 
     async def remove(self, name: str) -> None:
         self.store.snapshot().domains.find(name)
         if name in self.machines:
             raise NotHaltedError(f"{name} is running")
-        self.bus.say("", "domain-pre-delete", vm=name)
+        self.bus.say(ev.DomainPreDelete(name))
 
         def forget() -> None:
             with self.store.write() as transaction:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from casemate.api import reference
-from casemate.api.event_table import documented
 from casemate.api.limits import LIMITS
 from casemate.api.method import INTERNAL, METHODS, MISC
 from casemate.cli import reference as tools
 from casemate.model.classes import CLASSES
+from casemate.wire.admin import CONNECTED
 from casemate.wire.errors import CasemateError
+from casemate.wire.events import EVENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "reference"
@@ -41,32 +43,34 @@ def test_every_method_is_on_the_page() -> None:
     assert {name for pattern in shown for name in expand(pattern)} == METHODS.keys() | INTERNAL.keys() | MISC.keys()
 
 
-def test_every_event_that_is_said_anywhere_is_on_the_page() -> None:
-    """Names of events in the code, f-strings with a star for what is put in."""
-    said = {}
+def test_every_event_is_announced_by_its_class_alone() -> None:
+    """Each class of events is made somewhere, and nobody writes the name of an event as text."""
+    made: set[str] = set()
+    words = {name.removesuffix(":*") for event in EVENTS for name in event.names} - {CONNECTED}
     for path in (ROOT / "src/casemate").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call):
-                continue
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called not in ("say", "publish", "Event", "_say"):
-                continue
-            for argument in node.args[:2]:
-                text = _text(argument)
-                if re.fullmatch(r"[a-z]+(-[a-z*]+)+(:\*)?", text):
-                    said[text] = path.name
-    assert len(said) > 30
-    for name, where in said.items():
-        words = [name.replace("*", word, 1) for word in ("begin", "end")] if "*-" in name or "-*" in name else [name]
-        assert all(documented(word) for word in words), f"{where} says {name}, which is not in the table"
+        source = path.read_text()
+        if path.parts[-2:] == ("wire", "events.py"):
+            continue
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ev":
+                made.add(node.attr)
+            if isinstance(node, ast.Name) and "from casemate.wire.events import" in source:
+                made.add(node.id)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and "/cli/" not in str(path):
+                assert node.value.partition(":")[0] not in words, f"{path.name}:{node.lineno} says {node.value!r}"
+    assert {event.__name__ for event in EVENTS} - made == set()
 
 
-def _text(node: ast.expr) -> str:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.JoinedStr):
-        return "".join(str(v.value) if isinstance(v, ast.Constant) else "*" for v in node.values)
-    return ""
+def test_the_frames_of_an_event_are_what_its_class_says() -> None:
+    for event in EVENTS:
+        values = {field.name: f"<{field.name}>" for field in fields(event)}  # type: ignore[arg-type]
+        frames = list(event(**values).frames())
+        assert [frame.name for frame in frames] == [
+            name.replace("*", f"<{event.star}>") if event.star else name for name in event.names
+        ]
+        for frame in frames:
+            assert tuple(frame.details) == tuple(key.strip("[]") for key in event.details())
+            assert frame.subject == ("" if event.about == "system" else "<subject>")
 
 
 def expand(pattern: str) -> list[str]:

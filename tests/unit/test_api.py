@@ -36,7 +36,9 @@ from casemate.wire.errors import (
     StartError,
     ValueInvalidError,
 )
+from casemate.wire.events import FeaturesRequest
 from tests.fakes.daemon import FakeDaemon, running
+from tests.fakes.parts import GUID
 
 
 @pytest.fixture
@@ -338,8 +340,8 @@ def test_events_in_upstreams_order(qubes: Qubes, daemon: FakeDaemon) -> None:
             ("work", "domain-feature-delete:a", {"feature": "a"}),
             ("work", "domain-tag-add:t", {"tag": "t"}),
             ("work", "domain-tag-delete:t", {"tag": "t"}),
-            ("work", "domain-pre-start", {"mem_required": str(400 << 20)}),
-            ("work", "domain-start", {}),
+            ("work", "domain-pre-start", {"start_guid": GUID, "mem_required": str(400 << 20)}),
+            ("work", "domain-start", {"start_guid": GUID}),
             ("", "domain-pre-delete", {"vm": "evt"}),
             ("", "domain-delete", {"vm": "evt"}),
         ]
@@ -363,9 +365,9 @@ def test_a_new_default_is_news_for_those_who_use_it(qubes: Qubes) -> None:
 
 def test_a_deaf_subscriber_is_cut_off(qubes: Qubes, daemon: FakeDaemon) -> None:
     deaf = qubes.transport.events()
-    big = {"text": "x" * 60000}
+    big = FeaturesRequest("work", "x" * 60000)
     for _ in range(QUEUE_LIMIT + 200):
-        daemon.loop.call_soon_threadsafe(daemon.context.events.publish, "work", "noise", big)
+        daemon.loop.call_soon_threadsafe(daemon.context.events.publish, big)
     deadline = time.monotonic() + 20
     while len(daemon.context.events):
         assert time.monotonic() < deadline

@@ -10,13 +10,15 @@ import select
 import threading
 from asyncio import AbstractEventLoop, WriteTransport, get_running_loop
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from casemate.model import changes as ch
 from casemate.model.system import System
 from casemate.store.store import Store
-from casemate.wire.admin import ADMIN, CONNECTED, Event, build_event
+from casemate.wire import events as ev
+from casemate.wire.admin import ADMIN, build_event
 from casemate.wire.errors import CasemateError, ProtocolError
+from casemate.wire.events import ApiEvent
 
 _log = logging.getLogger(__name__)
 
@@ -61,14 +63,15 @@ class Subscription:
         self._known.discard(name)
         return False
 
-    def takes(self, event: Event) -> bool:
+    def takes(self, event: ApiEvent) -> bool:
         """Whether an event is for this subscriber."""
         if not self.wants(event.subject):
             return False
         if self._visible is None or event.subject:
             return True
-        about = event.details.get("vm")
-        return about is None or self.sees(about, event.name == "domain-delete")
+        # Events about the system name a qube where it comes or goes. That must not tell of one that may not be seen.
+        about = getattr(event, "vm", None)
+        return about is None or self.sees(about, isinstance(event, ev.DomainRemoved))
 
     def learn(self, names: Iterable[str]) -> None:
         """Remember which qubes are visible now."""
@@ -88,6 +91,11 @@ class Subscription:
             _log.warning("a subscriber of events does not read; cut off after %d waiting frames", QUEUE_LIMIT)
             self.closed = True
             self._transport.abort()
+
+    def send_all(self, event: ApiEvent) -> None:
+        """Write the frames of an event."""
+        for frame in event.frames():
+            self.send(build_event(*frame))
 
     def pause(self) -> None:
         """The socket takes no more for now."""
@@ -148,7 +156,7 @@ class Subscriptions:
         subscription.source = source
         if visible is not None:
             subscription.learn(self._store.snapshot().domains)
-        subscription.send(build_event("", CONNECTED))
+        subscription.send_all(ev.Connected())
         self._subscribers.append(subscription)
         return subscription
 
@@ -164,22 +172,21 @@ class Subscriptions:
             subscription.close()
         self._subscribers.clear()
 
-    def publish(self, subject: str, name: str, details: Mapping[str, str] | None = None) -> None:
-        """Send an event (about a qube, or with empty subject about the system); call it in the loop's thread."""
+    def publish(self, event: ApiEvent) -> None:
+        """Send an event to whom it concerns; call it in the loop's thread."""
         self._drain()
-        self._send(Event(subject, name, dict(details or {})))
+        self._send(event)
 
-    def _send(self, event: Event) -> None:
+    def _send(self, event: ApiEvent) -> None:
         wanting = [s for s in self._subscribers if s.takes(event)]
-        if not wanting:
-            return
-        try:
-            frame = build_event(*event)
-        except ProtocolError as error:
-            _log.error("event %s is not sent: %s", event.name, error)
-            return
-        for subscription in wanting:
-            subscription.send(frame)
+        for frame in event.frames() if wanting else ():
+            try:
+                data = build_event(*frame)
+            except ProtocolError as error:
+                _log.error("event %s is not sent: %s", frame.name, error)
+                continue
+            for subscription in wanting:
+                subscription.send(data)
 
     def _committed(self, changes: Sequence[ch.Change]) -> None:
         # May be any thread. Whoever drains, drains in the order of commits.
@@ -196,66 +203,57 @@ class Subscriptions:
                 continue
             system = self._store.snapshot()
             for change in changes:
-                for event in frames_of(change, system):
+                for event in events_of(change, system):
                     self._send(event)
 
 
-def frames_of(change: ch.Change, system: System) -> Iterator[Event]:
+def events_of(change: ch.Change, system: System) -> Iterator[ApiEvent]:
     """The events that upstream's clients expect for a change; ``system`` is the one after the commit."""
     match change:
         case ch.PropertySet(domain, name, new, old, had_old):
-            details = {"name": name, "newvalue": str(new), **({"oldvalue": str(old)} if had_old else {})}
-            for word in ("property-pre-set", "property-set"):
-                yield Event(domain or "", f"{word}:{name}", details)
+            yield ev.PropertySet(domain or "", name, str(new), str(old) if had_old else None)
             yield from _derived(domain, name, system)
         case ch.PropertyReset(domain, name, old, had_old):
-            details = {"name": name, **({"oldvalue": str(old)} if had_old else {})}
-            for word in ("property-pre-reset", "property-pre-del", "property-reset", "property-del"):
-                yield Event(domain or "", f"{word}:{name}", details)
+            yield ev.PropertyReset(domain or "", name, str(old) if had_old else None)
             yield from _derived(domain, name, system)
         case ch.FeatureSet(domain, feature, value, before):
-            details = {"feature": feature, "value": value, **({} if before is None else {"oldvalue": before})}
-            for word in ("domain-feature-pre-set", "domain-feature-set"):
-                yield Event(domain, f"{word}:{feature}", details)
+            yield ev.FeatureSet(domain, feature, value, before)
         case ch.FeatureRemoved(domain, feature, _):
-            for word in ("domain-feature-pre-delete", "domain-feature-delete"):
-                yield Event(domain, f"{word}:{feature}", {"feature": feature})
+            yield ev.FeatureRemoved(domain, feature)
         case ch.TagAdded(domain, tag):
-            yield Event(domain, f"domain-tag-add:{tag}", {"tag": tag})
+            yield ev.TagAdded(domain, tag)
         case ch.TagRemoved(domain, tag):
-            yield Event(domain, f"domain-tag-delete:{tag}", {"tag": tag})
+            yield ev.TagRemoved(domain, tag)
         case ch.DomainAdded(name, _):
-            yield Event("", "domain-add", {"vm": name})
+            yield ev.DomainAdded(name)
             added = system.domains.get(name)
             for tag in added.tags if added is not None else ():
                 if tag.startswith("created-by-"):
-                    yield Event(name, f"domain-tag-add:{tag}", {"tag": tag})
+                    yield ev.TagAdded(name, tag)
         case ch.DomainRemoved(name, _):
-            yield Event("", "domain-delete", {"vm": name})
+            yield ev.DomainRemoved(name)
         case ch.DeviceAssigned(domain, devclass, device, options):
-            details = {"device": device, "options": str(dict(options))}
-            for word in ("device-pre-assign", "device-assign"):
-                yield Event(domain, f"{word}:{devclass}", details)
+            yield ev.DeviceAssigned(domain, devclass, device, dict(options))
         case ch.DeviceAssignmentChanged(domain, devclass, device):
-            yield Event(domain, f"device-assignment-changed:{devclass}", {"device": device})
+            yield ev.DeviceAssignmentChanged(domain, devclass, device)
         case ch.DeviceUnassigned(domain, devclass, device):
-            yield Event(domain, f"device-unassign:{devclass}", {"device": device})
+            yield ev.DeviceUnassigned(domain, devclass, device)
         case ch.PoolAdded(name):
-            yield Event("", "pool-add", {"pool": name})
+            yield ev.PoolAdded(name)
         case ch.PoolRemoved(name):
-            for word in ("pool-pre-delete", "pool-delete"):
-                yield Event("", word, {"pool": name})
+            yield ev.PoolRemoved(name)
         case _:
-            return
+            return  # volumes, labels and options of pools have no events
 
 
-def _derived(domain: str | None, name: str, system: System) -> Iterator[Event]:
+def _derived(domain: str | None, name: str, system: System) -> Iterator[ApiEvent]:
+    """Other properties whose value changed with one."""
     if domain is not None:
         if name == "label":
-            yield Event(domain, "property-reset:icon", {"name": "icon"})
+            yield ev.PropertyChanged(domain, "icon")
         return
     following = _DERIVED.get(name)
     if following is not None:
         for qube in system.domains.ordered():
             if qube.has(following) and not qube.is_set(following) and following not in qube.defaults:
-                yield Event(qube.name, f"property-reset:{following}", {"name": following})
+                yield ev.PropertyChanged(qube.name, following)

@@ -7,6 +7,7 @@ import asyncio
 from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
+from casemate.wire import events as ev
 from casemate.wire.errors import NotImplementedHereError
 from casemate.wire.firewall import format_rules, parse_rules
 
@@ -31,11 +32,11 @@ async def set_rules(context: Context, dest: Domain, payload: str = "") -> None:
     """Replace the rules of the qube, all of them or, where one is wrong, none."""
     _owner(context, dest)
     await asyncio.to_thread(context.files.set_rules, dest.uuid, parse_rules(payload))
-    context.events.publish(dest.name, "firewall-changed")
+    context.events.publish(ev.FirewallChanged(dest.name))
 
 
 @method("admin.vm.firewall.Reload", Access.EXECUTE)
 async def reload_rules(context: Context, dest: Domain) -> None:
     """Announce the rules again."""
     _owner(context, dest)
-    context.events.publish(dest.name, "firewall-changed")
+    context.events.publish(ev.FirewallChanged(dest.name))

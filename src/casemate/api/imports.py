@@ -17,6 +17,7 @@ from casemate.api.events import Subscriptions
 from casemate.api.parts import States, Volumes
 from casemate.model.domain import Domain
 from casemate.store.store import Store
+from casemate.wire import events as ev
 from casemate.wire import names
 from casemate.wire.admin import Request, success
 from casemate.wire.errors import InUseError, NotHaltedError, ProtocolError, StorageError, printable
@@ -43,10 +44,7 @@ class Spool:
         directory.mkdir(mode=0o700, exist_ok=True)
         self.fd, path = tempfile.mkstemp(dir=directory, prefix="import-")
         self.path = Path(path)
-        self._say("begin", size=str(self.size))
-
-    def _say(self, word: str, **details: str) -> None:
-        self._events.publish(self._name, f"domain-volume-import-{word}", {"volume": self._volume} | details)
+        self._events.publish(ev.VolumeImportBegin(self._name, self._volume, self.size))
 
     async def put(self, size: int) -> None:
         """Make the first ``size`` bytes the volume's content."""
@@ -59,7 +57,7 @@ class Spool:
         if fd >= 0:
             os.close(fd)
             self.path.unlink(missing_ok=True)
-            self._say("end", success=str(done))
+            self._events.publish(ev.VolumeImportEnd(self._name, self._volume, done))
 
 
 class Imports:

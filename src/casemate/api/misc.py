@@ -14,6 +14,7 @@ from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.model.system import System
+from casemate.wire import events as ev
 from casemate.wire import names
 from casemate.wire.errors import ProtocolError, printable
 from casemate.wire.menus import build_lines, parse_menus
@@ -96,13 +97,13 @@ async def _change(context: Context, source: str, change: Callable[[System, Domai
 async def _request(context: Context, source: str, prefix: str) -> None:
     domain = context.store.snapshot().domains.find(source)
     asked = requested(await _written(context, domain.name, prefix), prefix)
-    context.events.publish(domain.name, "features-request", {"untrusted_features": printable(repr(asked), 8000)})
+    context.events.publish(ev.FeaturesRequest(domain.name, printable(repr(asked), 8000)))
     if domain.template is not None:
         return  # what its template is decides
     first = not domain.features.get("qrexec") and asked.get("qrexec") == "1" and "qrexec" not in domain.features
     await _change(context, domain.name, lambda _system, qube: apply_request(qube, asked))
     if first:
-        context.events.publish(domain.name, "template-postinstall")
+        context.events.publish(ev.TemplatePostInstall(domain.name))
 
 
 @method("qubes.FeaturesRequest", Access.EXECUTE)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from casemate.api.dispatch import NOUNS
-from casemate.api.event_table import EVENTS
 from casemate.api.limits import LIMITS
 from casemate.api.method import INTERNAL, METHODS, MISC, Access, Method
 from casemate.api.pages import code, page, table, write
@@ -23,6 +22,7 @@ from casemate.model.system import System
 from casemate.model.volumes import VOLUME_NAMES, VolumeRule
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, all_errors
+from casemate.wire.events import EVENTS
 
 _NOT_LOADED = ("__main__", "lock_windows")
 """Modules that are programs, or of another system."""
@@ -275,13 +275,19 @@ def events() -> str:
         "(devices: the class). A detail in brackets is there where it applies. A subscriber that does not read is cut "
         "off ([limits](limits.md)); after a new connection everything may have changed.",
     ]
-    for title, docs in EVENTS.items():
-        parts.append(f"## {title}")
+    for group in dict.fromkeys(event.group for event in EVENTS):
+        parts.append(f"## {group}")
         rows = (
-            (", ".join(code(name) for name in doc.names), doc.about, ", ".join(doc.details), doc.when) for doc in docs
+            (", ".join(map(code, event.names)), event.about, ", ".join(event.details()), _words(event))
+            for event in EVENTS
+            if event.group == group
         )
         parts.append(table(("Event", "About", "Details", "When"), rows))
     return page("Events", *parts)
+
+
+def _words(documented: type) -> str:
+    return " ".join((inspect.getdoc(documented) or "").split())
 
 
 # ------------------------------------------------------------------------------------------------------------------

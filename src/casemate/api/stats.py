@@ -11,8 +11,9 @@ from collections.abc import Callable
 from casemate.api.events import MAX_SUBSCRIPTIONS, Subscription
 from casemate.api.parts import States
 from casemate.store.store import Store
-from casemate.wire.admin import ADMIN, CONNECTED, build_event
+from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError
+from casemate.wire.events import Connected, Statistics
 
 
 class Stats:
@@ -31,11 +32,11 @@ class Stats:
         if len(self._subscribers) >= MAX_SUBSCRIPTIONS:
             raise CasemateError(f"There are {MAX_SUBSCRIPTIONS} subscribers of statistics already")
         subscription = Subscription(transport, dest, visible)
-        subscription.send(build_event("", CONNECTED))
+        subscription.send_all(Connected())
         self._subscribers.append(subscription)
-        for name, frame in self.frames():
-            if subscription.wants(name):
-                subscription.send(frame)
+        for event in self.sample():
+            if subscription.wants(event.subject):
+                subscription.send_all(event)
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._run())
         return subscription
@@ -58,13 +59,13 @@ class Stats:
         while self._subscribers:
             await asyncio.sleep(self._store.snapshot().stats_interval)
             self._subscribers = [s for s in self._subscribers if not s.gone()]
-            for name, frame in self.frames():
+            for event in self.sample():
                 for subscription in list(self._subscribers):
-                    if subscription.wants(name):
-                        subscription.send(frame)
+                    if subscription.wants(event.subject):
+                        subscription.send_all(event)
 
-    def frames(self) -> list[tuple[str, bytes]]:
-        """A frame for the host and each running qube, as things are now."""
+    def sample(self) -> list[Statistics]:
+        """An event for the host and each running qube, as things are now."""
         system, now, found = self._store.snapshot(), time.monotonic(), []
         states = self._states.all()
         before, self._before = self._before, {}
@@ -74,11 +75,11 @@ class Stats:
                 continue
             vcpus = max(1, domain.vcpus)
             used = self._usage(name, now, machine.cpu_time_ns, vcpus, before)
-            found.append((name, _frame(name, machine.memory_kib, machine.cpu_time_ns // 1_000_000, used, vcpus)))
+            found.append(_statistics(name, machine.memory_kib, machine.cpu_time_ns // 1_000_000, used, vcpus))
         times, vcpus = os.times(), os.cpu_count() or 1
         spent = int((times.user + times.system) * 1e9)
         used = self._usage(ADMIN, now, spent, vcpus, before)
-        found.insert(0, (ADMIN, _frame(ADMIN, _resident_kib(), spent // 1_000_000, used, vcpus)))
+        found.insert(0, _statistics(ADMIN, _resident_kib(), spent // 1_000_000, used, vcpus))
         return found
 
     def _usage(self, name: str, now: float, spent: int, vcpus: int, before: dict[str, tuple[float, int]]) -> int:
@@ -87,12 +88,9 @@ class Stats:
         return max(0, min(100, int((spent - earlier) / 1e7 / (now - then) / vcpus))) if now > then else 0
 
 
-def _frame(name: str, memory: int, cpu: int, usage: int, vcpus: int) -> bytes:
-    values = {
-        "memory_kb": memory, "memory_assigned_total": memory, "memory_assigned_usable": memory,
-        "memory_with_swap_used": memory, "cpu_time": cpu, "cpu_usage": usage, "online_vcpus": vcpus,
-    }  # fmt: skip
-    return build_event(name, "vm-stats", {key: str(value) for key, value in values.items()})
+def _statistics(name: str, memory_kib: int, cpu_ms: int, usage: int, vcpus: int) -> Statistics:
+    # The guest is not asked what it makes of its memory, so all four figures are what it was given.
+    return Statistics(name, memory_kib, memory_kib, memory_kib, memory_kib, cpu_ms, usage, vcpus)
 
 
 def _resident_kib() -> int:

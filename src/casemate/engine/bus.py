@@ -1,14 +1,16 @@
-"""Facts about qubes on their way from the engine to whoever shows them: (qube, event, details)."""
+"""Events of qubes on their way from the engine to whoever shows them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 
+from casemate.wire.events import ApiEvent
+
 log = logging.getLogger(__name__)
 
-Listener = Callable[[str, str, dict[str, str]], None]
-"""Called with the qube's name (empty: the system), the event's upstream name and its details."""
+Listener = Callable[[ApiEvent], None]
+"""Called with each event, in the event loop's thread."""
 
 
 class Bus:
@@ -21,10 +23,10 @@ class Bus:
         """Call ``listener`` for everything said from now on."""
         self._listeners.append(listener)
 
-    def say(self, subject: str, event: str, **details: str) -> None:
+    def say(self, event: ApiEvent) -> None:
         """Tell all listeners."""
         for listener in self._listeners:
             try:
-                listener(subject, event, details)
+                listener(event)
             except Exception:
-                log.exception("a listener failed on %s of %s", event, subject)
+                log.exception("a listener failed on %r", event)

@@ -23,6 +23,7 @@ from casemate.model.volumes import Volume
 from casemate.settings import Settings
 from casemate.storage.pool import Pools
 from casemate.store.store import Store
+from casemate.wire import events as ev
 from casemate.wire.errors import NotFoundError, NotHaltedError
 
 
@@ -104,7 +105,7 @@ class Creator:
             spec = self._specify(domain)
             if spec is not None:
                 await self._hypervisor.define(spec)
-            self._bus.say(name, "domain-create-on-disk")
+            self._bus.say(ev.DomainCreatedOnDisk(name))
             return domain
 
     def _commit(self, add: Callable[[System], Domain]) -> Domain:
@@ -119,7 +120,7 @@ class Creator:
                 raise NotFoundError(name)
             if self._states.of(name) is not PowerState.HALTED:
                 raise NotHaltedError(f"{name} is running")
-            self._bus.say("", "domain-pre-delete", vm=name)
+            self._bus.say(ev.DomainPreDelete(name))
             volumes = [v for v in domain.configured_volumes() if v.name in TARGETS]
             entry = _entry("remove", domain, volumes)
             self._journal.begin(entry)

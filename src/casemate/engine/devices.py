@@ -29,6 +29,7 @@ from casemate.model.devices import ANY, Assignment, DeviceRef, denies
 from casemate.model.domain import Domain
 from casemate.model.system import ADMIN
 from casemate.store.store import Store
+from casemate.wire import events as ev
 from casemate.wire.errors import (
     CasemateError,
     DeviceAlreadyAttachedError,
@@ -50,6 +51,8 @@ BLOCK = "block"
 _TARGET = re.compile(r"(xv|v|s)d[a-z]")
 _YES = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 _OPTIONS = {"read-only", "frontend-dev", "devtype"}
+AttachEvent = type[ev.DevicePreAttach] | type[ev.DeviceAttach]
+
 _AT_START = ("required", "auto-attach")
 
 
@@ -162,9 +165,13 @@ class Devices:
             await self._give(domain, found, wanted, partial(self._say_attach, name, found, options))
 
     async def _give(
-        self, domain: Domain, found: HostDevice, options: BlockOptions, before: Callable[[str], None] | None = None
+        self,
+        domain: Domain,
+        found: HostDevice,
+        options: BlockOptions,
+        say: Callable[[AttachEvent], None] | None = None,
     ) -> None:
-        """Attach a device that was found; ``before`` is called with the word of each event when it is due."""
+        """Attach a device that was found; ``say`` announces the events that it is called with."""
         denied = denies(domain.text("devices_denied"), found.interfaces)
         if denied:
             raise DeviceDeniedError(f"{domain.name} may not have devices of kind {denied} (devices_denied)")
@@ -182,8 +189,8 @@ class Devices:
             target = options.target or next(f"vd{c}" for c in "defghijklmnopqrstuvwxyz" if f"vd{c}" not in taken)
             if target in taken:
                 raise ValueInvalidError(f"{domain.name} has a disk {target} already")
-            if before is not None:
-                before("device-pre-attach")
+            if say is not None:
+                say(ev.DevicePreAttach)
             owner = self._accounts.of(domain)
             if owner is not None:
                 qemu_access.lend(node, owner.uid, readonly)
@@ -192,8 +199,8 @@ class Devices:
             except BaseException:
                 self._return(domain, node)
                 raise
-        if before is not None:
-            before("device-attach")
+        if say is not None:
+            say(ev.DeviceAttach)
 
     async def detach(self, name: str, device: DeviceRef) -> None:
         """Take a device from a running qube; DeviceBusyError when its guest does not let go."""
@@ -204,10 +211,10 @@ class Devices:
                     break
             else:
                 raise DeviceNotAssignedError(f"{device.devclass} device {device.place()} is not attached to {name}")
-            self._bus.say(name, f"device-pre-detach:{device.devclass}", port=device.place())
+            self._bus.say(ev.DevicePreDetach(name, device.devclass, device.place()))
             await self._hypervisor.detach_disk(domain.uuid, one.disk.target)
             self._return(domain, one.disk.node)
-            self._bus.say(name, f"device-detach:{device.devclass}", port=device.place())
+            self._bus.say(ev.DeviceDetach(name, device.devclass, device.place()))
 
     def _return(self, domain: Domain, node: Path) -> None:
         """The qube's user has nothing to do with the device any more."""
@@ -223,10 +230,8 @@ class Devices:
             raise NotRunningError(f"{name} is not running")
         return domain
 
-    def _say_attach(self, name: str, device: HostDevice, options: Mapping[str, str], word: str) -> None:
-        self._bus.say(
-            name, f"{word}:{device.klass}", device=f"{ADMIN}:{device.port}:{device.ident}", options=str(dict(options))
-        )
+    def _say_attach(self, name: str, device: HostDevice, options: Mapping[str, str], event: AttachEvent) -> None:
+        self._bus.say(event(name, device.klass, f"{ADMIN}:{device.port}:{device.ident}", dict(options)))
 
     def _find(self, device: DeviceRef) -> HostDevice:
         """The one device of the host that is meant; it can be given to a qube."""
@@ -263,7 +268,7 @@ class Devices:
                     ) from error
                 log.warning("%s starts without %s device %s: %s", start.domain.name, device.devclass, device, error)
             else:
-                say = partial(self._say_attach, start.domain.name, found, dict(assignment.options), "device-attach")
+                say = partial(self._say_attach, start.domain.name, found, dict(assignment.options), ev.DeviceAttach)
                 start.later.append(say)
 
     async def down(self, domain: Domain) -> None:
@@ -314,11 +319,11 @@ class Devices:
             gone = [port for port, device in before.items() if now.get(port) != device]
             come = [device for port, device in now.items() if before.get(port) != device]
             for port in gone:
-                self._bus.say(ADMIN, f"device-removed:{devclass}", port=f"{ADMIN}:{port}")
+                self._bus.say(ev.DeviceRemoved(ADMIN, devclass, f"{ADMIN}:{port}"))
             for device in come:
-                self._bus.say(ADMIN, f"device-added:{devclass}", device=f"{ADMIN}:{device.port}:{device.ident}")
+                self._bus.say(ev.DeviceAdded(ADMIN, devclass, f"{ADMIN}:{device.port}:{device.ident}"))
             if gone or come:
-                self._bus.say(ADMIN, f"device-list-change:{devclass}")
+                self._bus.say(ev.DeviceListChange(ADMIN, devclass))
             for device in come:
                 await self._give_to_who_waits(device)
 

@@ -7,7 +7,6 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,6 +20,7 @@ from casemate.host.hypervisor import EventKind, Hypervisor, MachineEvent, Machin
 from casemate.model.domain import Domain
 from casemate.settings import Settings
 from casemate.store.store import Store
+from casemate.wire import events as ev
 from casemate.wire.errors import (
     CasemateError,
     DisconnectedError,
@@ -108,20 +108,20 @@ class Lifecycle:
             self._halted[name].clear()
             self._states.put(name, domain.uuid, PowerState.TRANSIENT)
             guid = str(uuid4())
-            self._bus.say(name, "domain-pre-start", start_guid=guid, mem_required=str(domain.memory << 20))
+            self._bus.say(ev.DomainPreStart(name, guid, domain.memory << 20))
             try:
-                start = Start(domain, partial(self._bus.say, name), guid)
+                start = Start(domain, self._bus.say, guid)
                 await take_up(self._steps, start)
                 log.info("%s: started: %s", name, ", ".join(f"{k} {v:.2f} s" for k, v in start.seconds.items()))
             except BaseException as error:
                 self._states.put(name, domain.uuid, PowerState.HALTED)
                 self._halted[name].set()
-                self._bus.say(name, "domain-start-failed", reason=printable(str(error)))
+                self._bus.say(ev.DomainStartFailed(name, printable(str(error))))
                 raise
             self._up_mark(name).touch()
             self._states.put(name, domain.uuid, PowerState.RUNNING)
             info = await self._hypervisor.info(domain.uuid)
-            self._bus.say(name, "domain-start", start_guid=guid)
+            self._bus.say(ev.DomainStart(name, guid))
             for announce in start.later:
                 announce()
         if info is None or info.state is PowerState.HALTED:
@@ -134,9 +134,8 @@ class Lifecycle:
         """A start that failed before it was the qube's turn is a start that failed, to who follows the qube."""
         async with self._locks[name]:
             if self._states.of(name) is PowerState.HALTED:
-                memory = str(self.domain(name).memory << 20)
-                self._bus.say(name, "domain-pre-start", start_guid=str(uuid4()), mem_required=memory)
-                self._bus.say(name, "domain-start-failed", reason=printable(str(error)))
+                self._bus.say(ev.DomainPreStart(name, str(uuid4()), self.domain(name).memory << 20))
+                self._bus.say(ev.DomainStartFailed(name, printable(str(error))))
 
     @staticmethod
     def _must_not_start(domain: Domain) -> bool:
@@ -153,14 +152,14 @@ class Lifecycle:
                 raise InUseError(f"{name} provides network to running qubes: {', '.join(sorted(users))}")
         if self._states.of(name) is PowerState.PAUSED:
             raise NotRunningError(f"{name} is paused: unpause it, or kill it")
-        self._bus.say(name, "domain-pre-shutdown", force=str(force))
+        self._bus.say(ev.DomainPreShutdown(name, force))
         self._states.put(name, domain.uuid, PowerState.HALTING)
         try:
             await self._links.ask(name, 10, op="poweroff")
         except DisconnectedError as error:
             if self._states.of(name) is PowerState.HALTING:
                 self._states.put(name, domain.uuid, PowerState.RUNNING)
-                self._bus.say(name, "domain-shutdown-failed", reason=printable(str(error)))
+                self._bus.say(ev.DomainShutdownFailed(name, printable(str(error))))
                 raise NotRunningError(f"{name} cannot be asked to shut down: {error}") from None
         if wait:
             try:
@@ -194,22 +193,22 @@ class Lifecycle:
     async def pause(self, name: str) -> None:
         """Stop the machine's time."""
         domain = self._started(name)
-        self._bus.say(name, "domain-pre-paused")
+        self._bus.say(ev.DomainPrePaused(name))
         async with self._locks[name]:
             await self._hypervisor.pause(domain.uuid)
             self._states.put(name, domain.uuid, PowerState.PAUSED)
-        self._bus.say(name, "domain-paused")
+        self._bus.say(ev.DomainPaused(name))
 
     async def unpause(self, name: str) -> None:
         """Let a paused machine go on."""
         domain = self._started(name)
         if self._states.of(name) is not PowerState.PAUSED:
             raise NotPausedError(f"{name} is not paused")
-        self._bus.say(name, "domain-pre-unpaused")
+        self._bus.say(ev.DomainPreUnpaused(name))
         async with self._locks[name]:
             await self._hypervisor.resume(domain.uuid)
             self._states.put(name, domain.uuid, PowerState.RUNNING)
-        self._bus.say(name, "domain-unpaused")
+        self._bus.say(ev.DomainUnpaused(name))
 
     def _started(self, name: str) -> Domain:
         domain = self.domain(name)
@@ -225,7 +224,7 @@ class Lifecycle:
         unasked = self._states.of(event.name) is PowerState.RUNNING and not self._locks.held(event.name)
         if event.kind is EventKind.PAUSED and unasked:
             log.warning("%s was paused by its machine: a disk has no room or fails; then qvm-unpause", event.name)
-            self._bus.say(event.name, "domain-paused")
+            self._bus.say(ev.DomainPaused(event.name))
         self._states.hear(event)
         if event.kind in (EventKind.STOPPED, EventKind.CRASHED):
             self._later(self._settle(event.name))
@@ -266,15 +265,15 @@ class Lifecycle:
             info = await self._hypervisor.info(domain.uuid)
             if info is not None and info.state is not PowerState.HALTED:
                 return
-            self._bus.say(name, "domain-stopped")
+            self._bus.say(ev.DomainStopped(name))
             self._up_mark(name).unlink(missing_ok=True)
             try:
                 await take_down(self._steps, domain)
             finally:
                 self._states.put(name, domain.uuid, PowerState.HALTED)
                 for lost in ("xid", "stubdom_xid", "start_time"):
-                    self._bus.say(name, f"property-reset:{lost}", name=lost)
-                self._bus.say(name, "domain-shutdown")
+                    self._bus.say(ev.PropertyChanged(name, lost))
+                self._bus.say(ev.DomainShutdown(name))
         for action in self.after_halt:
             await action(name)
         self._halted[name].set()

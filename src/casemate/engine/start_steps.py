@@ -22,6 +22,7 @@ from casemate.model.classes import Template
 from casemate.model.domain import Domain
 from casemate.settings import Settings
 from casemate.storage.pool import Pools
+from casemate.wire import events as ev
 from casemate.wire.errors import DisconnectedError, StartError, printable
 
 CONSOLE_LINES = 8
@@ -109,14 +110,14 @@ class MachineStep:
         domain = start.domain
         kind = (await self._acceleration.get()).kind
         spec = machine_spec(self._settings, domain, start.disks, kind, self._accounts.of(domain))
-        start.say("domain-pre-spawn", start_guid=start.guid)
+        start.say(ev.DomainPreSpawn(domain.name, start.guid))
         await self._hypervisor.start_paused(spec)
         info = await self._hypervisor.info(domain.uuid)
         if info is not None:
             self._states.set_all([info])  # its id; that it is starting stays so
         for lost in ("xid", "stubdom_xid", "start_time"):
-            start.say(f"property-reset:{lost}", name=lost)
-        start.say("domain-spawn", start_guid=start.guid)
+            start.say(ev.PropertyChanged(domain.name, lost))
+        start.say(ev.DomainSpawn(domain.name, start.guid))
 
     async def down(self, domain: Domain) -> None:
         """Destroy it."""
@@ -145,7 +146,7 @@ class LinkStep:
     async def up(self, start: Start) -> None:
         """Open the call socket, then start the link with the content of the qube's database."""
         await self.attach(start.domain)
-        start.say("domain-qdb-create")
+        start.say(ev.DatabaseCreated(start.domain.name))
 
     async def attach(self, domain: Domain) -> None:
         """Give a running qube its link (at start, and again when one was killed)."""
@@ -182,9 +183,9 @@ class AgentStep:
     async def up(self, start: Start) -> None:
         """Let the machine run and wait for its agent; a StartError shows the end of its console."""
         domain = start.domain
-        start.say("domain-pre-unpaused")
+        start.say(ev.DomainPreUnpaused(domain.name))
         await self._hypervisor.resume(domain.uuid)
-        start.say("domain-unpaused")
+        start.say(ev.DomainUnpaused(domain.name))
         try:
             within = domain.qrexec_timeout
             answer = await self._links.ask(domain.name, within + 5, op="ready", within=within)

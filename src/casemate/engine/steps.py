@@ -10,6 +10,7 @@ from typing import Protocol
 
 from casemate.host.hypervisor import Disk
 from casemate.model.domain import Domain
+from casemate.wire.events import ApiEvent
 
 
 @dataclass
@@ -17,7 +18,7 @@ class Start:
     """One attempt to start a qube: what its steps know and hand on."""
 
     domain: Domain
-    say: Callable[..., None]
+    say: Callable[[ApiEvent], None]
     """Announces an event of the qube: (event, **details)."""
     guid: str = ""
     """The id of this start, in its events."""
