@@ -15,7 +15,7 @@ import pytest
 
 from casemate.api.events import MAX_OF_ONE_QUBE, Subscriptions
 from casemate.api.guest_calls import GuestCalls
-from casemate.api.method import METHODS
+from casemate.api.methods import METHODS
 from casemate.qrexec.broker import Broker
 from casemate.qrexec.decide import Permissions
 from casemate.qrexec.evaluate import SystemInfo

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casemate.api.method import METHODS
+from casemate.api.methods import METHODS
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport
 from casemate.settings import Settings

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
-from casemate.api.method import INTERNAL, MISC
+from casemate.api.methods import INTERNAL, MISC
 from casemate.api.server import Server
 from casemate.store.store import Store
 from tests.fakes.parts import FakeParts

@@ -11,7 +11,7 @@ import pytest
 
 from casemate.api import reference
 from casemate.api.limits import LIMITS
-from casemate.api.method import INTERNAL, METHODS, MISC
+from casemate.api.methods import INTERNAL, METHODS, MISC
 from casemate.cli import reference as tools
 from casemate.model.classes import CLASSES
 from casemate.wire.admin import CONNECTED

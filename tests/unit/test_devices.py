@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.api.devices import parse_offered, parse_ref
+from casemate.api.methods.devices import parse_offered, parse_ref
 from casemate.cli.loop_device import LoopDevice
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport

@@ -9,28 +9,10 @@ from asyncio import WriteTransport
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from casemate.api import (
-    backup,
-    devices,
-    domains,
-    features,
-    firewall,
-    host,
-    internal,
-    labels,
-    misc,
-    notes,
-    policy,
-    pools,
-    power,
-    properties,
-    system,
-    tags,
-    volumes,
-)
 from casemate.api.context import Context
-from casemate.api.events import Subscription
-from casemate.api.method import METHODS, MISC, Access, Method
+from casemate.api.events import Stream
+from casemate.api.method import Access, Method
+from casemate.api.methods import METHODS, MISC
 from casemate.api.permissions import check_call
 from casemate.wire.admin import ADMIN, Request, failure, success
 from casemate.wire.errors import (
@@ -43,19 +25,6 @@ from casemate.wire.errors import (
 )
 
 _log = logging.getLogger(__name__)
-
-NOUNS = (
-    backup, devices, domains, features, firewall, host, internal, labels, misc, notes, policy, pools, power, properties,
-    system, tags, volumes,
-)  # fmt: skip
-"""The modules whose import registers the methods."""
-
-
-STREAMS = ("admin.Events", "admin.vm.Stats")
-"""Methods whose reply is a stream of events."""
-
-LISTS = frozenset({*STREAMS, "admin.vm.List", "admin.casemate.List"})
-"""Methods that show qubes: each qube must be one that the caller may ask the same of."""
 
 
 def find(request: Request, family: Mapping[str, Method] = METHODS) -> Method:
@@ -74,19 +43,17 @@ def find(request: Request, family: Mapping[str, Method] = METHODS) -> Method:
 
 def seer(context: Context, request: Request) -> Callable[[str], bool]:
     """Whether the caller may know of a qube, as a function of the qube's name."""
-    word = request.method if request.method in LISTS else "admin.vm.List"
+    method = METHODS.get(request.method)
+    word = request.method if method is not None and method.shows_qubes else "admin.vm.List"
     return lambda name: context.may_see(request.source, word, name)
 
 
-def subscribe(
-    context: Context, request: Request, transport: WriteTransport
-) -> tuple[Subscription, Callable[[Subscription], None]]:
-    """Begin the stream that a call asks for; how to end it."""
-    dest = context.store.snapshot().domains.find(request.dest).name
+def subscribe(context: Context, method: Method, request: Request, transport: WriteTransport) -> Stream:
+    """Begin the stream that a STREAM call asks for; the handler gets the connection as ``transport``."""
     visible = None if request.source == ADMIN else seer(context, request)
-    if request.method == "admin.Events":
-        return context.events.add(transport, dest, visible, request.source), context.events.discard
-    return context.stats.add(transport, dest, visible), context.stats.discard
+    system = context.store.snapshot()
+    stream: Stream = _call(context, method, request, system, transport=transport, visible=visible)
+    return stream
 
 
 def read(context: Context, method: Method, request: Request) -> bytes:
@@ -116,8 +83,8 @@ def _write(context: Context, method: Method, request: Request) -> Any:
     return context.store.change(lambda system: _call(context, method, request, system))
 
 
-def _call(context: Context, method: Method, request: Request, system: Any) -> Any:
-    given = method.arguments(request)
+def _call(context: Context, method: Method, request: Request, system: Any, **more: object) -> Any:
+    given = {**method.arguments(request), **more}
     if method.wants("dest"):
         given["dest"] = system.domains.find(request.dest)
     if method.wants("system"):

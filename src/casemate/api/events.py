@@ -11,6 +11,7 @@ import threading
 from asyncio import AbstractEventLoop, WriteTransport, get_running_loop
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from casemate.model import changes as ch
 from casemate.model.system import System
@@ -26,6 +27,9 @@ QUEUE_LIMIT = 1000
 MAX_SUBSCRIPTIONS = 64
 MAX_OF_ONE_QUBE = 8
 
+Visible = Callable[[str], bool] | None
+"""Whether the caller may know of a qube, by name; None for a caller that may know of all."""
+
 _DERIVED = {"default_netvm": "netvm", "default_dispvm": "default_dispvm", "default_guivm": "guivm"}
 """Global properties whose change is a change of the qubes that use them as a default."""
 
@@ -33,7 +37,7 @@ _DERIVED = {"default_netvm": "netvm", "default_dispvm": "default_dispvm", "defau
 class Subscription:
     """One subscriber: frames go out as its socket takes them."""
 
-    def __init__(self, transport: WriteTransport, dest: str, visible: Callable[[str], bool] | None = None) -> None:
+    def __init__(self, transport: WriteTransport, dest: str, visible: Visible = None) -> None:
         """``visible`` says which qubes a caller that may not see all of them may hear about."""
         self._transport = transport
         self._dest = dest
@@ -125,6 +129,13 @@ class Subscription:
         self._transport.close()
 
 
+class Stream(NamedTuple):
+    """A subscription that a call began, and what to call when its connection has ended."""
+
+    subscription: Subscription
+    discard: Callable[[Subscription], None]
+
+
 class Subscriptions:
     """All subscribers. Make it in the running loop; it hears the store's commits by itself."""
 
@@ -143,7 +154,7 @@ class Subscriptions:
         self,
         transport: WriteTransport,
         dest: str,
-        visible: Callable[[str], bool] | None = None,
+        visible: Visible = None,
         source: str = ADMIN,
     ) -> Subscription:
         """A new subscriber, which is told first of all that it is one."""

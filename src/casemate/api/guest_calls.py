@@ -17,7 +17,8 @@ from typing import Any, cast
 from casemate.api import dispatch
 from casemate.api.context import Context
 from casemate.api.events import Subscription
-from casemate.api.method import METHODS, MISC, Access, Method
+from casemate.api.method import Access, Method
+from casemate.api.methods import METHODS, MISC
 from casemate.wire.admin import ADMIN, MAX_ARGUMENT, Request, endpoint, most_bytes
 from casemate.wire.errors import CallRefusedError, CasemateError, ProtocolError
 from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, ServiceSide, requested_target
@@ -158,8 +159,10 @@ class _GuestCall(asyncio.Protocol):
         context = self._calls.context
         try:
             self._method.check(request)
-            if self._method.name in dispatch.STREAMS:
-                self._subscription, self._discard = dispatch.subscribe(context, request, cast(Any, _Framed(self)))
+            if self._method.access is Access.STREAM:
+                self._subscription, self._discard = dispatch.subscribe(
+                    context, self._method, request, cast(Any, _Framed(self))
+                )
                 return
         except Exception as error:
             self._answer(dispatch.reply_to(error, request))

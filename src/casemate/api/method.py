@@ -1,6 +1,7 @@
 """Registry of the Admin API's methods: a handler's signature says what a call must carry.
 
 A handler names what it wants among ``context``, ``system``, ``dest``, ``arg``, ``payload``, ``source``, ``sees``.
+A STREAM handler also gets ``transport``, the connection, and ``visible``, which is ``sees`` or, for dom0, None.
 Without ``dest`` the call must go to dom0. ``sees`` is a function that says whether the caller may know of a qube.
 Without ``arg`` (``payload``) the call must have none; one without a default is required. ``payload: str`` is strict
 ASCII, ``payload: bytes`` is raw.
@@ -30,6 +31,8 @@ class Access(Enum):
     """A plain function inside a transaction."""
     EXECUTE = "execute"
     """A coroutine, outside any transaction."""
+    STREAM = "stream"
+    """A plain function that begins a stream of events on the connection, and returns how it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Method:
     access: Access
     handler: Callable[..., Any]
     parameters: dict[str, inspect.Parameter]
+    shows_qubes: bool = False
+    """Whether the reply lists qubes: the policy is then asked about this method and each of the qubes."""
     bound: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -90,7 +95,7 @@ def family_of(name: str) -> dict[str, Method]:
     return INTERNAL if name.startswith("internal.") else MISC if name.startswith("qubes.") else METHODS
 
 
-def method(name: str, access: Access, **choices: Iterable[str]) -> Callable[[F], F]:
+def method(name: str, access: Access, *, shows_qubes: bool = False, **choices: Iterable[str]) -> Callable[[F], F]:
     """Register a handler. ``{word}`` in the name stands for each of the ``word=`` choices, given to the handler."""
 
     def register(handler: F) -> F:
@@ -102,7 +107,7 @@ def method(name: str, access: Access, **choices: Iterable[str]) -> Callable[[F],
             family = family_of(full)
             if full in family:
                 raise ValueError(f"{full} is registered twice")
-            family[full] = Method(full, access, handler, parameters, bound)
+            family[full] = Method(full, access, handler, parameters, shows_qubes, bound)
         return handler
 
     return register

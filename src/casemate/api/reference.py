@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from casemate.api.dispatch import NOUNS
 from casemate.api.limits import LIMITS
-from casemate.api.method import INTERNAL, METHODS, MISC, Access, Method
+from casemate.api.method import Access, Method
+from casemate.api.methods import INTERNAL, METHODS, MISC, MODULES
 from casemate.api.pages import code, page, table, write
 from casemate.model.classes import CLASSES
 from casemate.model.domain import Domain
@@ -132,7 +132,7 @@ def _size(number: int) -> str:
 
 ALL_METHODS = (*METHODS.values(), *INTERNAL.values(), *MISC.values())
 """Those of the Admin API, then those of the two smaller sockets."""
-_ACCESS = {Access.READ: "reads", Access.WRITE: "changes the store", Access.EXECUTE: "acts"}
+_ACCESS = {Access.READ: "reads", Access.WRITE: "changes the store", Access.EXECUTE: "acts", Access.STREAM: "streams"}
 
 
 def methods() -> str:
@@ -141,9 +141,10 @@ def methods() -> str:
         f"One connection to the daemon's socket is one call: `METHOD+ARGUMENT SOURCE name DESTINATION`, NUL, payload, "
         f"end of writing. The reply is `0`, NUL, content; or `2`, NUL and an error ([errors](errors.md)). *To* says "
         f"whether the destination is a qube or {ADMIN}. A call that *reads* is answered from a snapshot and waits for "
-        f"nobody; one that *changes the store* is one transaction; one that *acts* takes as long as it takes.",
+        f"nobody; one that *changes the store* is one transaction; one that *acts* takes as long as it takes; one that *streams* "
+        f"keeps the connection and sends events.",
     ]
-    for noun in sorted(NOUNS, key=lambda module: module.__name__):
+    for noun in MODULES:
         own = [m for m in ALL_METHODS if m.handler.__module__ == noun.__name__]
         if not own:
             continue

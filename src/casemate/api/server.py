@@ -17,7 +17,8 @@ from typing import Any, cast
 from casemate.api import dispatch, imports
 from casemate.api.context import Context
 from casemate.api.events import Subscription
-from casemate.api.method import METHODS, Access, Method
+from casemate.api.method import Access, Method
+from casemate.api.methods import METHODS
 from casemate.api.permissions import check_peer
 from casemate.wire.admin import Request, RequestReader, failure
 from casemate.wire.errors import CasemateError, ProtocolError
@@ -122,8 +123,8 @@ class Connection(asyncio.Protocol):
         try:
             request = self._reader.finish()
             method = dispatch.find(request, self._server.methods)
-            if method.name in dispatch.STREAMS:
-                self._subscribe(request)
+            if method.access is Access.STREAM:
+                self._subscribe(method, request)
                 return True
         except Exception as error:
             self._answer(dispatch.reply_to(error, request))
@@ -143,10 +144,10 @@ class Connection(asyncio.Protocol):
     async def _execute(self, method: Method, request: Request) -> None:
         self._answer(await dispatch.execute(self._server.context, method, request))
 
-    def _subscribe(self, request: Request) -> None:
+    def _subscribe(self, method: Method, request: Request) -> None:
         if self._transport is None:
             return
-        self._subscription, self._discard = dispatch.subscribe(self._server.context, request, self._transport)
+        self._subscription, self._discard = dispatch.subscribe(self._server.context, method, request, self._transport)
         self._answered = True
 
     def _too_slow(self) -> None:

@@ -6,9 +6,8 @@ import asyncio
 import os
 import time
 from asyncio import WriteTransport
-from collections.abc import Callable
 
-from casemate.api.events import MAX_SUBSCRIPTIONS, Subscription
+from casemate.api.events import MAX_SUBSCRIPTIONS, Subscription, Visible
 from casemate.api.parts import States
 from casemate.store.store import Store
 from casemate.wire.admin import ADMIN
@@ -26,7 +25,7 @@ class Stats:
         self._task: asyncio.Task[None] | None = None
         self._before: dict[str, tuple[float, int]] = {}
 
-    def add(self, transport: WriteTransport, dest: str, visible: Callable[[str], bool] | None = None) -> Subscription:
+    def add(self, transport: WriteTransport, dest: str, visible: Visible = None) -> Subscription:
         """A new subscriber; its first burst comes at once."""
         self._subscribers = [s for s in self._subscribers if not s.gone()]
         if len(self._subscribers) >= MAX_SUBSCRIPTIONS:

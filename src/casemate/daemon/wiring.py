@@ -19,7 +19,7 @@ from types import TracebackType
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
 from casemate.api.guest_calls import GuestCalls
-from casemate.api.method import INTERNAL, MISC
+from casemate.api.methods import INTERNAL, MISC
 from casemate.api.server import Server
 from casemate.daemon.follow import Follower
 from casemate.daemon.status import HostStatus

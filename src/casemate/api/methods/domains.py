@@ -59,7 +59,7 @@ def _lines(system: System) -> _Lines:
     return _last[0]
 
 
-@method("admin.vm.List", Access.READ)
+@method("admin.vm.List", Access.READ, shows_qubes=True)
 def list_qubes(context: Context, system: System, dest: Domain, sees: Callable[[str], bool], source: str) -> str:
     """All qubes that the caller may see, with class, state and UUID; asked of a qube, that one only."""
     if dest is not system.admin:

@@ -19,14 +19,16 @@ A property that the qube's class lacks, or a feature that it does not have, is n
 from __future__ import annotations
 
 import json
+from asyncio import WriteTransport
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from casemate.api.context import Context
+from casemate.api.events import Stream, Visible
 from casemate.api.method import Access, method
-from casemate.api.properties import value
+from casemate.api.methods.properties import value
 from casemate.model.domain import Domain
 from casemate.model.system import System
 from casemate.wire.admin import ADMIN
@@ -35,10 +37,10 @@ from casemate.wire.errors import ProtocolError
 _MOST_NAMES = 4096
 
 
-@method("admin.Events", Access.EXECUTE)
-async def events(dest: Domain) -> None:
-    """A stream of events about the qube, or about everything (dom0). The server hands the connection over."""
-    raise ProtocolError("Events need a connection of their own")
+@method("admin.Events", Access.STREAM, shows_qubes=True)
+def events(context: Context, dest: Domain, source: str, transport: WriteTransport, visible: Visible) -> Stream:
+    """A stream of events about the qube, or about everything (dom0)."""
+    return Stream(context.events.add(transport, dest.name, visible, source), context.events.discard)
 
 
 def _names(wish: dict[str, Any], key: str) -> list[str] | None:
@@ -61,7 +63,7 @@ def _wish(payload: bytes) -> dict[str, Any]:
     return wish
 
 
-@method("admin.casemate.List", Access.READ)
+@method("admin.casemate.List", Access.READ, shows_qubes=True)
 def list_all(context: Context, system: System, sees: Callable[[str], bool], source: str, payload: bytes = b"") -> str:
     """All qubes that the caller may see, with the asked-for properties, features and tags, in one call."""
     wish = _wish(payload)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from asyncio import WriteTransport
+
 from casemate.api.context import ALWAYS_RUNNING, Context
+from casemate.api.events import Stream, Visible
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.wire.admin import ADMIN
-from casemate.wire.errors import NotImplementedHereError, ProtocolError, ValueInvalidError
+from casemate.wire.errors import NotImplementedHereError, ValueInvalidError
 
 
 def machine(dest: Domain) -> str:
@@ -63,10 +66,10 @@ def current_state(context: Context, dest: Domain) -> str:
     return f"mem={mem} mem_static_max={most or mem} cputime={cpu} power_state={context.state(dest)}"
 
 
-@method("admin.vm.Stats", Access.EXECUTE)
-async def stats(dest: Domain) -> None:
-    """A stream of ``vm-stats`` events about the qube, or about all that run (dom0); the server hands it over."""
-    raise ProtocolError("Statistics need a connection of their own")
+@method("admin.vm.Stats", Access.STREAM, shows_qubes=True)
+def stats(context: Context, dest: Domain, transport: WriteTransport, visible: Visible) -> Stream:
+    """A stream of ``vm-stats`` events about the qube, or about all that run (dom0)."""
+    return Stream(context.stats.add(transport, dest.name, visible), context.stats.discard)
 
 
 @method("admin.vm.Console", Access.EXECUTE)
