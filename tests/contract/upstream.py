@@ -78,7 +78,7 @@ CALLS: list[Call] = [
     Call("admin.label.Create", arg="mauve", payload=b"0xE0B0FF"),
     Call("admin.label.Remove", arg="mauve"),
     Call("admin.pool.List", reply=r"default\n"),
-    Call("admin.pool.ListDrivers", reply=r"qcow2( [a-z_]+)+\n"),
+    Call("admin.pool.ListDrivers", reply=r"file( [a-z_]+)+\nfile-reflink( [a-z_]+)+\nqcow2( [a-z_]+)+\n"),
     Call("admin.pool.Info", arg="default", reply=r"name=default\ndriver=qcow2\n([a-z_]+=.*\n)*"),
     Call("admin.pool.UsageDetails", arg="default", reply=r"(data_size=[0-9]+\ndata_usage=[0-9]+\n)?"),
     Call("admin.pool.Add", arg="qcow2", payload=b"name=extra\nrevisions_to_keep=2\n"),

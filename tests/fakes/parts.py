@@ -19,6 +19,7 @@ from casemate.engine.operations import OperationLocks
 from casemate.host.devices import HostDevice, HostDevices
 from casemate.host.hypervisor import HostDisk, PowerState
 from casemate.settings import Settings, load
+from casemate.storage.drivers import load as load_drivers
 from casemate.store.store import Store
 from casemate.wire import events as ev
 from casemate.wire.errors import (
@@ -286,7 +287,9 @@ class FakeVolumes:
 
 
 class FakePools:
-    """Pools of one size."""
+    """Pools of one size, of the real drivers."""
+
+    drivers = load_drivers()
 
     async def room(self, name: str) -> tuple[int, int] | None:
         return (1000, 10)

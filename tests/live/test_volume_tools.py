@@ -52,3 +52,27 @@ def test_a_volume_goes_back_to_what_it_was_before_the_last_run(world: World) -> 
         world.run("qvm-kill", "disk", status=None)
         wait_for(lambda: world.state("disk") == "Halted")
         world.run("qvm-remove", "-f", "disk")
+
+
+@pytest.mark.parametrize("driver", ["file-reflink", "file"])
+def test_a_qube_on_a_pool_of_raw_files_keeps_what_it_writes(world: World, driver: str) -> None:
+    world.run("qvm-pool", "add", "raw", driver, "-o", "revisions_to_keep=1")
+    try:
+        world.run("qvm-create", "--label", "red", "--pool", "private=raw", "--pool", "volatile=raw", "disk")
+        for text in ("first", "second"):
+            world.run("qvm-start", "disk")
+            world.inside("disk", f"cat /rw/word 2>/dev/null; echo {text} > /rw/word; sync", "root")
+            world.run("qvm-shutdown", "--wait", "disk")
+        world.run("qvm-start", "disk")
+        assert world.inside("disk", "cat /rw/word") == "second"
+        files = world.settings.state / "pools" / "raw" / "disk"
+        assert (files / "private.img").is_file() and (files / "volatile.run.img").is_file()
+        world.run("qvm-kill", "disk")
+        wait_for(lambda: world.state("disk") == "Halted")
+        assert not (files / "volatile.run.img").exists()
+    finally:
+        world.run("qvm-kill", "disk", status=None)
+        wait_for(lambda: "disk" not in world.qubes() or world.state("disk") == "Halted")
+        world.run("qvm-remove", "-f", "disk", status=None)
+        world.run("qvm-pool", "remove", "raw")
+    assert not files.exists()

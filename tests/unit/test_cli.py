@@ -301,7 +301,10 @@ def test_pools(shell: Shell) -> None:
     assert shell("qvm-pool") == "NAME     DRIVER\ndefault  qcow2\nsecond   qcow2\n"
     shell("qvm-pool set second -o revisions_to_keep=3")
     assert "revisions_to_keep  3\n" in shell("qvm-pool info second")
-    assert shell("qvm-pool drivers").startswith("DRIVER  OPTIONS\nqcow2   dir_path, ")
+    assert [line.split()[:2] for line in shell("qvm-pool drivers").splitlines()] == [
+        ["DRIVER", "OPTIONS"], ["file", "dir_path,"], ["file-reflink", "dir_path,"], ["qcow2", "dir_path,"],
+    ]  # fmt: skip
+    assert "no option 'colour'" in shell("qvm-pool set second -o colour=red", status=2) + shell.err
     shell("qvm-pool remove second")
     shell("qvm-pool remove default", status=1)
     assert [pool["name"] for pool in json.loads(shell("qvm-pool --format json list"))] == ["default"]

@@ -16,8 +16,9 @@ import pytest
 
 from casemate.host.process import Runner
 from casemate.model.volumes import Volume
-from casemate.storage.pool import Account
-from casemate.storage.qcow2 import Image, Qcow2Pool
+from casemate.storage.driver import Opening
+from casemate.storage.drivers.qcow2 import Qcow2Pool
+from casemate.storage.pool import Account, Image
 from casemate.storage.qcow2_header import check_file
 from casemate.wire.errors import (
     CasemateError,
@@ -51,7 +52,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def pool(place: Path) -> Qcow2Pool:
     """An empty pool."""
-    return Qcow2Pool(place, Runner(), GROUP)
+    return Qcow2Pool(Opening({}, place, Runner(), GROUP))
 
 
 async def io(image: Path, command: str, account: Account | None) -> bytes:
@@ -195,7 +196,7 @@ def test_merge_that_was_cut_short_blocks_readers_until_it_is_done(pool: Qcow2Poo
         await write(image, 0x77, TEMPLATE)
         # Killed between the rename and the end of the commit.
         image.path.rename(image.path.with_name("root.merge.qcow2"))
-        fresh = Qcow2Pool(place, Runner(), GROUP)
+        fresh = Qcow2Pool(Opening({}, place, Runner(), GROUP))
         with pytest.raises(StorageError, match="half merged"):
             await fresh.start(work_root, WORK, False)
         await fresh.stop(template_root)
@@ -210,7 +211,7 @@ def test_changes_of_a_crash_are_kept_at_the_next_start(pool: Qcow2Pool, place: P
         await imported(pool, place)
         image = await pool.start(template_root, TEMPLATE, True)
         await write(image, 0x78, TEMPLATE)
-        again = await Qcow2Pool(place, Runner(), GROUP).start(template_root, TEMPLATE, True)
+        again = await Qcow2Pool(Opening({}, place, Runner(), GROUP)).start(template_root, TEMPLATE, True)
         assert await holds(again.path, 0x78)
 
     asyncio.run(scenario())
@@ -288,7 +289,7 @@ def test_each_machine_owns_its_files_and_only_its_own(pool: Qcow2Pool, place: Pa
         base = pool.path(template_root).stat()
         assert (base.st_uid, base.st_gid, base.st_mode & 0o777) == (0, WORK.gid, 0o640)
         with pytest.raises(CasemateError):
-            await write(Image(pool.path(template_root)), 0x13, WORK)
+            await write(Image(pool.path(template_root), "qcow2"), 0x13, WORK)
 
     asyncio.run(scenario())
 
@@ -506,7 +507,7 @@ def test_killed_at_any_step_the_volume_is_usable_and_whole(place: Path, shared: 
     volume = kept(work_private, 1)
 
     def pool() -> Qcow2Pool:
-        return Qcow2Pool(place, Runner(), GROUP)
+        return Qcow2Pool(Opening({}, place, Runner(), GROUP))
 
     async def prepare() -> None:
         await pool().remove(volume)

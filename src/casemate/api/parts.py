@@ -13,6 +13,7 @@ from casemate.engine.devices import Attachment
 from casemate.host.devices import HostDevice
 from casemate.model.devices import DeviceRef
 from casemate.model.domain import Domain
+from casemate.storage.driver import Driver
 
 
 class Machine(Protocol):
@@ -120,6 +121,10 @@ class Volumes(Protocol):
 
 class Pools(Protocol):
     """Knows the storage pools."""
+
+    @property
+    def drivers(self) -> Mapping[str, Driver]:
+        """The storage drivers of this host by name."""
 
     async def room(self, name: str) -> tuple[int, int] | None:
         """Size and used bytes of what a pool lies on; None where that is not known."""

@@ -14,6 +14,7 @@ from casemate.api.limits import LIMITS
 from casemate.api.method import Access, Method
 from casemate.api.methods import INTERNAL, METHODS, MISC, MODULES
 from casemate.api.pages import code, page, table, write
+from casemate.api.plugin_pages import storage_drivers
 from casemate.model.classes import CLASSES
 from casemate.model.domain import Domain
 from casemate.model.invariants import INVARIANTS
@@ -300,6 +301,7 @@ PAGES = {
     "errors.md": errors,
     "events.md": events,
     "limits.md": limits,
+    "storage-drivers.md": storage_drivers,
 }
 """Every page and what writes it."""
 

@@ -60,17 +60,27 @@ def _remove(args: argparse.Namespace, qubes: Qubes) -> int:
 
 
 def _set(args: argparse.Namespace, qubes: Qubes) -> int:
+    driver = _info(qubes, args.POOL)["driver"]
+    known = _driver_options(qubes).get(driver, [])
     for key, text in _options(args.option).items():
-        if key not in ("revisions_to_keep", "ephemeral_volatile"):
-            raise tool.UsageError(f"{key} of a pool cannot be changed")
+        if key not in known:
+            raise tool.UsageError(
+                f"driver {driver} of pool {args.POOL} has no option {key!r}; it has {', '.join(known)}"
+            )
         qubes.call(f"admin.pool.Set.{key}", args.POOL, payload=text)
     return 0
 
 
+def _driver_options(qubes: Qubes) -> dict[str, list[str]]:
+    """The storage drivers of the host, each with the names of its options."""
+    lines = (line.split(" ") for line in qubes.call("admin.pool.ListDrivers").splitlines())
+    return {driver: options for driver, *options in lines}
+
+
 def _drivers(args: argparse.Namespace, qubes: Qubes) -> int:
-    found = [line.split(" ") for line in qubes.call("admin.pool.ListDrivers").splitlines()]
-    rows = [["DRIVER", "OPTIONS"], *([driver, ", ".join(options)] for driver, *options in found)]
-    return _show(args, rows, {driver: options for driver, *options in found})
+    found = _driver_options(qubes)
+    rows = [["DRIVER", "OPTIONS"], *([driver, ", ".join(options)] for driver, options in found.items())]
+    return _show(args, rows, found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

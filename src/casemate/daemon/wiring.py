@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +57,9 @@ from casemate.qrexec.host_service import run_on_host
 from casemate.qrexec.listener import CallListener
 from casemate.qrexec.system import Systems
 from casemate.settings import Settings
-from casemate.storage.pool import Pools
+from casemate.storage.driver import Driver
+from casemate.storage.drivers import load as load_drivers
+from casemate.storage.pools import Pools
 from casemate.store.store import Store
 
 DEFAULT_POLICY = "90-default.policy"
@@ -93,15 +96,17 @@ def build(
     accounts: Accounts | None = None,
     acceleration: AccelerationProbe | None = None,
     links: Links | None = None,
+    drivers: Mapping[str, Driver] | None = None,
 ) -> Parts:
-    """All parts, made and joined; nothing is opened yet. Three parts can be given instead, by a test's own daemon."""
+    """All parts, made and joined; nothing is opened yet. Some parts can be given instead, by a test's own daemon."""
     accounts = accounts or Accounts(settings, root=os.geteuid() == 0)
     acceleration = acceleration or AccelerationProbe(settings, runner, store)
     links = links or Links(settings, runner)
+    drivers = drivers or load_drivers()
 
     # What is known: the stored system, the states of qubes, the policy.
     bus, states, locks = Bus(), States(), OperationLocks()
-    pools = Pools(settings, runner, store, accounts.group)
+    pools = Pools(settings, runner, store, accounts.group, drivers)
     policy = PolicyFiles(settings.policy_dir, settings.policy_run_dir)
     systems = Systems(store.snapshot, lambda name: states.of(name).value)
 

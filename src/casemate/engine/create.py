@@ -21,7 +21,7 @@ from casemate.model.properties import Stored
 from casemate.model.system import System
 from casemate.model.volumes import Volume
 from casemate.settings import Settings
-from casemate.storage.pool import Pools
+from casemate.storage.pools import Pools
 from casemate.store.store import Store
 from casemate.wire import events as ev
 from casemate.wire.errors import NotFoundError, NotHaltedError
@@ -121,7 +121,7 @@ class Creator:
             if self._states.of(name) is not PowerState.HALTED:
                 raise NotHaltedError(f"{name} is running")
             self._bus.say(ev.DomainPreDelete(name))
-            volumes = [v for v in domain.configured_volumes() if v.name in TARGETS]
+            volumes = [v for v in domain.volumes.values() if v is not None and v.name in TARGETS]
             entry = _entry("remove", domain, volumes)
             self._journal.begin(entry)
             try:
@@ -145,9 +145,10 @@ class Creator:
         if domain.klass in ("AdminVM", "RemoteVM") or not domain.kernel:
             return None
         disks = {
-            name: Disk(target=TARGETS[name], serial=name, path=self._pools.of(volume).path(volume), format="qcow2")
+            name: Disk(target=TARGETS[name], serial=name, path=pool.path(volume), format=pool.format)
             for name, volume in domain.volumes.items()
             if volume is not None and name in TARGETS
+            for pool in (self._pools.of(volume),)
         }
         found = self._acceleration.found
         return machine_spec(

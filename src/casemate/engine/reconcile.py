@@ -13,7 +13,7 @@ from casemate.engine.machine import TARGETS
 from casemate.host.hypervisor import Hypervisor, MachineInfo, PowerState
 from casemate.model.domain import Domain
 from casemate.settings import Settings
-from casemate.storage.pool import Pools
+from casemate.storage.pools import Pools
 from casemate.store.store import Store
 from casemate.wire.errors import CasemateError
 

@@ -21,7 +21,7 @@ from casemate.host.hypervisor import Disk, Hypervisor
 from casemate.model.classes import Template
 from casemate.model.domain import Domain
 from casemate.settings import Settings
-from casemate.storage.pool import Pools
+from casemate.storage.pools import Pools
 from casemate.wire import events as ev
 from casemate.wire.errors import DisconnectedError, StartError, printable
 

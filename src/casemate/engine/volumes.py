@@ -12,7 +12,7 @@ from casemate.engine.states import States
 from casemate.host.hypervisor import PowerState
 from casemate.model.domain import Domain
 from casemate.model.volumes import Volume
-from casemate.storage.pool import Pools
+from casemate.storage.pools import Pools
 from casemate.store.store import Store
 from casemate.wire.errors import NotFoundError, NotHaltedError, StorageError, ValueInvalidError, VolumeNotFoundError
 

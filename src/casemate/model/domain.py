@@ -479,7 +479,8 @@ class Domain(Holder):
             return volume
         source = origin.source if origin.snap_on_start else origin.vid
         size = volume.size if volume.save_on_stop else origin.size
-        return replace(volume, source=source, size=size)
+        # A snapshot lies where its source lies: no driver can take one of another pool's volume.
+        return replace(volume, source=source, size=size, pool=origin.pool)
 
     def set_volume(self, volume: Volume) -> None:
         """Replace the configuration of one volume, or add it."""

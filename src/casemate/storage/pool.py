@@ -1,20 +1,12 @@
-"""What a storage pool does for the engine, and which pool a volume lies in."""
+"""The contract of a storage pool: what the engine asks of one, and what a machine gets from it."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from casemate.host.files import room
-from casemate.host.process import Runner
-from casemate.model.system import PoolConfig
 from casemate.model.volumes import Volume
-from casemate.settings import Settings
-from casemate.storage.qcow2 import Qcow2Pool
-from casemate.store.store import Store
-from casemate.wire.errors import PoolNotFoundError, printable
 
 
 class Owner(Protocol):
@@ -37,115 +29,85 @@ class Account:
     gid: int
 
 
-class Source(Protocol):
-    """An image as a machine opens it."""
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image as a machine opens it. QEMU is told every format; it never guesses one."""
 
-    @property
-    def path(self) -> Path:
-        """The file."""
-
-    @property
-    def format(self) -> str:
-        """Its format; never guessed."""
-
-    @property
-    def readonly(self) -> bool:
-        """True when the machine must not write it."""
-
-    @property
-    def backing(self) -> tuple[tuple[Path, str], ...]:
-        """What the file is a layer over, nearest first: (file, format)."""
-
-    @property
-    def scratch(self) -> bool:
-        """True for what is thrown away when the machine ends."""
-
-    @property
-    def own_layers(self) -> bool:
-        """True when the layers below are the qube's alone."""
+    path: Path
+    format: str
+    readonly: bool = False
+    backing: tuple[tuple[Path, str], ...] = ()
+    """What the file is a layer over, nearest first: (file, format)."""
+    scratch: bool = False
+    """True for what is thrown away when the machine ends. Its writes need not reach the disk."""
+    own_layers: bool = False
+    """True when the layers below are the qube's alone, as older states of its own volume are."""
 
 
 class Pool(Protocol):
-    """Keeps volumes. Every method is idempotent and undoes itself when it fails; sizes are bytes.
+    """Keeps volumes. Every method undoes itself when it fails; sizes are bytes. All raise StorageError.
 
-    ``owner`` is the account that must be able to open what ``start`` returns (None: we run as that user ourselves).
+    What a volume's flags ask for:
+
+    - ``save_on_stop``: the volume is kept. ``create``, ``import_image``, ``clone``, ``resize`` and ``revert`` change
+      it while its qube is halted, and whatever is replaced becomes a revision.
+    - ``snap_on_start``: each run begins with the content that ``source`` has when the machine starts, and what the
+      machine writes is thrown away.
+    - neither: each run begins with an empty volume.
+
+    The engine calls these methods under the operation lock of the volume's qube. A source may be read by many qubes'
+    ``start`` at the same time, and be replaced meanwhile by its own qube's ``stop``; a pool keeps the two apart.
     """
 
+    @property
+    def format(self) -> str:
+        """The format of the images that ``start`` returns: ``qcow2`` or ``raw``."""
+
     def path(self, volume: Volume) -> Path:
-        """Where the volume itself lies."""
+        """Where the volume itself lies; for one that exists only while it runs, where it will lie."""
 
     def has_left_overs(self, volume: Volume) -> bool:
         """True while something stands for the volume that ``stop`` would take away."""
 
     async def create(self, volume: Volume) -> None:
-        """A new volume; a private one with an empty file system."""
+        """A new volume; a private one with an empty ext4 file system."""
 
     async def import_image(self, volume: Volume, source: Path) -> None:
-        """A new volume with the content of a raw image."""
+        """A new volume with the content of a raw image, and at least as large as the volume says."""
 
     async def clone(self, source: Volume, target: Volume) -> None:
         """Replace ``target`` by a copy of ``source``; neither is in use."""
 
-    async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Source:
-        """Make the volume ready for a machine. ``shared``: others are based on it, even while it runs."""
+    async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
+        """Make the volume ready for a machine that ``owner`` runs (None: this process's user does).
+
+        ``shared``: others are based on the volume, even while it runs; they must see none of what it writes before it
+        has stopped.
+        """
 
     async def stop(self, volume: Volume) -> None:
         """Give it back: what is not kept is thrown away. Also after a crash, and when it was never started."""
 
     async def remove(self, volume: Volume) -> None:
-        """Remove the volume and everything that belongs to it."""
+        """Remove the volume and everything that belongs to it. Absent is fine."""
 
     def revisions(self, volume: Volume) -> list[str]:
-        """The older states that the volume can go back to, oldest first."""
+        """The older states that the volume can go back to, oldest first; at most ``volume.revisions_to_keep``."""
 
     async def revert(self, volume: Volume, revision: str) -> None:
-        """Make a volume that is not in use as it was; RevisionNotFoundError."""
+        """Make a volume that is not in use as it was; RevisionNotFoundError. The present state becomes a revision."""
 
     def is_outdated(self, volume: Volume) -> bool:
-        """Whether a machine runs on an older state of the volume's origin."""
+        """Whether a machine runs on an older state of the volume's source."""
 
     async def resize(self, volume: Volume, size: int) -> None:
-        """Make it larger."""
+        """Make it larger; the guest grows its file system itself."""
 
     async def usage(self, volume: Volume) -> int:
         """Bytes that it takes on disk."""
 
     async def verify(self, volume: Volume) -> None:
-        """StorageError unless it is there and is a file of ours."""
+        """StorageError unless the volume (or its source) is there and is a file of ours."""
 
-
-class Pools:
-    """The pools of the store, by the drivers that this host has."""
-
-    def __init__(self, settings: Settings, runner: Runner, store: Store, group: int | None) -> None:
-        self._settings = settings
-        self._runner = runner
-        self._store = store
-        self._group = group
-        self._made: dict[tuple[str, str, str], Pool] = {}
-
-    def directory(self, config: PoolConfig) -> Path:
-        """Where a pool's files are."""
-        return Path(config.options.get("dir_path") or self._settings.state / "pools" / config.name)
-
-    async def room(self, name: str) -> tuple[int, int] | None:
-        """Size and used bytes of the file system that a pool lies on; None while there is no such directory."""
-        directory = self.directory(self._store.snapshot().pool(name))
-        return await asyncio.to_thread(room, directory)
-
-    def of(self, volume: Volume) -> Pool:
-        """The pool of a volume, PoolNotFoundError when the store has none of that name or the driver is not ours."""
-        config = self._store.snapshot().pools.get(volume.pool)
-        if config is None:
-            raise PoolNotFoundError(f"No such pool: {printable(volume.pool)!r}")
-        directory = str(self.directory(config))
-        key = (volume.pool, config.driver, directory)
-        if key not in self._made:
-            if config.driver not in DRIVERS:
-                raise PoolNotFoundError(f"Pool {volume.pool} has driver {config.driver}, which is not for this host")
-            self._made[key] = DRIVERS[config.driver](Path(directory), self._runner, self._group)
-        return self._made[key]
-
-
-DRIVERS = {"qcow2": Qcow2Pool}
-"""Storage drivers by their names in the store."""
+    async def room(self) -> tuple[int, int] | None:
+        """Size and used bytes of what the pool lies on; None while that cannot be known."""

@@ -30,7 +30,7 @@ from casemate.host.process import Runner
 from casemate.model.system import PoolConfig
 from casemate.model.volumes import Volume
 from casemate.settings import Settings, load
-from casemate.storage import pool as pool_module
+from casemate.storage.driver import DIR_PATH, Driver, Opening
 from casemate.storage.pool import Owner
 from casemate.store.store import Store
 from casemate.wire.errors import DisconnectedError, StorageError
@@ -116,8 +116,10 @@ class LabLinks:
 class TouchPool:
     """Volumes that are empty files."""
 
-    def __init__(self, directory: Path, runner: Runner, group: int | None) -> None:
-        self._directory = directory
+    format = "raw"
+
+    def __init__(self, opening: Opening) -> None:
+        self._directory = opening.directory
 
     def path(self, volume: Volume) -> Path:
         return self._directory / volume.vid
@@ -184,7 +186,6 @@ class _Image:
 
 async def serve(settings: Settings) -> None:
     """As casemate.daemon.wiring does, with the parts of the lab."""
-    pool_module.DRIVERS["touch"] = TouchPool  # type: ignore[assignment]
     store = Store(settings.store_file)
     with store.write() as transaction:
         system = transaction.system
@@ -203,6 +204,7 @@ async def serve(settings: Settings) -> None:
     parts = build(
         settings, store, machines, runner,
         accounts=Accounts(settings, root=False), acceleration=acceleration, links=LabLinks(),  # type: ignore[arg-type]
+        drivers={"touch": Driver("touch", "Empty files.", (DIR_PATH,), TouchPool)},  # type: ignore[arg-type]
     )  # fmt: skip
     await begin(settings, parts)
     server = Server(parts.context)

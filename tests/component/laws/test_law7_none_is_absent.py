@@ -23,7 +23,8 @@ from casemate.model.properties import Role
 from casemate.model.system import System
 from casemate.model.volumes import KEPT_PRIVATE, KEPT_ROOT, VOLATILE, VOLUME_NAMES, Volume, VolumeRule
 from casemate.settings import Settings
-from casemate.storage.pool import Pools
+from casemate.storage.drivers import load as load_drivers
+from casemate.storage.pools import Pools
 from casemate.store import layout, reader, writer
 from casemate.store.store import Store
 from casemate.wire.errors import StorageError, VolumeNotFoundError
@@ -90,7 +91,7 @@ async def _through_storage(system: System, qube: Domain, missing: str, directory
     store = Store(directory / "state" / "qubes.xml")
     store.snapshot()
     settings = Settings(directory / "state", directory / "run", directory / "cache")
-    pools = Pools(settings, Runner(), store, None)
+    pools = Pools(settings, Runner(), store, None, load_drivers())
     for base in ("deb", "base"):
         for name in ("root", "private"):
             volume = system.domains[base].volume(name)
@@ -126,7 +127,9 @@ def test_a_volume_that_should_be_there_is_missed(tmp_path: Path) -> None:
     system = small_system()
     store = Store(tmp_path / "state" / "qubes.xml")
     store.snapshot()
-    pools = Pools(Settings(tmp_path / "state", tmp_path / "run", tmp_path / "cache"), Runner(), store, None)
+    pools = Pools(
+        Settings(tmp_path / "state", tmp_path / "run", tmp_path / "cache"), Runner(), store, None, load_drivers()
+    )
     volume = system.domains["work"].volume("private")
     with pytest.raises(StorageError):
         asyncio.run(pools.of(volume).verify(volume))

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from casemate.api.context import Context
 from casemate.api.method import Access, method
-from casemate.model.kinds import Bool
 from casemate.model.system import PoolConfig, System
-from casemate.wire import names
-from casemate.wire.errors import NotImplementedHereError, ProtocolError, ValueInvalidError, printable
-
-DRIVERS = {"qcow2": ("dir_path", "revisions_to_keep", "ephemeral_volatile")}
-"""The drivers of pools with the options that each takes."""
+from casemate.wire.errors import PoolNotFoundError, ProtocolError, ValueInvalidError, printable
 
 
 @method("admin.pool.List", Access.READ)
@@ -20,9 +15,10 @@ def list_pools(system: System) -> str:
 
 
 @method("admin.pool.ListDrivers", Access.READ)
-def list_drivers() -> str:
+def list_drivers(context: Context) -> str:
     """The drivers, each with its options."""
-    return "".join(f"{' '.join((driver, *options))}\n" for driver, options in DRIVERS.items())
+    drivers = sorted(context.pools.drivers.items())
+    return "".join(f"{' '.join((name, *(one.name for one in driver.options)))}\n" for name, driver in drivers)
 
 
 @method("admin.pool.Info", Access.EXECUTE)
@@ -53,9 +49,10 @@ def list_volumes(system: System, arg: str) -> str:
 
 
 @method("admin.pool.Add", Access.WRITE)
-def add_pool(system: System, arg: str, payload: str) -> None:
+def add_pool(context: Context, system: System, arg: str, payload: str) -> None:
     """Add a pool; the argument is its driver, the payload ``name=`` and the driver's options, a line for each."""
-    if arg not in DRIVERS:
+    driver = context.pools.drivers.get(arg)
+    if driver is None:
         raise ValueInvalidError(f"No such driver of pools: {printable(arg, 40)!r}")
     options: dict[str, str] = {}
     for line in payload.rstrip("\n").split("\n"):
@@ -64,20 +61,7 @@ def add_pool(system: System, arg: str, payload: str) -> None:
             raise ProtocolError(f"Not understood, or given twice: {printable(line, 80)!r}")
         options[key] = text
     name = options.pop("name", "")
-    unknown = sorted(options.keys() - set(DRIVERS[arg]))
-    if unknown:
-        raise ValueInvalidError(f"Driver {arg} has no option {printable(unknown[0], 40)!r}")
-    if any(not " " <= c <= "~" for text in options.values() for c in text):
-        raise ValueInvalidError("An option has characters that are not printable ASCII")
-    directory = options.get("dir_path")
-    if directory is not None and (
-        not directory.startswith("/") or ".." in directory.split("/") or len(directory) > 512
-    ):
-        raise ValueInvalidError("dir_path must be an absolute path without '..'")
-    if "revisions_to_keep" in options and options["revisions_to_keep"] != "-1":
-        names.number(options["revisions_to_keep"], "revisions_to_keep", 0, 1000)
-    if "ephemeral_volatile" in options and Bool().parse(options["ephemeral_volatile"]):
-        raise NotImplementedHereError("No pool here can encrypt volumes")
+    driver.check(options)
     system.add_pool(name, arg, options)
 
 
@@ -88,17 +72,23 @@ def remove_pool(system: System, arg: str) -> None:
 
 
 @method("admin.pool.Set.revisions_to_keep", Access.WRITE)
-def set_revisions(system: System, arg: str, payload: str) -> None:
+def set_revisions(context: Context, system: System, arg: str, payload: str) -> None:
     """How many older states of its volumes a pool keeps; -1 for as many as the driver likes."""
-    if payload != "-1":
-        names.number(payload, "revisions_to_keep", 0, 1000)
-    system.set_pool_option(arg, "revisions_to_keep", payload)
+    _set_option(context, system, arg, "revisions_to_keep", payload)
 
 
 @method("admin.pool.Set.ephemeral_volatile", Access.WRITE)
-def set_ephemeral(system: System, arg: str, payload: str) -> None:
+def set_ephemeral(context: Context, system: System, arg: str, payload: str) -> None:
     """Whether volatile volumes of a pool are encrypted with a key that nobody keeps: no, so only ``False`` is true."""
-    system.pool(arg)
-    if Bool().parse(payload):
-        raise NotImplementedHereError(f"Pool {arg} cannot encrypt volumes")
-    system.set_pool_option(arg, "ephemeral_volatile", "False")
+    _set_option(context, system, arg, "ephemeral_volatile", payload)
+
+
+def _set_option(context: Context, system: System, name: str, option: str, text: str) -> None:
+    pool: PoolConfig = system.pool(name)
+    driver = context.pools.drivers.get(pool.driver)
+    if driver is None:
+        raise PoolNotFoundError(f"Pool {name} has driver {pool.driver}, which this host does not have")
+    driver.check({option: text})
+    if not driver.option(option).changeable:
+        raise ValueInvalidError(f"Option {option} of pool {name} cannot be changed")
+    system.set_pool_option(name, option, text)

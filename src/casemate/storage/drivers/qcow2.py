@@ -21,122 +21,55 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from casemate.host.files import free_bytes, fsync_dir, fsync_file, new_name, remove_tree
-from casemate.host.process import Runner
-from casemate.host.template_build import EXT4_OPTIONS
+from casemate.host.files import fsync_dir, fsync_file
 from casemate.model.volumes import Volume
+from casemate.storage.driver import DIR_PATH, EPHEMERAL_VOLATILE, REVISIONS_TO_KEEP, Driver, Opening
+from casemate.storage.pool import Image, Owner
 from casemate.storage.qcow2_header import check_file, facts, untouched
-from casemate.storage.revisions import Revisions
-from casemate.wire.errors import CasemateError, RevisionNotFoundError, StorageError, VolumeNotFoundError
-from casemate.wire.names import qube_name, service_name
-
-if TYPE_CHECKING:
-    from casemate.storage.pool import Owner
+from casemate.storage.qcow2_revisions import Revisions
+from casemate.storage.volume_files import VolumeFiles
+from casemate.wire.errors import RevisionNotFoundError, StorageError
 
 FORMAT = "qcow2"
-TOOL_SECONDS = 900.0
 _FORMATTED = "private"
 """The volume that begins with a file system; others are filled by import or are used raw."""
-_RESERVE = 64 << 20
-"""Room that must be left on the disk for the store and the logs when a volume is made."""
 _SUFFIXES = ("", ".run", ".base", ".merge")
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A file as a machine opens it; ``backing`` is what it is a layer over, ``scratch``: thrown away at the end."""
-
-    path: Path
-    format: str = FORMAT
-    readonly: bool = False
-    backing: tuple[tuple[Path, str], ...] = ()
-    scratch: bool = False
-    own_layers: bool = False
-    """Whether the layers below are this qube's alone, as older states of its own volume are."""
-
-
 class Qcow2Pool:
-    """See ``storage.pool.Pool``. ``group`` is the group of all qubes (None: we are not root)."""
+    """See ``storage.pool.Pool``."""
 
-    def __init__(self, directory: Path, runner: Runner, group: int | None) -> None:
-        self._directory = directory
-        self._runner = runner
-        self._group = group
+    format = FORMAT
+
+    def __init__(self, opening: Opening) -> None:
+        self._files = VolumeFiles(opening, ".qcow2")
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One per volume: nobody begins to read it while it is replaced or merged."""
 
-    # -- names
+    async def room(self) -> tuple[int, int] | None:
+        """Size and used bytes of the file system that the pool lies on; None while there is no such directory."""
+        return await self._files.room()
 
-    def _place(self, vid: str, suffix: str = "") -> Path:
-        qube, slash, volume = vid.partition("/")
-        if not slash:
-            raise VolumeNotFoundError(f"{vid!r} is not the id of a volume here")
-        return self._directory / qube_name(qube) / f"{service_name(volume)}{suffix}.qcow2"
+    # -- names
 
     def path(self, volume: Volume) -> Path:
         """Where the volume itself lies; for one that exists only while it runs, where it will lie."""
-        return self._place(volume.vid) if volume.save_on_stop else self._place(volume.vid, ".run")
+        return self._files.place(volume.vid) if volume.save_on_stop else self._files.place(volume.vid, ".run")
 
     def _existing(self, vid: str) -> Path:
-        path = self._place(vid)
+        path = self._files.place(vid)
         if not path.is_file():
             raise StorageError(f"volume {vid} is missing: there is no {path}")
-        if self._place(vid, ".merge").exists():
+        if self._files.place(vid, ".merge").exists():
             raise StorageError(f"volume {vid} was left half merged; it is merged when its qube is stopped again")
         return path
-
-    # -- tools
-
-    async def _tool(self, *argv: str | Path, account: tuple[int, int] | None = None) -> None:
-        user, group = account if account is not None else (None, None)
-        try:
-            await self._runner.run(argv, timeout=TOOL_SECONDS, user=user, group=group)
-        except CasemateError as error:
-            raise StorageError(str(error)) from error
-
-    def _writer(self, path: Path) -> tuple[int, int] | None:
-        """The account whose machine could write a file; None when it is ours."""
-        status = path.stat()
-        return (status.st_uid, status.st_gid) if self._group is not None and status.st_uid != 0 else None
-
-    def _make_directory(self, path: Path) -> None:
-        """The qube's directory: the pool's others may pass through, nobody may list."""
-        path.mkdir(mode=0o711, parents=True, exist_ok=True)
-        if self._group is not None:
-            for directory in (path, self._directory, self._directory.parent):
-                directory.chmod(0o711)
-
-    def _give(self, path: Path, account: tuple[int, int] | None) -> None:
-        """Make the file readable and writable for an account alone (None: for us)."""
-        path.chmod(0o600)
-        if self._group is not None:
-            os.chown(path, *(account or (0, 0)), follow_symlinks=False)
-
-    def _share(self, path: Path) -> None:
-        """Make the file the base of overlays: nobody's to write, readable for all qubes of this state."""
-        if self._group is not None:
-            os.chown(path, 0, self._group, follow_symlinks=False)
-            path.chmod(0o640)
-
-    @contextmanager
-    def _making(self, target: Path, account: tuple[int, int] | None = None) -> Iterator[Path]:
-        """A fresh empty file of an account that becomes ``target`` when the block succeeds; else nothing is left."""
-        self._make_directory(target.parent)
-        if free_bytes(target.parent) < _RESERVE:
-            raise StorageError(f"No room: less than {_RESERVE >> 20} MiB are free for {target}")
-        with new_name(target) as fresh:
-            fresh.touch(mode=0o600, exist_ok=False)
-            self._give(fresh, account)
-            yield fresh
 
     # -- older states
 
     def _older(self, vid: str) -> Revisions:
-        return Revisions(self._place(vid))
+        return Revisions(self._files.place(vid))
 
     def revisions(self, volume: Volume) -> list[str]:
         """The older states of a volume that it can go back to, oldest first."""
@@ -149,19 +82,19 @@ class Qcow2Pool:
             source = older.path(revision)
             if revision not in older.shown(volume.revisions_to_keep):
                 raise RevisionNotFoundError(f"volume {volume.vid} has no older state {revision!r}")
-            layers, account = older.below(source), self._writer(source)
+            layers, account = older.below(source), self._files.writer(source)
             with self._replacing(volume, account) as fresh:
                 await self._convert(source, fresh, account, layers)
                 if facts(fresh).size < volume.size:
-                    await self._tool("qemu-img", "resize", "-q", "-f", FORMAT, fresh, str(volume.size))
+                    await self._files.tool("qemu-img", "resize", "-q", "-f", FORMAT, fresh, str(volume.size))
             await self._prune(volume)
 
     def is_outdated(self, volume: Volume) -> bool:
         """Whether a machine runs on a state of the origin that is not the newest."""
-        pin = self._place(volume.vid, ".base")
+        pin = self._files.place(volume.vid, ".base")
         if not volume.snap_on_start or volume.source is None or not pin.exists():
             return False
-        source = self._place(volume.source)
+        source = self._files.place(volume.source)
         return not source.exists() or not source.samefile(pin)
 
     async def _freeze(self, volume: Volume, account: tuple[int, int] | None) -> None:
@@ -175,18 +108,20 @@ class Qcow2Pool:
         if volume.revisions_to_keep < 1:
             return
         revision = older.path(older.next())
-        with self._making(path, account) as fresh:
+        with self._files.making(path, account) as fresh:
             size = str(facts(path).size)
-            await self._tool("qemu-img", "create", "-q", "-u", "-f", FORMAT, "-b", revision, "-F", FORMAT, fresh, size)
+            await self._files.tool(
+                "qemu-img", "create", "-q", "-u", "-f", FORMAT, "-b", revision, "-F", FORMAT, fresh, size
+            )
             os.link(path, revision, follow_symlinks=False)
 
     @contextmanager
     def _replacing(self, volume: Volume, account: tuple[int, int] | None = None) -> Iterator[Path]:
         """A fresh file that becomes the volume when the block succeeds; the volume until now becomes a revision."""
-        path, older = self._place(volume.vid), self._older(volume.vid)
-        with self._making(path, account) as fresh:
+        path, older = self._files.place(volume.vid), self._older(volume.vid)
+        with self._files.making(path, account) as fresh:
             yield fresh
-            self._give(fresh, None)
+            self._files.give(fresh, None)
             if volume.revisions_to_keep > 0 and path.is_file():
                 older.settle()
                 os.link(path, older.path(older.next()), follow_symlinks=False)
@@ -197,10 +132,10 @@ class Qcow2Pool:
         older = self._older(vid)
         older.settle()
         if layers := older.below(path):
-            account = self._writer(path)
-            with self._making(path, account) as fresh:
+            account = self._files.writer(path)
+            with self._files.making(path, account) as fresh:
                 await self._convert(path, fresh, account, layers)
-                self._give(fresh, None)
+                self._files.give(fresh, None)
 
     async def _prune(self, volume: Volume) -> None:
         """Forget the oldest states until no more than are to be kept are left.
@@ -213,14 +148,14 @@ class Qcow2Pool:
         names = older.all()
         while len(names) > max(volume.revisions_to_keep, 0):
             oldest, mark = older.path(names[0]), older.mark(names[0])
-            upper = older.path(names[1]) if len(names) > 1 else self._place(volume.vid)
+            upper = older.path(names[1]) if len(names) > 1 else self._files.place(volume.vid)
             if older.below(upper):
                 mark.touch()
                 fsync_dir(mark.parent)
-                account = self._writer(upper)
+                account = self._files.writer(upper)
                 for file in (upper, oldest):
-                    self._give(file, account)
-                await self._tool("qemu-img", "commit", "-q", "-d", "-f", FORMAT, upper, account=account)
+                    self._files.give(file, account)
+                await self._files.tool("qemu-img", "commit", "-q", "-d", "-f", FORMAT, upper, account=account)
                 fsync_file(oldest)
                 oldest.rename(upper)
             else:
@@ -233,21 +168,19 @@ class Qcow2Pool:
 
     def has_left_overs(self, volume: Volume) -> bool:
         """True while something stands for the volume that ``stop`` would take away."""
-        return any(self._place(volume.vid, suffix).exists() for suffix in _SUFFIXES if suffix)
+        return any(self._files.place(volume.vid, suffix).exists() for suffix in _SUFFIXES if suffix)
 
     async def create(self, volume: Volume) -> None:
         """A new volume, with an empty file system where the guest expects one."""
-        target = self._place(volume.vid)
+        target = self._files.place(volume.vid)
         if volume.name != _FORMATTED:
             with self._replacing(volume) as fresh:
-                await self._tool("qemu-img", "create", "-q", "-f", FORMAT, fresh, str(volume.size))
+                await self._files.tool("qemu-img", "create", "-q", "-f", FORMAT, fresh, str(volume.size))
             return
-        self._make_directory(target.parent)
+        self._files.make_directory(target.parent)
         raw = target.with_name(f".{target.name}.{secrets.token_hex(6)}.raw")
         try:
-            with open(raw, "xb") as file:
-                file.truncate(volume.size)
-            await self._tool("mke2fs", *EXT4_OPTIONS, "-L", volume.name, raw)
+            await self._files.make_file_system(raw, volume.size, volume.name)
             await self.import_image(volume, raw)
         finally:
             raw.unlink(missing_ok=True)
@@ -255,16 +188,16 @@ class Qcow2Pool:
     async def import_image(self, volume: Volume, source: Path) -> None:
         """A new volume with the content of a raw image of ours; as large as the volume says, if that is more."""
         with self._replacing(volume) as fresh:
-            await self._tool("qemu-img", "convert", "-f", "raw", "-O", FORMAT, source, fresh)
+            await self._files.tool("qemu-img", "convert", "-f", "raw", "-O", FORMAT, source, fresh)
             if volume.size > source.stat().st_size:
-                await self._tool("qemu-img", "resize", "-q", "-f", FORMAT, fresh, str(volume.size))
+                await self._files.tool("qemu-img", "resize", "-q", "-f", FORMAT, fresh, str(volume.size))
 
     async def clone(self, source: Volume, target: Volume) -> None:
         """A copy that shares nothing."""
         path = self._existing(source.vid)
         async with self._locks[source.vid]:
             layers = self._older(source.vid).below(path)
-            account = self._writer(path)
+            account = self._files.writer(path)
             with self._replacing(target, account) as fresh:
                 await self._convert(path, fresh, account, layers)
 
@@ -273,34 +206,28 @@ class Qcow2Pool:
     ) -> None:
         """Write what a checked file shows, layers and all, into a new one, as the user whose machine wrote it."""
         for layer in layers:
-            self._give(layer, account)
-        await self._tool("qemu-img", "convert", "-f", FORMAT, "-O", FORMAT, source, fresh, account=account)
+            self._files.give(layer, account)
+        await self._files.tool("qemu-img", "convert", "-f", FORMAT, "-O", FORMAT, source, fresh, account=account)
 
     async def remove(self, volume: Volume) -> None:
         """Remove the volume's files; with the last one the qube's directory."""
         for suffix in _SUFFIXES:
-            self._place(volume.vid, suffix).unlink(missing_ok=True)
+            self._files.place(volume.vid, suffix).unlink(missing_ok=True)
         self._older(volume.vid).remove()
-        directory = self._place(volume.vid).parent
-        for left in directory.glob(f".{volume.vid.partition('/')[2]}.*") if directory.is_dir() else ():
-            remove_tree(left)
         self._locks.pop(volume.vid, None)
-        try:
-            directory.rmdir()
-        except OSError:
-            pass  # other volumes, or none was ever here
+        self._files.remove_directory(volume.vid)
 
     async def resize(self, volume: Volume, size: int) -> None:
         """Make it larger; the guest grows its file system itself."""
         path = self._existing(volume.vid)
         self._older(volume.vid).below(path)
-        account = self._writer(path)
-        await self._tool("qemu-img", "resize", "-q", "-f", FORMAT, path, str(size), account=account)
+        account = self._files.writer(path)
+        await self._files.tool("qemu-img", "resize", "-q", "-f", FORMAT, path, str(size), account=account)
 
     async def usage(self, volume: Volume) -> int:
         """Bytes on disk of all its files; what it only reads is not its own."""
         total = 0
-        files = [self._place(volume.vid, suffix) for suffix in ("", ".run", ".merge")]
+        files = [self._files.place(volume.vid, suffix) for suffix in ("", ".run", ".merge")]
         older = self._older(volume.vid)
         for path in (*files, *map(older.path, older.all())):
             try:
@@ -320,20 +247,20 @@ class Qcow2Pool:
     async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
         """The volume itself, or what stands for it while it runs."""
         account = None if owner is None else (owner.uid, owner.gid)
-        run = self._place(volume.vid, ".run")
+        run = self._files.place(volume.vid, ".run")
         if volume.snap_on_start:
             if volume.source is None:
                 raise StorageError(f"volume {volume.vid} has nothing that it is a snapshot of")
             async with self._locks[volume.source]:
                 await self._flatten(volume.source)
-                pin = self._pin(self._existing(volume.source), self._place(volume.vid, ".base"))
+                pin = self._pin(self._existing(volume.source), self._files.place(volume.vid, ".base"))
             await self._overlay(run, pin, account)
-            return Image(run, backing=((pin, FORMAT),), scratch=True)
+            return Image(run, FORMAT, backing=((pin, FORMAT),), scratch=True)
         if not volume.save_on_stop:
             run.unlink(missing_ok=True)
-            with self._making(run, account) as fresh:
-                await self._tool("qemu-img", "create", "-q", "-f", FORMAT, fresh, str(volume.size))
-            return Image(run, scratch=True)
+            with self._files.making(run, account) as fresh:
+                await self._files.tool("qemu-img", "create", "-q", "-f", FORMAT, fresh, str(volume.size))
+            return Image(run, FORMAT, scratch=True)
         await self._merge(volume)
         async with self._locks[volume.vid]:
             if not shared:
@@ -342,44 +269,44 @@ class Qcow2Pool:
                 path = self._existing(volume.vid)
                 layers = self._older(volume.vid).below(path)
                 for file in (path, *layers):
-                    self._give(file, account)
+                    self._files.give(file, account)
                 return Image(path, FORMAT, not volume.rw, tuple((one, FORMAT) for one in layers), own_layers=True)
             await self._flatten(volume.vid)
             path = self._existing(volume.vid)
-            self._share(path)
+            self._files.share(path)
         await self._overlay(run, path, account)
-        return Image(run, backing=((path, FORMAT),))
+        return Image(run, FORMAT, backing=((path, FORMAT),))
 
     def _pin(self, base: Path, pin: Path) -> Path:
         """Give the base a second name that stays until this machine has ended."""
-        self._make_directory(pin.parent)
+        self._files.make_directory(pin.parent)
         pin.unlink(missing_ok=True)
-        self._share(base)
+        self._files.share(base)
         os.link(base, pin, follow_symlinks=False)
         return pin
 
     async def _overlay(self, run: Path, base: Path, account: tuple[int, int] | None) -> None:
         run.unlink(missing_ok=True)
-        with self._making(run, account) as fresh:
-            await self._tool("qemu-img", "create", "-q", "-f", FORMAT, "-b", base, "-F", FORMAT, fresh)
+        with self._files.making(run, account) as fresh:
+            await self._files.tool("qemu-img", "create", "-q", "-f", FORMAT, "-b", base, "-F", FORMAT, fresh)
 
     async def stop(self, volume: Volume) -> None:
         """Throw away or merge what stood for the volume while it ran. Also after a crash, and when it never ran."""
         if volume.save_on_stop:
             await self._merge(volume)
             async with self._locks[volume.vid]:
-                if self._place(volume.vid).is_file():
+                if self._files.place(volume.vid).is_file():
                     await self._prune(volume)
         else:
-            self._place(volume.vid, ".run").unlink(missing_ok=True)
-            self._place(volume.vid, ".base").unlink(missing_ok=True)
+            self._files.place(volume.vid, ".run").unlink(missing_ok=True)
+            self._files.place(volume.vid, ".base").unlink(missing_ok=True)
 
     async def _merge(self, volume: Volume) -> None:
         """Make a kept volume and its changes one file. Readers keep the old one, and it is kept as a revision; where
         neither is so, the changes are written into it, which costs as much as was changed. Killed at any instant, doing
         it again completes it."""
         vid = volume.vid
-        path, run, merge = self._place(vid), self._place(vid, ".run"), self._place(vid, ".merge")
+        path, run, merge = self._files.place(vid), self._files.place(vid, ".run"), self._files.place(vid, ".merge")
         async with self._locks[vid]:
             if merge.is_file():
                 await self._commit(merge, path)
@@ -391,11 +318,11 @@ class Qcow2Pool:
             if untouched(run):
                 run.unlink()
             elif path.stat().st_nlink > 1 or volume.revisions_to_keep > 0:
-                account = self._writer(run)
-                self._share(path)  # the tool runs as that account
-                with self._making(path, account) as fresh:
+                account = self._files.writer(run)
+                self._files.share(path)  # the tool runs as that account
+                with self._files.making(path, account) as fresh:
                     await self._convert(run, fresh, account)
-                    self._give(fresh, None)
+                    self._files.give(fresh, None)
                     if volume.revisions_to_keep > 0:
                         os.link(path, older.path(older.next()), follow_symlinks=False)
                 run.unlink()
@@ -406,12 +333,20 @@ class Qcow2Pool:
 
     async def _commit(self, merge: Path, path: Path) -> None:
         check_file(merge, path)
-        account = self._writer(merge)
-        self._give(path, account)
+        account = self._files.writer(merge)
+        self._files.give(path, account)
         try:
-            await self._tool("qemu-img", "commit", "-q", "-d", "-f", FORMAT, merge, account=account)
+            await self._files.tool("qemu-img", "commit", "-q", "-d", "-f", FORMAT, merge, account=account)
             fsync_file(path)
         finally:
-            self._give(path, None)
+            self._files.give(path, None)
         merge.unlink()
         fsync_dir(path.parent)
+
+
+DRIVER = Driver(
+    name="qcow2",
+    doc="Volumes as qcow2 files in a directory, in layers. Works on any file system; the driver of the default pool.",
+    options=(DIR_PATH, REVISIONS_TO_KEEP, EPHEMERAL_VOLATILE),
+    open=Qcow2Pool,
+)
