@@ -16,9 +16,9 @@ from casemate.wire.names import qube_name
 OPENER = "qubes-open"
 CHUNK = 1 << 18
 MAX_BYTES = 4 << 30
-"""Longest file that is taken."""
+"""Limit of what a qube says of itself (bytes): file to be opened in another qube."""
 IDLE_SECONDS = 60.0
-"""How long a sender may say nothing before its file is complete."""
+"""Limit of what a qube says of itself (seconds): time without data of such a file."""
 
 
 def main(argv: list[str]) -> int:

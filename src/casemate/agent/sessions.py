@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SERVICE = "qubes.WaitForSession"
 MAX_HELD = 256
-"""Calls that may wait at once; upstream's limit."""
+"""Limit of what a qube says of itself (calls): calls that wait for a user's session. It is upstream's number."""
 
 
 class Held(StreamHandler):

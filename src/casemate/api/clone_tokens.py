@@ -19,6 +19,7 @@ class CloneTokens:
     """Tokens that stand for a volume to be copied: used once, bounded in number, kept in memory only."""
 
     LIMIT = 256
+    """Limit of the Admin API: tokens of volumes to clone."""
 
     def __init__(self) -> None:
         self._tokens: OrderedDict[str, tuple[str, str, str]] = OrderedDict()

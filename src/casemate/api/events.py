@@ -24,8 +24,11 @@ from casemate.wire.events import ApiEvent
 _log = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 1000
+"""Limit of the Admin API: events waiting for one subscriber; then it is disconnected."""
 MAX_SUBSCRIPTIONS = 64
+"""Limit of the Admin API: subscribers of events."""
 MAX_OF_ONE_QUBE = 8
+"""Limit of the Admin API: subscriptions of one qube."""
 
 Visible = Callable[[str], bool] | None
 """Whether the caller may know of a qube, by name; None for a caller that may know of all."""

@@ -25,9 +25,11 @@ from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, ServiceSide, requested
 
 REQUEST_SECONDS = 30.0
 CALLS_OF_ONE_QUBE = 32
+"""Limit of the Admin API: running API calls of one qube."""
 NEWS_BURST = 10.0
+"""Limit of what a qube says of itself (times): times at once."""
 NEWS_PER_MINUTE = 10.0
-"""How often a qube may tell something about itself: each time the store is written."""
+"""Limit of what a qube says of itself (times a minute): times in the long run. Each time the store is written."""
 
 
 class GuestCalls:

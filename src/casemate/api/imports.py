@@ -24,6 +24,7 @@ from casemate.wire.errors import InUseError, NotHaltedError, ProtocolError, Stor
 
 METHODS = frozenset({"admin.vm.volume.Import", "admin.vm.volume.ImportWithSize"})
 MAX_IMAGE = 1 << 44
+"""Limit of the Admin API (bytes): image that is put into a volume."""
 IDLE_SECONDS = 600.0
 """A program that writes nothing for so long has given up: its import makes room for another."""
 _SIZE_LINE = 20

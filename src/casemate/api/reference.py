@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from casemate.api.limits import LIMITS
+import casemate
+from casemate.api.limits import limits as declared_limits
 from casemate.api.method import Access, Method
 from casemate.api.methods import INTERNAL, METHODS, MISC, MODULES
 from casemate.api.pages import code, page, table, write
@@ -142,8 +143,8 @@ def methods() -> str:
         f"One connection to the daemon's socket is one call: `METHOD+ARGUMENT SOURCE name DESTINATION`, NUL, payload, "
         f"end of writing. The reply is `0`, NUL, content; or `2`, NUL and an error ([errors](errors.md)). *To* says "
         f"whether the destination is a qube or {ADMIN}. A call that *reads* is answered from a snapshot and waits for "
-        f"nobody; one that *changes the store* is one transaction; one that *acts* takes as long as it takes; one that *streams* "
-        f"keeps the connection and sends events.",
+        f"nobody; one that *changes the store* is one transaction; one that *acts* takes as long as it takes; one that "
+        f"*streams* keeps the connection and sends events.",
     ]
     for noun in MODULES:
         own = [m for m in ALL_METHODS if m.handler.__module__ == noun.__name__]
@@ -218,26 +219,17 @@ def _meaning(cls: type[CasemateError]) -> str:
     return (inspect.getdoc(cls) or "").split(". ")[0].rstrip(".") + "."
 
 
+_PROGRAMS = ("agent", "cli", "client", "daemon", "link", "vchan")
+"""Packages that are programs: what they raise beyond the others' errors is in no reply of the API."""
+
+
 def _known_errors() -> Iterator[type[CasemateError]]:
-    """Those of the daemon's side and of the wire; a program that uses this may have defined others."""
-    packages = (
-        "wire",
-        "streams",
-        "calls",
-        "filecopy",
-        "qdb",
-        "model",
-        "store",
-        "host",
-        "storage",
-        "qrexec",
-        "engine",
-        "api",
-    )
-    for package in packages:
-        for module in _modules(f"casemate.{package}"):
+    """Every error that is declared in a package of the daemon's side or of the wire."""
+    packages = [found.name for found in pkgutil.iter_modules(casemate.__path__) if found.ispkg]
+    prefixes = tuple(f"casemate.{package}." for package in packages if package not in _PROGRAMS)
+    for prefix in prefixes:
+        for module in _modules(prefix.rstrip(".")):
             import_module(module)
-    prefixes = tuple(f"casemate.{package}." for package in packages)
     return (cls for cls in all_errors() if cls.__module__.startswith(prefixes) and not cls.__name__.startswith("_"))
 
 
@@ -254,8 +246,8 @@ def _modules(package: str) -> Iterable[str]:
 def limits() -> str:
     """The numbers that bound what anybody may ask for."""
     parts = ["Taken from the constants in the code; *where* names them."]
-    for title, rows in LIMITS.items():
-        parts.append(f"## {title}")
+    for topic, rows in declared_limits().items():
+        parts.append(f"## {topic[0].upper()}{topic[1:]}")
         parts.append(
             table(
                 ("What", "Limit", "Where"),

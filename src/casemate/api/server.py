@@ -26,7 +26,9 @@ from casemate.wire.errors import CasemateError, ProtocolError
 _log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 30.0
+"""Limit of the Admin API (seconds): time to send a request and to fetch its reply."""
 MAX_CONNECTIONS = 2048
+"""Limit of the Admin API: connections at once."""
 GROUP = "qubes"
 """Upstream's group of users who administer the host: they may use the sockets at upstream's places."""
 _MAX_PATH = 107

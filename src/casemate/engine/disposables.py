@@ -16,9 +16,9 @@ from casemate.wire.errors import CasemateError, QubeError
 log = logging.getLogger(__name__)
 
 DISPOSABLE_NAMES = 9999
+"""Limit of the store: numbers of disposables."""
 QUARANTINE_SECONDS = 24 * 3600.0
-"""How long the name of a removed disposable is not used again. Rules of the policy and lines of a log that mean the
-old one would else apply to the new one."""
+"""Limit of the store (seconds): time until a disposable's name is used again."""
 _ATTEMPTS = 100
 """Random names tried before giving up. With half of all names taken, all of them fail once in 10^30 times."""
 

@@ -21,6 +21,7 @@ from casemate.wire.firewall import ALLOW_ALL, Rule
 
 MAX_FIREWALL = 1 << 20
 MAX_NOTES = 256_000
+"""Limit of the Admin API (bytes): notes about a qube."""
 MAX_MENUS = 1 << 20
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BUFFER = 4 * qrexec.MAX_CHUNK
 """Records and contents are gathered up to so many bytes; those are summed and sent at once."""
 PATIENCE = 600.0
-"""Seconds without any sign of the receiver after which the copy has failed."""
+"""Limit of file copy (seconds): sender: time without a sign of the receiver."""
 MAX_STDERR = 4096
 
 _REASONS = {

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_BYTES = 4 * 1024**3
+"""Limit of file copy (bytes): data in one copy."""
 MAX_FILES = 10000
+"""Limit of file copy: files in one copy."""
 IDLE_SECONDS = 60.0
+"""Limit of file copy (seconds): receiver: time without data."""
 SPARE = 16 * 1024**2
-"""Bytes that stay free on the disk."""
+"""Limit of file copy (bytes): room that stays free on the receiver's disk."""
 WAIT_SECONDS = 3600.0
 """How long room is waited for, where that was asked for."""
 BUFFER = 256 * 1024

@@ -16,7 +16,8 @@ KERNEL_OPTIONS = "console=ttyS0 quiet panic=1 cryptomgr.notests random.trust_cpu
 """For every guest: complain on the console and end; no self-tests of crypto (half a second when emulated)."""
 
 HOTPLUG_PORTS = 4
-"""How many devices a running machine can be given at a time. Each port costs an emulated guest 35 ms of its start."""
+"""Limit of the Admin API (devices): devices attached to a running qube. Each port costs an emulated guest 35 ms of its
+start."""
 
 _MODERN = "virtio-non-transitional"
 _FIRST_SLOT = 2

@@ -36,20 +36,23 @@ if TYPE_CHECKING:
     from typing import Any
 
 CONSOLE_BYTES = 64 * 1024
+"""Limit of a qube's channel (bytes): end of a qube's console output that is kept."""
 CONSOLE_SHOWN = 3000
 """How much of it a new user of the console's terminal sees; less than a terminal keeps for a slow reader (4096)."""
 STRIKES = 5
-"""Violations of the protocol after which the channel stays closed until the qube is started anew."""
+"""Limit of a qube's channel: violations of the protocol; then the channel stays closed until the qube restarts."""
 CALLS_PER_SECOND = 50.0
+"""Limit of calls (a second): calls that a qube may ask for in the long run."""
 CALL_BURST = 200.0
-"""How fast a qube may ask for calls; what is beyond is refused."""
+"""Limit of calls: calls that a qube may ask for at once. More are refused."""
 BROKER_SECONDS = 180.0
-"""How long a decision may take, with the start of the target in it."""
+"""Limit of calls (seconds): time for a decision, with the start of the target."""
 PATIENCE_SECONDS = 10.0
 """How long a call of the host waits for the channel's next session."""
 LINGER_SECONDS = 30.0
 """How long a link outlives its machine; casemated ends it sooner."""
 LOG_LINES_PER_SECOND = 20
+"""Limit of a qube's channel (a second): lines that a link logs."""
 
 
 class Log:

@@ -24,6 +24,7 @@ ANY = "*"
 MODES = ("auto-attach", "ask-to-attach", "required")
 """Modes of an assignment. A device that was attached by hand has the mode ``manual`` and is not stored."""
 MAX_ASSIGNMENTS = 64
+"""Limit of the Admin API (devices): devices assigned to a qube."""
 
 _PORT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _IDENT = re.compile(r"[A-Za-z0-9_:.,+-]{1,128}")

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from casemate.model.domain import Domain
 
 MAX_FEATURES = 512
+"""Limit of the store: features of a qube."""
 MAX_VALUE = 4096
+"""Limit of the store (bytes): value of a feature."""
 
 
 def feature_value(text: str) -> str:

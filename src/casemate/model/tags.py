@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from casemate.model.domain import Domain
 
 MAX_TAGS = 64
+"""Limit of the store: tags of a qube."""
 
 
 class Tags(Collection[str]):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_CLIENTS = 256
+"""Limit of QubesDB: connections to one database."""
 
 
 class _Client:

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 HIGH_WATER = 256 * 1024
 """Output waiting above which a session reads no more requests."""
 MAX_OUTPUT = 4 * 1024 * 1024
-"""Output waiting above which a session that does not drain is closed."""
+"""Limit of QubesDB (bytes): output that waits for a connection that does not read; above it the connection is
+closed."""
 MAX_WATCHES = 64
+"""Limit of QubesDB: watches of one connection."""
 GUEST_RATE = 50.0
+"""Limit of QubesDB (a second): writes of a qube in the long run."""
 GUEST_BURST = 2000.0
+"""Limit of QubesDB: writes of a qube at once."""
 MAX_REFUSED = 5000
 """A guest's writes: per second, at once, and how many may be refused in a row before it is cut off."""
 

@@ -8,8 +8,11 @@ from casemate.wire import qdb
 from casemate.wire.errors import ValueInvalidError
 
 GUEST_KEYS = 1024
+"""Limit of QubesDB: entries that a qube has written."""
 GUEST_BYTES = 1024 * 1024
+"""Limit of QubesDB (bytes): all that a qube has written, with the paths."""
 HOST_KEYS = 16384
+"""Limit of QubesDB: entries of the host in a qube's database."""
 HOST_BYTES = 4 * 1024 * 1024
 """Limits of one database, apart for what the guest and what the host writes; paths and values count."""
 

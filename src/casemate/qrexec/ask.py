@@ -30,9 +30,9 @@ from casemate.wire.link import parse_object
 log = logging.getLogger(__name__)
 
 ASK_SECONDS = 90.0
-"""How long a question may wait for its answer, the time in the queue in it."""
+"""Limit of calls (seconds): time for the user's answer, with the time in the queue."""
 PENDING_OF_ONE = 4
-"""Questions of one qube that may wait."""
+"""Limit of calls: waiting questions to the user about one qube's calls."""
 MAX_PROMPTERS = 16
 MAX_LINE = 4096
 MAX_BACKLOG = 1 << 20

@@ -27,7 +27,8 @@ from casemate.wire.qrexec import Command, exec_message
 log = logging.getLogger(__name__)
 
 SETUP_SECONDS = 170.0
-"""From request to connection, a question to the user and the start of the target in it; links wait little longer."""
+"""Limit of calls (seconds): time from request to connection, with a question to the user and the start of the target. A
+link waits a little longer, so that this error comes first."""
 CALLS_PER_SECOND, CALL_BURST = 100.0, 400.0
 """What a link may pass on; one that keeps to its own limits, which are half of these, never meets them."""
 T = TypeVar("T")

@@ -25,8 +25,9 @@ from casemate.wire.link import parse_object
 log = logging.getLogger(__name__)
 
 OPEN_OF_ONE = 128
-"""Calls of one qube that may be open."""
+"""Limit of calls: open calls of one qube."""
 OPEN_OF_ALL = 1024
+"""Limit of calls: open calls of all qubes."""
 MAX_REPORT = 2048
 MAX_BACKLOG = 1 << 20
 LINES_PER_SECOND, LINES_AT_ONCE = 5.0, 50.0

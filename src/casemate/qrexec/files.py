@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".policy"
 MAX_SIZE = 16 * 1024 * 1024
+"""Limit of calls (bytes): one file of the policy."""
 MAX_PATH = 1024
 _NAME_BYTES = b"0123456789abcdefghijklmnopqrstuvwxyz_.-"
 _OLD_BYTES = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.-+"

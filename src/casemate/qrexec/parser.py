@@ -12,8 +12,9 @@ from casemate.wire import names
 from casemate.wire.errors import CasemateError, PolicyError, printable
 
 MAX_DEPTH = 8
+"""Limit of calls: depth of includes in the policy."""
 MAX_RULES = 200_000
-"""Files that include others several times could make any number of rules."""
+"""Limit of calls: rules of the policy. Files that include others several times could make any number of rules."""
 _ACTIONS = {action.value: action for action in Action}
 _PARAMETERS = {
     Action.ALLOW: frozenset({"target", "user", "notify", "autostart"}),

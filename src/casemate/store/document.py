@@ -14,9 +14,10 @@ from lxml import etree
 from casemate.wire.errors import StoreError, printable
 
 MAX_SIZE = 64 << 20
-"""Bytes of a file. Some 60,000 qubes; a larger file is no collection of qubes but an accident."""
+"""Limit of the store (bytes): size of `qubes.xml`. That is some 60,000 qubes; a larger file is no collection of qubes
+but an accident."""
 MAX_DEPTH = 16
-"""How deep elements of a kind that is not known here may be nested; ours are nested 6 deep."""
+"""Limit of the store: depth of its elements of a kind that is not known here. Ours are nested 6 deep."""
 
 
 class MalformedError(Exception):

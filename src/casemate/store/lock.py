@@ -30,6 +30,7 @@ else:
     from casemate.store import lock_posix as system
 
 DEFAULT_TIMEOUT = 60.0
+"""Limit of the store (seconds): wait for the lock, unless told otherwise."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.0002, 0.005
 
 _all: weakref.WeakSet[FileLock] = weakref.WeakSet()

@@ -17,7 +17,7 @@ else:
 
 
 HIGH_WATER = 256 * 1024
-"""Bytes waiting for the channel above which no stream may add more."""
+"""Limit of a qube's channel (bytes): bytes waiting for the channel; above it no stream may add more."""
 
 
 _PORT_READ = 4096

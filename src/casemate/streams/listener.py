@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEADLINE = 10.0
+"""Limit of calls (seconds): time for the first message of a connection."""
 BACKLOG = 1024
 """Connections that wait to be accepted; one more, and a caller that does not block is turned away."""
 

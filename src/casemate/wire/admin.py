@@ -24,7 +24,7 @@ else:
     from casemate.wire.records import Record
 
 MAX_REQUEST = 65536
-"""Most bytes of header, NUL and payload together."""
+"""Limit of the Admin API (bytes): one request (header, NUL and payload), but for a few methods that take long texts."""
 
 LONG_REQUESTS = {
     "admin.vm.notes.Set": 264 << 10,
@@ -39,10 +39,11 @@ LONG_REQUESTS = {
 """Methods whose calls may be longer, header and all; everything else keeps upstream's limit."""
 
 MAX_TOKEN = 65535
-"""Upstream's clients cannot read a longer part of an event frame."""
+"""Limit of the Admin API (bytes): part of an event. Upstream's clients cannot read a longer one."""
 
 ADMIN = "dom0"
 MAX_ARGUMENT = 1024
+"""Limit of the Admin API (characters): argument of a method."""
 
 CONNECTED = "connection-established"
 """The first event of every subscription."""

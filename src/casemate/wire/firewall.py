@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_RULES = 256
+"""Limit of the Admin API: firewall rules of a qube."""
 MAX_COMMENT = 64
 MAX_EXPIRE = 2**40
 _MAX_HOST = 253

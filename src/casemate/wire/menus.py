@@ -15,8 +15,11 @@ else:
     from casemate.wire.records import Record
 
 MAX_TEXT = 1 << 20
+"""Limit of what a qube says of itself (bytes): all entries of menus together."""
 MAX_ENTRIES = 512
+"""Limit of what a qube says of itself (entries): entries of menus."""
 MAX_ENTRY = 16 << 10
+"""Limit of what a qube says of itself (bytes): one entry of menus."""
 MAX_SHOWN = 128
 _ID = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _SUFFIX = ".desktop"

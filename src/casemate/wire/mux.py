@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 HEADER = struct.Struct("<IIB3x")
 TRAILER = 4
 MAX_PAYLOAD = 65536
+"""Limit of a qube's channel (bytes): payload of one frame."""
 MAX_FRAME = HEADER.size + MAX_PAYLOAD + TRAILER
 BUFFER = 4 * MAX_FRAME
 WINDOW = 256 * 1024
+"""Limit of a qube's channel (bytes): bytes in flight in one direction of one stream."""
 MAX_STREAMS = 128
-"""Streams that the peer may have open at once."""
+"""Limit of a qube's channel (streams): streams that one end may have open at once."""
 LEAST_ROOM = 64
 """Less is no room: who sends needs some for a header of its own, and would wait for ever for a room that it has."""
 

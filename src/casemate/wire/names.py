@@ -52,15 +52,23 @@ class _Grammar:
 
 
 _QUBE = _Grammar("qube name", _LETTERS, _WORD + b"_-", 31)
+"""Limit of names (characters): qube."""
 _SERVICE = _Grammar("service name", _WORD, _WORD + b"._-", 63)
+"""Limit of names (characters): service."""
 _ARGUMENT = _Grammar("service argument", _WORD + b"._@+:-", _WORD + b"._@+:-", 255, low=0)
+"""Limit of names (characters): argument of a service."""
 _FEATURE = _Grammar("feature name", _WORD + b"_.-", _WORD + b"_.-", 128)
+"""Limit of names (characters): feature."""
 _TAG = _Grammar("tag", _LETTERS, _WORD + b"_-", 64)
+"""Limit of names (characters): tag."""
 _LABEL = _Grammar("label name", _LOWER + _DIGITS + b"_.-", _LOWER + _DIGITS + b"_.-", 31)
+"""Limit of names (characters): label."""
 _POOL = _Grammar("pool name", _LETTERS, _WORD + b"_.-", 63)
+"""Limit of names (characters): pool."""
 # Debian's kernel releases have a "+" since trixie: 6.12.48+deb13-cloud-amd64.
 _KERNEL = _Grammar("kernel name", _WORD, _WORD + b"._+-", 63)
 _USER = _Grammar("user name", _LOWER + b"_", _LOWER + _DIGITS + b"_-", 32)
+"""Limit of names (characters): user in a qube."""
 _UUID = _Grammar("UUID", b"0123456789abcdef", b"0123456789abcdef-", 36, low=36)
 _COLOR = _Grammar("colour", b"0", b"0123456789abcdefABCDEFx", 8, low=8)
 _NUMBER = _Grammar("number", _DIGITS, _DIGITS, 19)

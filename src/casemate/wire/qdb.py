@@ -24,7 +24,9 @@ RESP_WATCH = 13
 
 RECORD = struct.Struct("<B64s3xI")
 MAX_PATH = 63
+"""Limit of QubesDB (characters): path."""
 MAX_DATA = 3071
+"""Limit of QubesDB (bytes): value."""
 _PATH_BYTES = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.:@-/"
 
 

@@ -15,9 +15,11 @@ HEADER = struct.Struct("<IIQIIII")
 RESULT = struct.Struct("<IIQ")
 EXTENSION = struct.Struct("<I")
 MAX_NAME = 16383
-"""Longest name with its NUL, and longest link target, that a sender may send."""
+"""Limit of file copy (bytes): whole name with its NUL, and target of a symbolic link."""
 MAX_DEPTH = 64
+"""Limit of file copy: depth of directories."""
 MAX_COMPONENT = 255
+"""Limit of file copy (bytes): name of a file in its directory."""
 END = bytes(HEADER.size)
 """Header that ends the stream."""
 

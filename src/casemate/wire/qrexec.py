@@ -36,14 +36,14 @@ _EXEC = struct.Struct("<II")
 _I32 = struct.Struct("<i")
 
 MAX_CHUNK = 65536
-"""Most bytes in one data message."""
+"""Limit of calls (bytes): data in one message."""
 MAX_COMMAND = 65000
-"""Longest command line of a call, with its NUL."""
+"""Limit of calls (bytes): command line of a call that this host makes, with its NUL."""
 IDENT = 32
 FIELD = 64
 TRIGGER_FIXED = FIELD + FIELD + IDENT
 MAX_CALL = 512
-"""Longest service name and argument that a guest may ask for, with its NUL."""
+"""Limit of calls (bytes): service name and argument that a qube asks for, with the NUL."""
 
 EXIT_FAILED = 125
 EXIT_REFUSED = 126

@@ -32,6 +32,7 @@ CLASSES = (*HostDevices.CLASSES, "mic")
 OFFERED_PREFIX = "/qubes-block-devices/"
 """Where a qube says in its database which block devices it offers: ``NAME/desc``, ``NAME/size``, ``NAME/mode``."""
 MAX_OFFERED = 64
+"""Limit of the Admin API (devices): block devices that a qube may say it offers."""
 
 CODE = 7
 _UNKNOWN = "?******"

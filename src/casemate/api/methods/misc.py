@@ -22,6 +22,7 @@ from casemate.wire.menus import build_lines, parse_menus
 REQUEST = "/features-request/"
 TOOLS = "/qubes-tools/"
 MAX_REQUESTED = 256
+"""Limit of what a qube says of itself (features): features asked for at once."""
 MAX_VALUE = 128
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 

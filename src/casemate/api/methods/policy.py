@@ -27,6 +27,7 @@ from casemate.wire.errors import (
 
 KINDS = {"policy": ("", ".policy"), "policy.include": ("include", "")}
 MAX_TEXT = 64 << 10
+"""Limit of the Admin API (bytes): file of the policy, when replaced."""
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 DELIVERED = "90-default"
 """The file that comes with Casemate, which is written anew at each start of the daemon."""
