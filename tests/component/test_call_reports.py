@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.link.link import CALL_BURST
+from casemate.link.guest_calls import CALL_BURST
 from casemate.wire.qrexec import (
     DATA_EXIT_CODE,
     DATA_STDOUT,

@@ -29,8 +29,9 @@ from hypothesis import strategies as st
 
 from casemate.agent import service as agent_service
 from casemate.qrexec.files import PolicyFiles
-from casemate.streams.channel import Channel, Stream, StreamHandler
+from casemate.streams.channel import Channel, MuxStream
 from casemate.streams.loop import Loop
+from casemate.streams.stream import Handler
 from casemate.wire import qrexec
 from casemate.wire.errors import CasemateError, PolicyError, ProtocolError
 from casemate.wire.link import CALL
@@ -86,15 +87,15 @@ class RawGuest:
         self.connected = False
         self.lost = ""
         self.channel = Channel(self.loop, self.sock.fileno(), False, self._opened, self._session, self._lost)
-        self.asked: list[tuple[Stream, bytes]] = []
+        self.asked: list[tuple[MuxStream, bytes]] = []
         self.until(lambda: self.connected)
 
-    def _opened(self, stream: Stream, payload: bytes) -> None:
+    def _opened(self, stream: MuxStream, payload: bytes) -> None:
         self.asked.append((stream, payload))
 
     def _session(self) -> None:
         self.connected = True
-        self.channel.open(b'r{"boot_id": "x", "pid": 1}', StreamHandler())
+        self.channel.open(b'r{"boot_id": "x", "pid": 1}', Handler())
 
     def _lost(self, why: str) -> None:
         self.lost = why or "closed"
@@ -114,18 +115,18 @@ class RawGuest:
         return found
 
 
-class Answer(StreamHandler):
+class Answer(Handler):
     def __init__(self) -> None:
         self.data = b""
         self.ended = False
 
-    def on_data(self, data: bytes | memoryview) -> None:
+    def on_data(self, data: memoryview) -> None:
         self.data += bytes(data)
 
     def on_eof(self) -> None:
         self.ended = True
 
-    def on_abort(self) -> None:
+    def on_abort(self, why: str) -> None:
         self.ended = True
 
 

@@ -69,7 +69,7 @@ class Qube:
         keep = {key: os.environ[key] for key in ("HOME", "PYTHONPATH") if key in os.environ}
         environment = {**keep, **found.environment, "ASKED_USER": found.user}
         pid, stdin, stdout, stderr = spawn(found.argv, environment, None)
-        call = ServiceCall(self.loop, stream, stdin, stdout, stderr, lambda _call: None)
+        call = ServiceCall.of_program(self.loop, stream, stdin, stdout, stderr)
         pidfd = os.pidfd_open(pid)
 
         def reaped(mask: int) -> None:

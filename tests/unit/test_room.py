@@ -8,11 +8,10 @@ import socket
 import pytest
 
 from casemate.calls.service import ServiceCall
-from casemate.calls.vchan_data import WINDOW as DATA_WINDOW
-from casemate.calls.vchan_data import DataStream
-from casemate.streams.channel import StreamHandler
-from casemate.streams.descriptors import WINDOW, SocketStream
+from casemate.calls.vchan_data import DataChannel
+from casemate.streams.descriptors import SocketStream
 from casemate.streams.loop import Loop
+from casemate.streams.stream import WINDOW, Handler
 from casemate.wire import mux
 from casemate.wire import qrexec_control as control
 from casemate.wire.qrexec import CallerSide
@@ -39,7 +38,7 @@ def test_a_grant_is_told_of_whenever_there_was_too_little(left: int) -> None:
     assert host.room(number) == mux.WINDOW
 
 
-class Told(StreamHandler):
+class Told(Handler):
     def __init__(self) -> None:
         self.times = 0
 
@@ -52,24 +51,24 @@ class Told(StreamHandler):
 def test_a_stream_of_a_socket_tells_of_room(kind: str, left: int) -> None:
     loop = Loop()
     ours, theirs = socket.socketpair()
-    window = WINDOW if kind == "socket" else DATA_WINDOW
+    window = WINDOW
     told = Told()
     if kind == "socket":
-        stream: SocketStream | DataStream = SocketStream(loop, ours, told)
+        stream: SocketStream | DataChannel = SocketStream(loop, ours, told)
     else:
-        stream = DataStream(loop, ours, lambda _stream: None)
+        stream = DataChannel(loop, ours, lambda _stream: None)
         stream.handler = told
         theirs.sendall(control.hello(4))
     loop.once(0.1)
     told.times = 0
     # Fill the socket first, so that all of what follows is kept.
-    while stream._pending < window - left:
-        missing = window - left - stream._pending
+    while stream.pending < window - left:
+        missing = window - left - stream.pending
         stream.write(bytes(min(65536, missing)))
-    assert stream._pending == window - left and stream.room() == 0
+    assert stream.pending == window - left and stream.room() == 0
     theirs.settimeout(5)
     taken = 0
-    while stream._pending:
+    while stream.pending:
         taken += len(theirs.recv(65536))
         loop.once(0.01)
     assert told.times == 1 and stream.room() >= mux.LEAST_ROOM
@@ -85,10 +84,10 @@ def test_a_service_whose_end_meets_little_room_ends_all_the_same(left: int) -> N
     ours, theirs = socket.socketpair()
     stream = SocketStream(loop, ours)
     fill = WINDOW - left
-    while stream._pending < fill:
-        stream.write(bytes(min(65536, fill - stream._pending)))
+    while stream.pending < fill:
+        stream.write(bytes(min(65536, fill - stream.pending)))
     stdin, stdout = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-    call = ServiceCall(loop, stream, stdin[1], stdout[0], None, lambda _call: None)
+    call = ServiceCall.of_program(loop, stream, stdin[1], stdout[0], None)
     os.write(stdout[1], b"said at the end")
     os.close(stdout[1])
     os.close(stdin[0])

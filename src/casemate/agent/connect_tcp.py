@@ -8,7 +8,8 @@ import socket
 import sys
 
 from casemate.agent.qrexec_client import SOCKET
-from casemate.calls.caller import connect, request, run_call
+from casemate.calls.caller import run_call
+from casemate.calls.request import connect, request
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import number
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import sys
 
-CHUNK = 65536
+from casemate.streams.descriptors import PipeStream, SocketStream
+from casemate.streams.join import join
+from casemate.streams.loop import Loop
+from casemate.streams.stream import Stream
 
 
 def main(argv: list[str]) -> int:
@@ -27,52 +29,36 @@ def main(argv: list[str]) -> int:
             sock.connect((host, int(port)))
         if descriptor:
             sock.sendall(descriptor.encode("ascii") + b"\0")
-        _join(sock, flags)
+        serve(sock, flags)
     except OSError as error:
         sys.stderr.write(f"{target}: {error.strerror}\n")
         return 125
     return 0
 
 
-def _join(sock: socket.socket, flags: str) -> None:
-    sock.setblocking(False)
-    for fd in (0, 1):
-        os.set_blocking(fd, False)
-    to_service, to_caller = b"", b""
-    reading = writing = True  # of the caller's stream; of the service's
-    while True:
-        poll = select.poll()
-        from_sock = select.POLLIN if writing and not to_caller else 0
-        to_sock = select.POLLOUT if to_service else 0
-        if from_sock or to_sock or not writing:
-            poll.register(sock, from_sock | to_sock)  # with 0 it still tells that the service is gone
-        if reading and not to_service:
-            poll.register(0, select.POLLIN)
-        if to_caller:
-            poll.register(1, select.POLLOUT)
-        ready = dict(poll.poll())
-        if 0 in ready:
-            to_service = os.read(0, CHUNK)
-            if not to_service:
-                reading = False
-                if "c" in flags:
-                    return
-                sock.shutdown(socket.SHUT_WR)
-        if 1 in ready:
-            to_caller = to_caller[os.write(1, to_caller) :]
-        events = ready.get(sock.fileno(), 0)
-        if from_sock and events & ~select.POLLOUT:
-            to_caller = sock.recv(CHUNK)
-            if not to_caller:
-                writing = False
-                os.dup2(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC), 1)
-                if "s" in flags:
-                    return
-        if to_sock and events & select.POLLOUT:
-            try:
-                to_service = to_service[sock.send(to_service) :]
-            except (BrokenPipeError, ConnectionResetError):
-                reading, to_service = False, b""
-        gone = events & (select.POLLHUP | select.POLLERR)
-        if not writing and (gone or not (reading or to_service)):
-            return
+def serve(sock: socket.socket, flags: str) -> None:
+    """Join the service's socket to our standard descriptors, until both directions have ended or FLAGS say so."""
+    loop = Loop()
+    caller = PipeStream(loop, os.dup(0), os.dup(1))
+    _release(0, os.O_RDONLY)
+    _release(1, os.O_WRONLY)  # or the caller would not see the end of the service's output when it happens
+    service = SocketStream(loop, sock, drain=True)
+    over = False
+
+    def done(_why: str) -> None:
+        nonlocal over
+        over = True
+
+    def ended(end: Stream) -> None:
+        if end is caller and "c" in flags or end is service and "s" in flags:
+            done("")
+
+    join(service, caller, done, on_end=ended)
+    while not over or caller.pending or service.pending:
+        loop.once(None)
+
+
+def _release(fd: int, mode: int) -> None:
+    null = os.open(os.devnull, mode | os.O_CLOEXEC)
+    os.dup2(null, fd)
+    os.close(null)

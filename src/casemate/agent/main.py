@@ -12,14 +12,15 @@ from casemate.agent.service import NoServiceError, Service, find_service
 from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
 from casemate.calls.children import Children
-from casemate.calls.queue import Callers
+from casemate.calls.queue import CallQueue
 from casemate.calls.service import ServiceCall, refuse
 from casemate.calls.spawn import Account, spawn
-from casemate.qdb.server import DatabaseServer, DatabaseStream
+from casemate.qdb.server import DatabaseServer, SessionStream
 from casemate.qdb.session import Database, GuestMirror
-from casemate.streams.channel import Channel, Stream, StreamHandler
+from casemate.streams.channel import Channel, MuxStream
 from casemate.streams.listener import FirstMessage, Listener, listen
 from casemate.streams.loop import Loop
+from casemate.streams.stream import Handler
 from casemate.wire.errors import CasemateError, ProtocolError
 from casemate.wire.link import CALL, DATABASE, POWER, READY
 from casemate.wire.qrexec import (
@@ -51,7 +52,7 @@ class Agent:
         self._channel: Channel | None = None
         self._children = Children(loop)
         self._sessions = Sessions(self._wait_for_session)
-        self._callers = Callers(loop)
+        self._calls = CallQueue(loop)
         self._accounts: dict[str, Account | None] = {}
         self._database = Database(guest=True)
         self._seeded = False
@@ -75,17 +76,15 @@ class Agent:
         self._channel = Channel(self._loop, self._fd, False, self._opened, self._session, self._lost, port=True)
 
     def _lost(self, _why: str) -> None:
-        self._callers.use(None)
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        self._calls.use(None)
+        self._channel = None
         self._loop.later(_POLL_SECONDS, self._await_host)
 
     def _session(self) -> None:
         assert self._channel is not None
         mirror = GuestMirror(self._database)
         mirror.on_synced = self._synced
-        DatabaseStream(self._loop, self._channel.open(DATABASE, StreamHandler()), mirror, lambda _why: None)
+        SessionStream(self._loop, self._channel.open(DATABASE, Handler()), mirror, lambda _why: None)
 
     def _synced(self) -> None:
         self._configure()
@@ -94,7 +93,7 @@ class Agent:
         if self._channel is not None:
             # Written by hand: the json module takes a guest longer to import than all of this.
             body = f'{{"boot_id": "{boot_id}", "pid": {os.getpid()}}}'
-            self._channel.open(READY + body.encode(), StreamHandler())
+            self._channel.open(READY + body.encode(), Handler())
 
     def _configure(self) -> None:
         """What the host has told: name, time zone, services, fresh randomness."""
@@ -132,7 +131,7 @@ class Agent:
 
     # -- calls
 
-    def _opened(self, stream: Stream, payload: bytes) -> None:
+    def _opened(self, stream: MuxStream, payload: bytes) -> None:
         kind, body = payload[:1], payload[1:]
         if kind == CALL:
             try:
@@ -150,7 +149,7 @@ class Agent:
         else:
             stream.abort()
 
-    def _serve(self, stream: Stream, cmdline: str) -> None:
+    def _serve(self, stream: MuxStream, cmdline: str) -> None:
         found = find_service(parse_command(cmdline), self._default_user())
         # Without a graphical session there is none to wait for.
         if found.config.wait_for_session and self._database.tree.read("/qubes-gui-enabled") == b"True":
@@ -162,15 +161,15 @@ class Agent:
     def _default_user(self) -> str:
         return (self._database.tree.read("/default-user") or b"user").decode("ascii")
 
-    def _start_held(self, stream: Stream, found: Service) -> None:
+    def _start_held(self, stream: MuxStream, found: Service) -> None:
         try:
             self._start(stream, found)
         except (CasemateError, OSError) as error:
             refuse(stream, getattr(error, "exit_status", EXIT_FAILED), f"{error}\n")
 
-    def _start(self, stream: Stream, found: Service) -> None:
+    def _start(self, stream: MuxStream, found: Service) -> None:
         pid, stdin, stdout, stderr = self._spawn(found)
-        self._children.add(pid, ServiceCall(self._loop, stream, stdin, stdout, stderr, lambda _call: None).exited)
+        self._children.add(pid, ServiceCall.of_program(self._loop, stream, stdin, stdout, stderr).exited)
 
     def _spawn(self, found: Service) -> tuple[int, int, int, int | None]:
         account = self._account(found.user)
@@ -212,8 +211,8 @@ class Agent:
         FirstMessage(self._loop, sock, GUEST_REQUESTS, self._requested)
 
     def _requested(self, sock: socket.socket, kind: int, body: bytes) -> None:
-        self._callers.use(self._channel if self._channel is not None and self._channel.mux.connected else None)
-        self._callers.add(CALL + message(kind, body), sock)
+        self._calls.use(self._channel if self._channel is not None and self._channel.mux.connected else None)
+        self._calls.add(CALL + message(kind, body), sock)
 
 
 def main(argv: list[str]) -> int:

@@ -12,7 +12,8 @@ import sys
 import tempfile
 
 from casemate.agent.qrexec_client import SOCKET
-from casemate.calls.caller import connect, request, run_call
+from casemate.calls.caller import run_call
+from casemate.calls.request import connect, request
 from casemate.wire.errors import CallRefusedError, CasemateError
 from casemate.wire.qrexec import EXIT_REFUSED
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import sys
 
-from casemate.calls.caller import connect, request, run_call, run_call_with
+from casemate.calls.caller import run_call, run_call_with
+from casemate.calls.request import connect, request
 from casemate.wire.errors import CallRefusedError, CasemateError, DisconnectedError
 from casemate.wire.qrexec import EXIT_FAILED, EXIT_REFUSED, EXIT_VANISHED, MAX_CHUNK
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from casemate.calls.service import refuse
-from casemate.streams.channel import ByteStream, StreamHandler
+from casemate.streams.stream import WINDOW, Handler, Stream
 from casemate.wire.qrexec import EXIT_FAILED, EXIT_NO_SERVICE
 
 TYPE_CHECKING = False
@@ -17,33 +17,36 @@ MAX_HELD = 256
 """Limit of what a qube says of itself (calls): calls that wait for a user's session. It is upstream's number."""
 
 
-class Held(StreamHandler):
-    """A call before its program runs: keeps what comes, at most a window, and hands it over."""
+class Held(Handler):
+    """A call before its program runs: keeps what comes, at most two windows, and hands it over."""
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._pieces: deque[bytes] = deque()
         self._ended = False
         self.gone = False
         stream.handler = self
 
-    def on_data(self, data: bytes | memoryview) -> None:
-        # Not consumed: the caller's window closes by itself.
+    def room(self) -> int:
+        return 0 if self._pieces else WINDOW  # a window's worth at most: then the caller waits
+
+    def on_data(self, data: memoryview) -> None:
         self._pieces.append(bytes(data))
 
     def on_eof(self) -> None:
         self._ended = True
 
-    def on_abort(self) -> None:
+    def on_abort(self, why: str) -> None:
         self.gone = True
         self._pieces.clear()
 
     def replay(self) -> None:
         """Give what has come to the handler that has taken the stream over."""
         while self._pieces:
-            self._stream.handler.on_data(self._pieces.popleft())
+            self._stream.handler.on_data(memoryview(self._pieces.popleft()))
         if self._ended:
             self._stream.handler.on_eof()
+        self._stream.resume()
 
 
 class Sessions:
@@ -55,9 +58,9 @@ class Sessions:
 
     def __init__(self, run_waiter: Callable[[str, Callable[[int], None]], None]) -> None:
         self._run_waiter = run_waiter
-        self._held: dict[str, list[tuple[ByteStream, Held, Callable[[], None]]]] = {}
+        self._held: dict[str, list[tuple[Stream, Held, Callable[[], None]]]] = {}
 
-    def hold(self, stream: ByteStream, user: str, start: Callable[[], None]) -> None:
+    def hold(self, stream: Stream, user: str, start: Callable[[], None]) -> None:
         """Call ``start`` once the user's session is there; until then the stream is held."""
         if sum(map(len, self._held.values())) >= MAX_HELD:
             refuse(stream, EXIT_FAILED, "too many calls wait for a session\n")

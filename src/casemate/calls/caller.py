@@ -1,7 +1,4 @@
-"""The caller's end of a qrexec call: a call stream on one side, this program's descriptors on the other.
-
-One poll loop in which nothing blocks; what a slow reader leaves is kept up to a bound, then the stream is not read.
-"""
+"""The caller's end of a call: the call's data phase on one side, this program's descriptors on the other."""
 
 from __future__ import annotations
 
@@ -10,289 +7,253 @@ import select
 import socket
 import stat
 
+from casemate.streams.descriptors import PipeStream, SocketStream
+from casemate.streams.loop import Loop
+from casemate.streams.stream import WINDOW, Handler
 from casemate.wire import qrexec
 from casemate.wire.errors import DisconnectedError
+from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER, VISIBLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from casemate.streams.stream import Stream
 
 CHUNK = qrexec.MAX_CHUNK
-KEEP = 4 * CHUNK
-"""Bytes kept for one output before the stream is not read any more."""
+LOST_LIMIT = 64 * 1024
+"""Bytes of output for a reader that has gone after which the call is ended, once no input is on its way.
+
+As much as a pipe holds: what a program of this host could have written before it was told. Less than that does not end
+a call, because the service may be about to end by itself, and its exit status is what the caller wants."""
 EXIT_BROKEN_PIPE = 141
-"""Exit status when nobody reads our output any more: what a shell says of a program that died of SIGPIPE."""
-
-VISIBLE = bytes(b if 0x20 <= b <= 0x7E or b in b"\t\n\r\b\a" else ord("_") for b in range(256))
-"""Translation of output for a terminal: what could be part of an escape sequence becomes ``_``."""
+"""Exit status of a call that was ended so: what a shell says of a program that died of SIGPIPE."""
+_MESSAGE = HEADER.size
 
 
-def connect(path: str | os.PathLike[str]) -> socket.socket:
-    """Connect to a socket of calls; DisconnectedError when nobody listens."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        sock.connect(os.fspath(path))
-    except OSError as error:
-        sock.close()
-        raise DisconnectedError(error.strerror or "cannot connect") from error
-    return sock
+class Output(Handler):
+    """A descriptor of this program that takes output of a call without blocking. ``fd`` None throws it away.
 
+    ``on_end`` closes the descriptor itself when the output has ended, so that its reader sees that at once.
+    """
 
-def request(sock: socket.socket, target: str, call: str) -> None:
-    """In a qube: ask for a call and wait for the answer; CallRefusedError when it is no."""
-    try:
-        sock.sendall(qrexec.trigger4(target, call))
-        kind, length = qrexec.HEADER.unpack(_exactly(sock, qrexec.HEADER.size))
-        body = _exactly(sock, qrexec.ANSWERS((kind, length)))
-    except OSError as error:
-        raise DisconnectedError(error.strerror or "connection lost") from error
-    qrexec.check_answer(kind, body)
-
-
-def _exactly(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = sock.recv(size - len(data))
-        if not more:
-            raise DisconnectedError("The connection was closed before the request was answered")
-        data += more
-    return data
-
-
-class Output:
-    """A descriptor that takes output without blocking; ``fd`` None throws it away."""
-
-    def __init__(self, fd: int | None, visible: bool = False) -> None:
-        self.fd = fd
-        self.broken = fd is None
-        self.size = 0
+    def __init__(
+        self, loop: Loop, fd: int | None, visible: bool = False, on_end: Callable[[int], None] = os.close
+    ) -> None:
+        self.lost = 0
+        """Bytes that were thrown away because nobody reads them."""
+        self.on_room_again: Callable[[], None] = lambda: None
+        self._fd = fd
         self._visible = visible
-        self._waiting: list[memoryview | bytes] = []
-        self._own = False
+        self._on_end = on_end
+        self._stream: PipeStream | None = None
         self._restore = False
+        self._ended = False
         if fd is not None:
-            self._open(fd)
+            try:
+                self._stream = PipeStream(loop, -1, self._open(fd), self, shared=True)
+            except OSError:
+                self._fd = None  # closed by who started us: nobody reads it
 
-    def _open(self, fd: int) -> None:
-        """Non-blocking for us alone: a description of our own where the system gives one."""
+    def _open(self, fd: int) -> int:
+        """A descriptor that does not block, without making ``fd`` so for others: with a file of its own where the
+        system gives one. A terminal or pipe that we share with our parent would stay non-blocking after us."""
         mode = os.fstat(fd).st_mode
-        if stat.S_ISREG(mode):
-            return
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             try:
-                self.fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-                self._own = True
-                return
+                return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             except OSError:
-                pass  # a pipe of another user's: share the description and put it back
-        if os.get_blocking(fd):
+                pass  # a pipe of another user's: share the file and put it back
+        if not stat.S_ISREG(mode) and os.get_blocking(fd):
             os.set_blocking(fd, False)
             self._restore = True
+        return os.dup(fd)
 
-    def write(self, pieces: Sequence[memoryview | bytes]) -> None:
+    @property
+    def closed(self) -> bool:
+        """True when everything was written, or nobody reads it."""
+        return self._stream is None or self._stream.closed
+
+    def space_left(self) -> int:
+        """Bytes that it takes now; an output that has ended holds nobody up."""
+        return WINDOW if self._stream is None or self._ended else self._stream.room()
+
+    def write(self, pieces: Sequence[memoryview]) -> None:
         """Write now what can be written, keep a copy of the rest."""
-        if self.broken:
+        stream = self._stream
+        if stream is None:
             return
-        if self._visible:
-            pieces = [bytes(piece).translate(VISIBLE) for piece in pieces]
-        if self._waiting:
-            self._keep(pieces)
+        if stream.broken:
+            self.lost += sum(map(len, pieces))
+        elif self._visible:
+            stream.writev([bytes(piece).translate(VISIBLE) for piece in pieces])
         else:
-            self._keep(self._push(pieces))
+            stream.writev(pieces)
 
-    def _keep(self, pieces: Sequence[memoryview | bytes]) -> None:
-        for piece in pieces:
-            self._waiting.append(bytes(piece))
-            self.size += len(piece)
+    def eof(self) -> None:
+        """The service writes no more: let the reader see that when everything is written."""
+        self._ended = True
+        if self._stream is not None:
+            self._stream.eof()
 
-    def flush(self) -> None:
-        """Write what was kept, as far as it goes."""
-        self._waiting = list(self._push(self._waiting))
-        self.size = sum(map(len, self._waiting))
+    def on_room(self) -> None:
+        self.on_room_again()
 
-    def _push(self, pieces: Sequence[memoryview | bytes]) -> Sequence[memoryview | bytes]:
-        assert self.fd is not None
-        while pieces:
-            batch = pieces[:512]
-            try:
-                count = os.writev(self.fd, batch)
-            except BlockingIOError:
-                return pieces
-            except OSError:
-                self.broken = True
-                return ()
-            done = 0
-            while done < len(batch) and count >= len(batch[done]):
-                count -= len(batch[done])
-                done += 1
-            pieces = list(pieces[done:])
-            if count:
-                pieces[0] = memoryview(pieces[0])[count:]
-        return ()
+    def on_closed(self) -> None:
+        self._give_back()
+        if self._fd is not None:
+            self._on_end(self._fd)
+            self._fd = None
 
-    def close(self, original: int | None = None) -> None:
-        """Give back what was taken; with ``original`` close that descriptor too, so that its reader sees the end."""
-        if self.fd is not None:
-            if self._own:
-                os.close(self.fd)
-            elif self._restore:
-                os.set_blocking(self.fd, True)
-            if original is not None:
-                os.close(original)
-        self.fd = None
-        self.broken = True
-        self._waiting.clear()
-        self.size = 0
+    def on_abort(self, why: str) -> None:
+        """Nobody reads it. The descriptor stays open: what was not asked for is not closed early."""
+
+    def close(self) -> None:
+        """Let go of it, whatever was written."""
+        if self._stream is not None:
+            self._stream.abort()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._restore and self._fd is not None:
+            os.set_blocking(self._fd, True)
+            self._restore = False
 
 
-class Call:
+class _Input(Handler):
+    """Sends what is read from stdin, each read as one message that is framed in place."""
+
+    def __init__(self, call: Call, stream: SocketStream, chunk: int) -> None:
+        self._call = call
+        self._stream = stream
+        self._end = _MESSAGE + chunk
+        self._space = memoryview(b"")
+
+    def buffer(self) -> memoryview:
+        self._space = self._stream.space()
+        return self._space[_MESSAGE : self._end]
+
+    def filled(self, count: int) -> None:
+        HEADER.pack_into(self._space, 0, DATA_STDIN, count)
+        self._stream.commit(_MESSAGE + count)
+
+    def on_eof(self) -> None:
+        self._call.input_ended()
+
+
+class Call(Handler):
     """A call that was asked for and accepted. ``run`` moves bytes until it has ended and returns its exit status.
 
-    ``first`` is sent as stdin before what ``stdin`` gives. ``stop_when_broken``: end the call when nobody reads stdout
-    any more; else go on without it (its reader is a program that we started and whose end we will see).
+    ``first`` is sent as stdin before what ``stdin`` gives; ``chunk`` is the longest message that the other end takes.
     """
 
     def __init__(
         self,
+        loop: Loop,
         sock: socket.socket,
         stdin: int | None,
         stdout: Output,
         stderr: Output,
         first: bytes = b"",
-        stop_when_broken: bool = True,
         chunk: int = CHUNK,
     ) -> None:
-        self._sock = sock
-        self._chunk = chunk
+        self._loop = loop
         self._side = qrexec.CallerSide()
-        self._stdin = stdin
-        self._outputs = {qrexec.DATA_STDOUT: stdout, qrexec.DATA_STDERR: stderr}
-        self._stop_when_broken = stop_when_broken and not stdout.broken
-        pieces = [first[at : at + chunk] for at in range(0, len(first), chunk)]
-        self._sending: list[bytes | memoryview] = [part for piece in pieces for part in self._side.stdin(piece)]
-        self._buffer = memoryview(bytearray(2 * CHUNK + 64))
-        self._poll = select.poll()
-        self._masks: dict[int, int] = {}
-        self._open = True
-        sock.setblocking(False)
-        if stdin is None:
-            self._sending += self._side.stdin_eof()
-
-    def _watch(self, fd: int, mask: int | None) -> None:
-        """Watch for ``mask`` (0: only for the peer's end); None: not at all."""
-        if self._masks.get(fd) != mask:
-            if mask is None:
-                if fd in self._masks:
-                    self._poll.unregister(fd)
-                    del self._masks[fd]
+        self._outputs = {DATA_STDOUT: stdout, DATA_STDERR: stderr}
+        for output in self._outputs.values():
+            output.on_room_again = self._resume
+        self._over = False
+        # Whoever serves closes its socket after the exit code; what lies before that is still to be read.
+        self._stream = SocketStream(loop, sock, self, drain=True)
+        for at in range(0, len(first), chunk):
+            self._stream.writev(self._side.stdin(first[at : at + chunk]))
+        self._stdin_fd = stdin
+        self._stdin: Stream | None = None
+        try:
+            if stdin is None:
+                self.input_ended()
             else:
-                self._poll.register(fd, mask)
-                self._masks[fd] = mask
+                self._stdin = PipeStream(loop, os.dup(stdin), -1, _Input(self, self._stream, chunk), shared=True)
+        except OSError:
+            self.input_ended()  # closed by who started us
 
     def run(self) -> int:
-        """The service's exit status. DisconnectedError: the peer vanished; ProtocolError: it broke the rules."""
-        stdout = self._outputs[qrexec.DATA_STDOUT]
-        sock_fd = self._sock.fileno()
-        while True:
-            if stdout.broken and self._stop_when_broken:
-                return EXIT_BROKEN_PIPE
-            waiting = any(output.size for output in self._outputs.values())
-            if not self._open and not waiting:
-                if self._side.exit_code is None:
-                    raise DisconnectedError("The other end went away before the call had ended")
-                return self._side.exit_code
-            self._rewatch(sock_fd)
-            for fd, mask in self._poll.poll():
-                if fd == sock_fd:
-                    if mask & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                        self._receive()
-                    if mask & select.POLLOUT:
-                        self._send()
-                elif fd == self._stdin:
-                    self._read_stdin()
-                else:
-                    for output in self._outputs.values():
-                        if output.fd == fd:
-                            self._output_ready(output, mask)
+        """The service's exit status. DisconnectedError: the peer vanished; ProtocolError: it broke the rules.
 
-    def _rewatch(self, sock_fd: int) -> None:
-        full = any(output.size >= KEEP for output in self._outputs.values())
-        if self._open and not full:
-            self._watch(sock_fd, select.POLLIN | (select.POLLOUT if self._sending else 0))
-        else:
-            self._watch(sock_fd, select.POLLOUT if self._sending and self._open else None)
-        if self._stdin is not None:
-            wanted = self._open and not self._sending and self._side.stdin_open
-            self._watch(self._stdin, select.POLLIN if wanted else None)
-        for output in self._outputs.values():
-            if output.fd is not None:
-                self._watch(output.fd, None if output.broken else select.POLLOUT if output.size else 0)
-
-    def _output_ready(self, output: Output, mask: int) -> None:
-        if output.size and mask & select.POLLOUT:
-            output.flush()
-        elif mask & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
-            output.broken = True
-            output.size = 0
-
-    def _receive(self) -> None:
+        EXIT_BROKEN_PIPE when the call was ended because nobody reads its output (see LOST_LIMIT).
+        """
+        stdout = self._outputs[DATA_STDOUT]
         try:
-            count = self._sock.recv_into(self._buffer)
-        except BlockingIOError:
-            return
-        except OSError:
-            count = 0
-        if count == 0:
-            self._end()
-            return
-        pieces: list[memoryview | bytes] = []
+            while not self._over or not all(output.closed for output in self._outputs.values()):
+                if stdout.lost > LOST_LIMIT and not self._over and not self._input_waits():
+                    return EXIT_BROKEN_PIPE
+                self._loop.once(None)
+        finally:
+            self._stream.abort()
+            if self._stdin is not None:
+                self._stdin.abort()
+        self._loop.once(0)  # outputs that ended in the last round have their descriptors closed
+        if self._side.exit_code is None:
+            raise DisconnectedError("The other end went away before the call had ended")
+        return self._side.exit_code
+
+    def _input_waits(self) -> bool:
+        """Whether there is input that the service has not got yet."""
+        if self._stream.pending:
+            return True
+        if self._stdin is None or self._stdin_fd is None:
+            return False
+        poll = select.poll()
+        poll.register(self._stdin_fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def input_ended(self) -> None:
+        """There is no more input."""
+        self._stdin = None
+        self._stream.writev(self._side.stdin_eof())
+
+    # -- the service
+
+    def room(self) -> int:
+        return min(output.space_left() for output in self._outputs.values())
+
+    def _resume(self) -> None:
+        self._stream.resume()
+
+    def on_data(self, data: memoryview) -> None:
+        pieces: list[memoryview] = []
         current = 0
-        for kind, view in self._side.feed(self._buffer[:count]):
-            if kind != current and pieces:
+        for kind, view in self._side.feed(data):
+            if pieces and (kind != current or not view):
                 self._outputs[current].write(pieces)
                 pieces = []
-            if kind == qrexec.DATA_EXIT_CODE:
-                self._end()
-            elif view:
+            if view:
                 current = kind
                 pieces.append(view)
+            elif kind == DATA_EXIT_CODE:
+                self._end()
+            else:
+                self._outputs[kind].eof()
         if pieces:
             self._outputs[current].write(pieces)
 
+    def on_room(self) -> None:
+        if self._stdin is not None:
+            self._stdin.resume()
+
+    def on_eof(self) -> None:
+        self._end()
+
+    def on_abort(self, why: str) -> None:
+        self._end()
+
     def _end(self) -> None:
-        self._open = False
-        self._sending.clear()
-
-    def _read_stdin(self) -> None:
-        assert self._stdin is not None
-        try:
-            data = os.read(self._stdin, self._chunk)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self._sending = list(self._side.stdin(data) if data else self._side.stdin_eof())
-        self._send()
-
-    def _send(self) -> None:
-        if not self._sending:
-            return
-        try:
-            count = self._sock.sendmsg(self._sending[:64])
-        except BlockingIOError:
-            return
-        except OSError:
-            # The peer takes no more; what it has said is still to be read.
-            self._sending.clear()
-            self._side.stdin_open = False
-            return
-        done = 0
-        while done < len(self._sending) and count >= len(self._sending[done]):
-            count -= len(self._sending[done])
-            done += 1
-        del self._sending[:done]
-        if count:
-            self._sending[0] = memoryview(self._sending[0])[count:]
+        self._over = True
+        for output in self._outputs.values():
+            output.eof()
+        if self._stdin is not None:
+            self._stdin.abort()
+            self._stdin = None
 
 
 def run_call(
@@ -307,15 +268,34 @@ def run_call(
     """Run an accepted call on these descriptors (None: nothing in, nothing out); as ``Call.run``.
 
     ``visible`` says whether stdout and stderr are made harmless for a terminal; ``chunk`` is the longest message that
-    the other end takes.
+    the other end takes. At the end of the service's output our stdout
+    is closed, with /dev/null in its place.
     """
-    out, err = Output(stdout, visible[0]), Output(stderr, visible[1])
+    loop = Loop()
+    out = Output(loop, stdout, visible[0], _end_standard)
+    err = Output(loop, stderr, visible[1], _end_standard)
     try:
-        return Call(sock, stdin, out, err, first, chunk=chunk).run()
+        return Call(loop, sock, stdin, out, err, first, chunk).run()
     finally:
         out.close()
         err.close()
         sock.close()
+        loop.close()
+
+
+def _end_standard(fd: int) -> None:
+    """Let the reader of a standard descriptor see the end of the output. Other descriptors are our caller's to close.
+
+    Stdout becomes /dev/null: the next file opened would get its number else. Stderr stays, because something of our own
+    may still have to be said there.
+    """
+    if fd == 1:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, fd)
+        os.close(null)
+    elif fd == 0:  # a socket that takes output, too
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            sock.shutdown(socket.SHUT_WR)
 
 
 def run_call_with(sock: socket.socket, argv: Sequence[str], first: bytes = b"", chunk: int = CHUNK) -> int:
@@ -348,13 +328,22 @@ def run_call_with(sock: socket.socket, argv: Sequence[str], first: bytes = b"", 
         return qrexec.EXIT_NO_SERVICE
     for fd in (*saved, to_program[0], from_program[1]):
         os.close(fd)
-    out, err = Output(to_program[1]), Output(2)
+    ends = {to_program[1]}
+
+    def close(fd: int) -> None:
+        ends.discard(fd)
+        os.close(fd)
+
+    loop = Loop()
+    out, err = Output(loop, to_program[1], on_end=close), Output(loop, 2, on_end=lambda _fd: None)
     try:
-        status = Call(sock, from_program[0], out, err, first, stop_when_broken=False, chunk=chunk).run()
+        status = Call(loop, sock, from_program[0], out, err, first, chunk).run()
     finally:
-        out.close(to_program[1])
+        out.close()
         err.close()
-        os.close(from_program[0])
+        for fd in (*ends, from_program[0]):
+            os.close(fd)
         sock.close()
+        loop.close()
         code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
     return status or (code if code >= 0 else 128 - code)

@@ -41,5 +41,10 @@ class Children:
                 return
             ended = self._ended.pop(pid, None)
             if ended is not None:
-                code = os.waitstatus_to_exitcode(status)
-                ended(code if code >= 0 else 128 - code)
+                ended(exit_status(status))
+
+
+def exit_status(status: int) -> int:
+    """What qrexec tells of a wait status: the exit status, or 128 and the signal."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 
+from casemate.calls.children import exit_status
 from casemate.calls.service import ServiceCall
 from casemate.calls.spawn import PATH, spawn
 from casemate.streams.descriptors import SocketStream
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
     loop = Loop()
     # What a service of the host writes to stderr is for the host's log, never for a qube.
     pid, stdin, stdout, _none = spawn(program, environment, None, with_stderr=False)
-    call = ServiceCall(loop, SocketStream(loop, sock), stdin, stdout, None, lambda _call: loop.stop())
+    call = ServiceCall.of_program(loop, SocketStream(loop, sock), stdin, stdout, None, lambda _call: loop.stop())
     pidfd = os.pidfd_open(pid)
 
     def reaped(mask: int) -> None:
@@ -38,12 +39,6 @@ def main(argv: list[str]) -> int:
     while loop.busy():
         loop.once(1.0)
     return 0
-
-
-def exit_status(status: int) -> int:
-    """What qrexec tells of a wait status: the exit status, or 128 and the signal."""
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 from collections import deque
 
-from casemate.streams.channel import Channel, StreamHandler
-from casemate.streams.join import Splice
+from casemate.streams.channel import HIGH_WATER, Channel
+from casemate.streams.descriptors import SocketStream
+from casemate.streams.join import join
 from casemate.streams.loop import Loop
+from casemate.streams.stream import Handler
 from casemate.wire import mux
 
 AT_ONCE = mux.MAX_STREAMS - 8
@@ -16,8 +18,8 @@ WAITING = 1024
 """Callers in the queue; the next one is sent away."""
 
 
-class Callers:
-    """Joins sockets to streams. Owns the sockets that it is given."""
+class CallQueue:
+    """Joins sockets to streams. Made by a link or an agent for all of its life; owns the sockets that it is given."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -40,8 +42,15 @@ class Callers:
         self._queue.append((opening, sock))
         self._next()
 
-    def _next(self, _ended: Splice | None = None) -> None:
+    def _next(self, _why: str = "") -> None:
         channel = self._channel
         while self._queue and channel is not None and channel.mux.connected and channel.mux.own_streams() < AT_ONCE:
+            if channel.mux.pending >= HIGH_WATER:
+                # The other end does not read now (it may be paused): requests would pile up for it.
+                self._loop.later(_BUSY_SECONDS, self._next)
+                return
             opening, sock = self._queue.popleft()
-            Splice(self._loop, sock, channel.open(opening, StreamHandler()), self._next)
+            join(SocketStream(self._loop, sock), channel.open(opening, Handler()), self._next)
+
+
+_BUSY_SECONDS = 0.1

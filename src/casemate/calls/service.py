@@ -1,12 +1,10 @@
-"""Runs the program of a qrexec call: its three pipes on one side, the call's data phase on the other."""
+"""The serving end of a call: a program or a socket on one side, the call's data phase on the other."""
 
 from __future__ import annotations
 
-import os
-from collections import deque
-
-from casemate.streams.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, ByteStream, StreamHandler
-from casemate.streams.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.descriptors import PipeStream, SocketStream
+from casemate.streams.loop import Loop
+from casemate.streams.stream import WINDOW, Handler, Stream
 from casemate.wire.errors import ProtocolError
 from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER, ServiceSide
 
@@ -14,217 +12,156 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MESSAGE = HEADER.size
-_BEFORE = IN_PLACE_BEFORE + MESSAGE
-_BUFFER = bytearray(65536)
-"""Where output of programs passes through, framed in place. A frame fits into two transfers of a port (32 KiB each)."""
-_OUTPUT = memoryview(_BUFFER)
-_PIPE_READ = len(_BUFFER) - _BEFORE - IN_PLACE_AFTER
+_MESSAGE = HEADER.size
 
 
-class ServiceCall(StreamHandler):
-    """One call being served. Owns the pipes; ``exited`` must be called with the program's status when it is reaped.
+class _Output(Handler):
+    """Sends what the service writes to one of its outputs, each read as one message that is framed in place."""
 
-    Ends (``on_done``) when the program was reaped and its output has been sent, or when the peer is gone. The output
-    stays open for grandchildren, as upstream does.
+    __slots__ = ("_call", "_kind", "_space", "_stream")
+
+    def __init__(self, call: ServiceCall, stream: Stream, kind: int) -> None:
+        self._call = call
+        self._stream = stream
+        self._kind = kind
+        self._space = memoryview(b"")
+
+    def buffer(self) -> memoryview:
+        self._space = self._stream.space()
+        return self._space[_MESSAGE:]
+
+    def filled(self, count: int) -> None:
+        HEADER.pack_into(self._space, 0, self._kind, count)
+        self._stream.commit(_MESSAGE + count)
+
+    def on_eof(self) -> None:
+        self._call.output_ended(self._kind)
+
+    def on_room(self) -> None:
+        self._stream.resume()  # the service takes input again
+
+    def on_abort(self, why: str) -> None:
+        self._call.output_ended(self._kind)
+
+
+class ServiceCall(Handler):
+    """One call being served. Owns the streams of its service.
+
+    ``service`` is the service's input and output as one stream, ``stderr`` its third. The call ends when all outputs
+    have ended and the service's status is known (``exited``), so output stays open for what a program leaves behind,
+    as upstream does; then ``on_done`` is called. It also ends when the caller goes: the service reads what came before
+    that, finds its input at its end, and nobody reads its output.
     """
 
     def __init__(
         self,
+        stream: Stream,
+        service: PipeStream | SocketStream,
+        stderr: PipeStream | None,
+        on_done: Callable[[ServiceCall], None] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._service = service
+        self._stderr = stderr
+        self._side = ServiceSide()
+        self._on_done = on_done
+        self._outputs = {DATA_STDOUT}
+        self._status: int | None = None
+        self._done = False
+        stream.handler = self
+        service.handler = _Output(self, stream, DATA_STDOUT)
+        if stderr is not None:
+            self._outputs.add(DATA_STDERR)
+            stderr.handler = _Output(self, stream, DATA_STDERR)
+        else:
+            stream.writev(self._side.eof(DATA_STDERR))
+
+    @classmethod
+    def of_program(
+        cls,
         loop: Loop,
-        stream: ByteStream,
+        stream: Stream,
         stdin: int,
         stdout: int,
         stderr: int | None,
-        on_done: Callable[[ServiceCall], None],
-    ) -> None:
-        self._loop = loop
-        self._stream = stream
-        self._side = ServiceSide()
-        self._stdin = stdin
-        self._outputs = {stdout: DATA_STDOUT}
-        if stderr is not None:
-            self._outputs[stderr] = DATA_STDERR
-        self._on_done = on_done
-        self._waiting: deque[memoryview] = deque()
-        self._stdin_eof = False
-        self._status: int | None = None
-        self._done = False
-        self._masks: dict[int, int] = {}
-        for fd in (stdin, *self._outputs):
-            os.set_blocking(fd, False)
-        stream.handler = self
-        if stderr is None:
-            self._send(self._side.eof(DATA_STDERR))
-        self._rewatch()
+        on_done: Callable[[ServiceCall], None] | None = None,
+    ) -> ServiceCall:
+        """The call of a program, given our ends of its pipes. ``exited`` must be called when it was reaped."""
+        errors = None if stderr is None else PipeStream(loop, stderr, -1)
+        return cls(stream, PipeStream(loop, stdout, stdin), errors, on_done)
 
-    # -- towards the program
+    # -- the caller
 
-    def on_data(self, data: bytes | memoryview) -> None:
+    def room(self) -> int:
+        return WINDOW if self._status is not None else self._service.room()
+
+    def on_data(self, data: memoryview) -> None:
         try:
             events = self._side.feed(data)
         except ProtocolError:
-            self._fail()
+            self._stream.abort()
+            self.on_abort("it broke the protocol")
             return
-        payload = added = 0
-        for kind, view in events:
-            if kind != DATA_STDIN:
-                continue
-            if view:
-                payload += len(view)
-                if self._stdin < 0:
-                    self._stream.consumed(len(view))
-                else:
-                    self._waiting.append(view)
-                    added += 1
-            else:
-                self._stdin_eof = True
-        self._stream.consumed(len(data) - payload)
-        self._drain()
-        # What is left came as views of the channel's buffer, good no longer than this call.
-        for at in range(max(0, len(self._waiting) - added), len(self._waiting)):
-            self._waiting[at] = memoryview(bytes(self._waiting[at]))
+        pieces = [view for kind, view in events if view]
+        if pieces:
+            self._service.writev(pieces)
+        if events and not events[-1][1] and events[-1][0] == DATA_STDIN:
+            self.input_ended()
 
     def on_eof(self) -> None:
-        self._stdin_eof = True
-        self._drain()
-
-    def _drain(self) -> None:
-        waiting = self._waiting
-        while waiting and self._stdin >= 0:
-            try:
-                count = os.writev(self._stdin, [waiting[i] for i in range(min(len(waiting), 32))])
-            except BlockingIOError:
-                break
-            except OSError:
-                self._close_stdin()
-                break
-            self._stream.consumed(count)
-            while count:
-                first = waiting[0]
-                if count < len(first):
-                    waiting[0] = first[count:]
-                    break
-                count -= len(first)
-                waiting.popleft()
-        if self._stdin_eof and not waiting:
-            self._close_stdin()
-        self._rewatch()
-
-    def _close_stdin(self) -> None:
-        if self._stdin >= 0:
-            self._unwatch(self._stdin)
-            os.close(self._stdin)
-            self._stdin = -1
-        left = sum(len(piece) for piece in self._waiting)
-        self._waiting.clear()
-        if left:
-            self._stream.consumed(left)
-
-    # -- from the program
+        self.input_ended()
 
     def on_room(self) -> None:
-        self._rewatch()
-        self._finish()
+        self._service.resume()
+        if self._stderr is not None:
+            self._stderr.resume()
 
-    def _read(self, fd: int) -> None:
-        room = min(self._stream.room() - MESSAGE, _PIPE_READ)
-        if room <= 0:
-            return
-        kind = self._outputs[fd]
-        try:
-            count = os.readv(fd, (_OUTPUT[_BEFORE : _BEFORE + room],))
-        except BlockingIOError:
-            return
-        except OSError:
-            count = 0
-        if count:
-            HEADER.pack_into(_OUTPUT, IN_PLACE_BEFORE, kind, count)
-            self._stream.write_in_place(_OUTPUT[: _BEFORE + count + IN_PLACE_AFTER])
-        elif self._stream.room() >= MESSAGE:
-            del self._outputs[fd]
-            self._unwatch(fd)
-            os.close(fd)
-            self._send(self._side.eof(kind))
-
-    def exited(self, status: int) -> None:
-        """The program was reaped; ``status`` is 0..255, 128+N for signal N."""
-        self._status = status
-        self._close_stdin()
-        self._finish()
-
-    def _finish(self) -> None:
-        # The last message needs room like any other: three messages of 8 bytes and 4 of the status.
-        if self._done or self._status is None or self._outputs or self._side.finished:
-            return
-        if self._stream.room() < 3 * MESSAGE + 4:
-            return
-        self._send(self._side.exit(self._status))
-        self._stream.eof()
-        self._end()
-
-    def _send(self, pieces: list[bytes | memoryview]) -> None:
-        if pieces:
-            self._stream.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-
-    # -- both
-
-    def _rewatch(self) -> None:
-        if self._done:
-            return
-        if self._stdin >= 0:
-            self._watch(self._stdin, WRITE if self._waiting else HANGUP)
-        if self._outputs:
-            mask = READ if self._stream.room() > MESSAGE else 0
-            for fd in self._outputs:
-                self._watch(fd, mask)
-
-    def _watch(self, fd: int, mask: int) -> None:
-        if self._masks.get(fd, 0) != mask:
-            self._masks[fd] = mask
-            self._loop.watch(fd, mask, lambda ready, fd=fd: self._ready(fd, ready))  # type: ignore[misc]
-
-    def _unwatch(self, fd: int) -> None:
-        if self._masks.pop(fd, 0):
-            self._loop.forget(fd)
-
-    def _ready(self, fd: int, mask: int) -> None:
-        if fd == self._stdin:
-            if self._waiting:
-                self._drain()
-            elif mask & HANGUP:
-                self._close_stdin()  # nobody reads it any more
-        elif fd in self._outputs:
-            self._read(fd)
-            self._finish()
-            self._rewatch()
-
-    def on_abort(self) -> None:
-        """The caller is gone: the program gets EOF on its input and SIGPIPE on its output."""
-        self._end()
-
-    def _fail(self) -> None:
+    def on_abort(self, why: str) -> None:
         if not self._done:
-            self._stream.abort()
+            self._service.finish()
             self._end()
 
-    def _end(self) -> None:
-        if self._done:
+    # -- the service
+
+    def input_ended(self) -> None:
+        """The caller sends no more."""
+        self._service.eof()
+
+    def output_ended(self, kind: int) -> None:
+        """The service writes no more to one of its outputs."""
+        if kind in self._outputs and not self._done:
+            self._outputs.discard(kind)
+            self._stream.writev(self._side.eof(kind))
+            self.check()
+
+    def exited(self, status: int) -> None:
+        """The service has ended; ``status`` is 0..255, 128+N for signal N."""
+        if self._status is None:
+            self._status = status
+            if not self._done:
+                self._service.eof()
+                self._stream.resume()
+                self.check()
+
+    def check(self) -> None:
+        """End the call if nothing is missing any more."""
+        if self._done or self._status is None or self._outputs:
             return
+        self._stream.writev(self._side.exit(self._status))
+        self._stream.eof()
+        self._service.abort()
+        self._end()
+
+    def _end(self) -> None:
         self._done = True
-        self._waiting.clear()
-        for fd in [self._stdin, *self._outputs]:
-            if fd >= 0:
-                self._unwatch(fd)
-                os.close(fd)
-        self._stdin = -1
-        self._outputs.clear()
-        self._on_done(self)
+        if self._stderr is not None:
+            self._stderr.abort()
+        if self._on_done is not None:
+            self._on_done(self)
 
 
-def refuse(stream: ByteStream, status: int, why: str = "") -> None:
+def refuse(stream: Stream, status: int, why: str = "") -> None:
     """End a call that cannot be served: ``why`` on its stderr, then the status (127: no such service)."""
     side = ServiceSide()
-    pieces = side.output(DATA_STDERR, why.encode("ascii", "replace")[:4096]) + side.exit(status)
-    stream.write(b"".join(pieces))
+    stream.writev(side.output(DATA_STDERR, why.encode("ascii", "replace")[:4096]) + side.exit(status))
     stream.eof()

@@ -1,233 +1,172 @@
-"""A qrexec data channel as a stream of a call: the handshake first, then what ``calls.service`` reads and writes."""
+"""A qrexec data channel over a vchan's socket, as a stream: the handshake first, then the call's data phase."""
 
 from __future__ import annotations
 
-import os
 import socket
-from collections import deque
 
-from casemate.streams.channel import IN_PLACE_AFTER, IN_PLACE_BEFORE, StreamHandler
-from casemate.streams.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.descriptors import SocketStream
+from casemate.streams.loop import Loop
+from casemate.streams.stream import LEAST_ROOM, Handler
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import ProtocolError
-from casemate.wire.mux import LEAST_ROOM
 from casemate.wire.qrexec import HEADER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-WINDOW = 256 * 1024
-_INPUT = memoryview(bytearray(128 * 1024))
-"""Where what peers send passes through; handlers keep nothing of it."""
 _HELLO_SIZE = HEADER.size + 4
 
 
-class DataStream:
-    """Owns the socket. The peer's end of it is the end of the call: a vchan is never half closed.
+class DataChannel(Handler):
+    """A stream on top of a ``SocketStream``, which it owns; see ``streams.stream.Stream`` for the contract.
 
-    There is no room before the peer has said its version. What is not consumed is not read beyond WINDOW bytes; what
-    the peer does not read is kept up to WINDOW bytes. After ``eof`` it closes itself when all has been sent.
-    ``on_closed`` is called once, whoever closed. ``wait_for_hello``: say our version only when the peer has said its.
+    There is no room before the peer has said its version. A vchan is never half closed: the peer's end of it is the end
+    of the call, and after ``eof`` the socket is closed when all was sent. ``on_closed`` is called once, whoever closed.
+    ``wait_for_hello``: say our version only when the peer has said its own.
     """
 
-    __slots__ = (
-        "_closed", "_ended", "_fd", "_full", "_hello", "_loop", "_mask", "_most", "_on_closed", "_output", "_pending",
-        "_silent", "_sock", "_unconsumed", "handler",
-    )  # fmt: skip
+    __slots__ = ("_early", "_ended", "_hello", "_most", "_on_closed", "_over", "_socket", "_starved", "handler")
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, on_closed: Callable[[DataStream], None], wait_for_hello: bool = False
+        self, loop: Loop, sock: socket.socket, on_closed: Callable[[DataChannel], None], wait_for_hello: bool = False
     ) -> None:
-        self.handler = StreamHandler()
-        self._loop = loop
-        self._sock = sock
-        self._fd = sock.fileno()
+        self.handler = Handler()
         self._on_closed = on_closed
-        self._output: deque[bytes | memoryview] = deque()
-        self._pending = 0
-        self._unconsumed = 0
-        self._most = 0
         self._hello: bytes | None = b""
+        self._most = 0
         self._ended = False
-        self._full = True
-        self._closed = False
-        self._mask = 0
-        sock.setblocking(False)
-        self._silent = wait_for_hello
+        self._over = False
+        self._starved = True
+        self._early: list[bytes] | None = [] if wait_for_hello else None
+        """What was written before our version may be said."""
+        self._socket = SocketStream(loop, sock, self)
         if not wait_for_hello:
-            self._send(control.hello(control.DATA_VERSION))
-        self._rewatch()
+            self._socket.write(control.hello(control.DATA_VERSION))
 
     @property
     def closed(self) -> bool:
         """True when it is over."""
-        return self._closed
+        return self._over
 
     @property
     def greeted(self) -> bool:
         """True when the peer has said its version."""
         return self._hello is None
 
-    # -- what a handler calls
+    @property
+    def pending(self) -> int:
+        """Bytes written that have not gone yet."""
+        return self._socket.pending
+
+    # -- what the owner calls
 
     def room(self) -> int:
-        """Bytes that may be written now; never more than one message of the peer's version."""
-        room = 0 if self._closed or self._ended else min(self._most, WINDOW - self._pending)
+        """See ``Stream``; never more than one message of the peer's version.
+
+        As the socket's handler this class answers the same question about the other direction, see ``buffer``.
+        """
+        room = 0 if self._ended else min(self._most, self._socket.room())
         if room < LEAST_ROOM:
-            self._full = True
+            self._starved = True
             return 0
         return room
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send ``data``."""
-        if not self._closed:
-            self._send(bytes(data))
-            self._rewatch()
+        """See ``Stream``."""
+        if self._early is not None:
+            self._early.append(bytes(data))
+        elif not self._ended:
+            self._socket.write(data)
 
-    def write_in_place(self, buffer: memoryview) -> None:
-        """Send what lies in a buffer with the room that a channel's frame needs around it."""
-        if self._closed:
-            return
-        data = buffer[IN_PLACE_BEFORE:-IN_PLACE_AFTER]
-        if not self._output:
-            try:
-                count = os.write(self._fd, data)
-            except BlockingIOError:
-                count = 0
-            except OSError:
-                self._lost()
-                return
-            if count == len(data):
-                return
-            data = data[count:]
-        self._output.append(bytes(data))
-        self._pending += len(data)
-        self._rewatch()
+    def writev(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """See ``Stream``."""
+        if self._early is not None:
+            self._early += map(bytes, pieces)
+        elif not self._ended:
+            self._socket.writev(pieces)
 
-    def consumed(self, count: int) -> None:
-        """``count`` bytes handed to ``on_data`` have gone on."""
-        self._unconsumed -= count
-        self._rewatch()
+    def space(self) -> memoryview:
+        """See ``Stream``."""
+        return self._socket.space()[: self.room()]
+
+    def commit(self, count: int) -> None:
+        """See ``Stream``."""
+        self._socket.commit(count)
+
+    def resume(self) -> None:
+        """See ``Stream``."""
+        self._socket.resume()
 
     def eof(self) -> None:
         """Close when all has been sent, and not before the peer has said its version: it may still be about to."""
-        self._ended = True
-        self._check()
+        if not self._ended:
+            self._ended = True
+            if self._hello is None:
+                self._socket.finish()
+
+    finish = eof
 
     def abort(self) -> None:
         """Close at once; the handler is not called again."""
-        if not self._closed:
-            self._closed = True
-            self._loop.forget(self._fd)
-            self._sock.close()
-            self._output.clear()
+        if not self._over:
+            self._over = True
+            self._socket.abort()
             self._on_closed(self)
 
-    # -- the socket
+    # -- what the socket calls
 
-    def _check(self) -> None:
-        if self._ended and not self._output and self._hello is None:
-            self.abort()
+    def buffer(self) -> memoryview:
+        if self._hello is None and not self._ended:
+            return self.handler.buffer()
+        return _HELLO[: _HELLO_SIZE - len(self._hello or b"")]
 
-    def _lost(self) -> None:
-        if not self._closed:
-            self.abort()
-            self.handler.on_abort()
-
-    def _rewatch(self) -> None:
-        if self._closed:
+    def filled(self, count: int) -> None:
+        if self._hello is None:
+            if not self._ended:
+                self.handler.filled(count)
             return
-        mask = HANGUP
-        if self._unconsumed < WINDOW:
-            mask |= READ
-        if self._output and not (self._silent and self._hello is not None):
-            mask |= WRITE
-        if mask != self._mask:
-            self._mask = mask
-            self._loop.watch(self._fd, mask, self._ready)
-
-    def _ready(self, mask: int) -> None:
-        if mask & WRITE:
-            self._flush()
-        if self._closed:
+        self._hello += _HELLO[:count]
+        if len(self._hello) < _HELLO_SIZE:
             return
-        if mask & READ:
-            self._read()
-        elif mask & HANGUP:
-            self._lost()
-
-    def _read(self) -> None:
         try:
-            count = os.readv(self._fd, (_INPUT,))
-        except BlockingIOError:
+            control.HELLOS(HEADER.unpack_from(self._hello))
+            version = control.parse_hello(self._hello[HEADER.size :])
+        except ProtocolError as error:
+            self._socket.abort()
+            self.on_abort(str(error))
             return
-        except OSError:
-            count = 0
-        if not count:
-            self._lost()
-            return
-        data: bytes | memoryview = _INPUT[:count]
-        if self._hello is not None:
-            self._hello += data
-            if len(self._hello) < _HELLO_SIZE:
-                return
-            try:
-                data = self._greeted(self._hello)
-            except ProtocolError:
-                self._lost()
-                return
-            if not data:
-                return
-        if not self._ended:  # else the call is over, and what comes now is thrown away
-            self._unconsumed += len(data)
-            self.handler.on_data(data)
-            self._rewatch()
-
-    def _greeted(self, data: bytes) -> bytes:
-        control.HELLOS(HEADER.unpack_from(data))
-        version = control.parse_hello(data[HEADER.size : _HELLO_SIZE])
         self._hello = None
-        if self._silent:
-            self._output.appendleft(control.hello(control.DATA_VERSION))
-            self._pending += _HELLO_SIZE
-            self._flush()
+        if self._early is not None:
+            self._socket.writev([control.hello(control.DATA_VERSION), *self._early])
+            self._early = None
         self._most = control.chunk(version) + HEADER.size
-        self._full = False
         if self._ended:
-            self._check()
+            self._socket.finish()
         else:
-            self.handler.on_room()
-        return data[_HELLO_SIZE:] if not self._closed else b""
+            self.on_room()
 
-    def _send(self, data: bytes) -> None:
-        self._output.append(data)
-        self._pending += len(data)
-        self._flush()
-
-    def _flush(self) -> None:
-        output = self._output
-        if self._silent and self._hello is not None:
-            return  # our version comes first, and the peer's before it
-        while output and not self._closed:
-            try:
-                count = os.write(self._fd, output[0])
-            except BlockingIOError:
-                break
-            except OSError:
-                self._lost()
-                return
-            self._pending -= count
-            if count < len(output[0]):
-                output[0] = memoryview(output[0])[count:]
-            else:
-                output.popleft()
-        if self._closed:
-            return
-        self._check()
-        if self._closed:
-            return
-        self._rewatch()
-        if self._full and self._most and self._pending < WINDOW // 2 and not self._ended:
-            self._full = False
+    def on_room(self) -> None:
+        if self._starved and not self._ended:
+            self._starved = False
             self.handler.on_room()
+
+    def on_eof(self) -> None:
+        self._socket.abort()
+        self.on_abort("closed by the other end")
+
+    def on_abort(self, why: str) -> None:
+        if not self._over:
+            self._over = True
+            self._on_closed(self)
+            self.handler.on_abort(why)
+
+    def on_closed(self) -> None:
+        if not self._over:
+            self._over = True
+            self._on_closed(self)
+            self.handler.on_closed()
+
+
+_HELLO = memoryview(bytearray(_HELLO_SIZE))
+"""Where hellos are read into: not a byte more than one, so that what follows goes straight to the call."""

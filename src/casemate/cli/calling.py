@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from casemate.calls.caller import connect
+from casemate.calls.request import connect
 from casemate.cli.report import Report
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN

@@ -10,7 +10,7 @@ import sys
 import termios
 import time
 
-from casemate.calls.caller import connect
+from casemate.calls.request import connect
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from casemate.calls.caller import connect
+from casemate.calls.request import connect
 from casemate.cli import tool
 from casemate.client.qubes import Qubes
 from casemate.qrexec.evaluate import Allow, Ask, Decision, SystemInfo, evaluate

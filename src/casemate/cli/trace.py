@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 
-from casemate.calls.caller import connect
+from casemate.calls.request import connect
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import DisconnectedError, printable
 

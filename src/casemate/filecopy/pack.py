@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import stat
 import time
 import zlib
 
-from casemate.calls.caller import VISIBLE
+from casemate.streams.descriptors import SocketStream
+from casemate.streams.loop import Loop
+from casemate.streams.stream import Handler
 from casemate.wire import qfile, qrexec
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
 
@@ -42,7 +43,7 @@ class _Answered(Exception):
     """The receiver has answered before everything was sent."""
 
 
-class Copy:
+class Copy(Handler):
     """One copy of files or directories. ``progress`` is called with the bytes sent so far now and then."""
 
     def __init__(
@@ -52,7 +53,9 @@ class Copy:
         progress: Callable[[int], None] = lambda _sent: None,
         warn: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        self._sock = sock
+        self._loop = Loop()
+        # The receiver closes its end after its answer, which is still to be read then.
+        self._stream = SocketStream(self._loop, sock, self, drain=True)
         self._paths = paths
         self._progress = progress
         self._warn = warn
@@ -60,15 +63,11 @@ class Copy:
         self._result = qfile.ResultReader()
         self._stderr = b""
         self._ended = False
-        self._gone = False
         self._batch = memoryview(bytearray(BUFFER))
         self._filled = 0
-        self._input = memoryview(bytearray(qrexec.MAX_CHUNK))
         self._crc = 0
         self._sent: set[bytes] = set()
         self._bytes = 0
-        sock.setblocking(False)
-        self._poll = select.poll()
 
     def run(self) -> None:
         """Send everything; returns when the receiver has confirmed it, else CopyError."""
@@ -77,7 +76,7 @@ class Copy:
                 self._object(os.path.abspath(path), os.fsencode(os.path.basename(os.path.abspath(path))))
             self._record(qfile.END)
             self._flush()
-            self._send(self._side.stdin_eof())
+            self._stream.writev(self._side.stdin_eof())
         except _Answered:
             pass
         self._confirm()
@@ -148,52 +147,33 @@ class Copy:
             self._filled = 0
 
     def _send(self, pieces: list[bytes | memoryview]) -> None:
-        self._poll_now(0)
-        total = 0
-        while pieces:
-            try:
-                count = self._sock.sendmsg(pieces)
-            except BlockingIOError:
-                self._poll_now(PATIENCE)
-                continue
-            except OSError:
-                self._gone = True
-                raise _Answered from None
-            total += count
-            done = 0
-            while done < len(pieces) and count >= len(pieces[done]):
-                count -= len(pieces[done])
-                done += 1
-            del pieces[:done]
-            if count:
-                pieces[0] = memoryview(pieces[0])[count:]
-        self._bytes += total
+        """Send messages (a header and its bytes, by turns), each when the one before has gone."""
+        self._loop.once(0)
+        for at in range(0, len(pieces), 2):
+            self._wait(lambda: not self._stream.pending, "has taken nothing")
+            self._stream.writev(pieces[at : at + 2])
+            self._bytes += sum(map(len, pieces[at : at + 2]))
         self._progress(self._bytes)
 
     # -- what comes back
 
-    def _poll_now(self, seconds: float) -> None:
-        """Wait until the stream takes bytes again, at most so long; take what the receiver says."""
-        self._poll.register(self._sock, select.POLLIN | (select.POLLOUT if seconds else 0))
-        ready = self._poll.poll(seconds * 1000)
-        if seconds and not ready:
-            raise CopyError(f"The receiver has taken nothing for {seconds:g} seconds")
-        if ready and ready[0][1] & ~select.POLLOUT:
-            self._receive()
+    def _wait(self, done: Callable[[], bool], failing: str) -> None:
+        """Serve the stream until ``done``; CopyError when nothing moves, _Answered when the receiver is through."""
+        deadline, left = time.monotonic() + PATIENCE, self._stream.pending
+        while True:
             if self._ended or self._result.get(False) is not None:
                 raise _Answered
+            if done():
+                return
+            self._loop.once(max(0.0, deadline - time.monotonic()))
+            now = time.monotonic()
+            if self._stream.pending != left:
+                deadline, left = now + PATIENCE, self._stream.pending
+            elif now >= deadline:
+                raise CopyError(f"The receiver {failing} for {PATIENCE:g} seconds")
 
-    def _receive(self) -> None:
-        try:
-            count = self._sock.recv_into(self._input)
-        except BlockingIOError:
-            return
-        except OSError:
-            count = 0
-        if count == 0:
-            self._ended = True
-            return
-        for kind, view in self._side.feed(self._input[:count]):
+    def on_data(self, data: memoryview) -> None:
+        for kind, view in self._side.feed(data):
             if kind == qrexec.DATA_STDOUT:
                 self._result.feed(view)
             elif kind == qrexec.DATA_STDERR:
@@ -201,13 +181,18 @@ class Copy:
             elif kind == qrexec.DATA_EXIT_CODE:
                 self._ended = True
 
+    def on_eof(self) -> None:
+        self._ended = True
+
+    def on_abort(self, why: str) -> None:
+        self._ended = True
+
     def _confirm(self) -> None:
         deadline = time.monotonic() + PATIENCE
         while not self._ended:
-            self._poll.register(self._sock, select.POLLIN)
-            if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if time.monotonic() >= deadline:
                 raise CopyError(f"The receiver has not confirmed anything for {PATIENCE:g} seconds")
-            self._receive()
+            self._loop.once(max(0.0, deadline - time.monotonic()))
         result, status = self._result.get(True), self._side.exit_code
         if result is None:
             raise self._without_result(status)
@@ -219,7 +204,7 @@ class Copy:
             raise CopyError(f"The receiver ended with status {status}")
 
     def _without_result(self, status: int | None) -> CasemateError:
-        said = self._stderr.translate(VISIBLE).decode("ascii").strip()
+        said = self._stderr.translate(qrexec.VISIBLE).decode("ascii").strip()
         detail = f": {printable(said)}" if said else ""
         if status is None:
             return DisconnectedError("The receiver went away before it had confirmed anything" + detail)

@@ -21,7 +21,7 @@ def main() -> int:
         os.setgroups([])
         os.setgid(description["gid"])
         os.setuid(description["uid"])
-    link = Link(description["name"], description["directory"], description["default_user"], description["database"])
+    link = Link(description["name"], description["directory"], description["database"])
     del description
     link.connect()
     sys.stdout.write("listening\n")

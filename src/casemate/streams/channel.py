@@ -1,86 +1,80 @@
-"""A mux on a descriptor: reads, writes, and hands each stream's events to its handler."""
+"""The channel between a link and an agent: a mux on a descriptor, each of its streams a ``MuxStream``."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections import deque
 
 from casemate.streams.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.stream import Handler
 from casemate.wire import mux
 from casemate.wire.errors import ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Protocol
-else:
-    Protocol = object  # typing is too slow to import in a guest
+    from collections.abc import Callable, Sequence
 
+    from casemate.streams.loop import Timer
 
 HIGH_WATER = 256 * 1024
 """Limit of a qube's channel (bytes): bytes waiting for the channel; above it no stream may add more."""
+MAX_OWED = 512 * 1024
+"""Limit of a qube's channel (bytes): bytes that a qube asked for and has not read; above it nothing is read from
+it until it has taken half of them.
 
+More than HIGH_WATER, so that data alone never reaches it: only replies to a guest that asks and does not read do."""
+MAX_HELD = 8 << 20
+"""Limit of a qube's channel (bytes): bytes of a qube that their readers have not taken; then it is not read from.
 
-_PORT_READ = 4096
+One stream holds at most two windows; this bounds the sum over all."""
+UNREAD_SECONDS = 30.0
+"""Limit of a qube's channel (seconds): time that a qube may leave so much unread; then the channel is closed."""
+FRAMES_PER_SECOND = 1000.0
+"""Limit of a qube's channel (a second): frames that move no data (opened, ended, aborted streams, small grants)."""
+FRAMES_BURST = 5000.0
+"""Limit of a qube's channel: frames of that kind at once."""
+FLOOD_SECONDS = 10.0
+"""Limit of a qube's channel (seconds): time that a qube may be over that; then the channel is closed."""
+
+_PAGE = 4096
+"""What one read of a virtio-serial port returns at most: its driver's buffers are pages."""
+_PORT_BATCH = 16
+"""Pages asked for in one readv(2) of a port: the driver serves each piece as a read of its own, in one system call."""
 _SMALL = 4096
-_PORT_BATCH = 64 * 1024
-IN_PLACE_BEFORE, IN_PLACE_AFTER = mux.HEADER.size, mux.TRAILER
-"""Room around the bytes of ``write_in_place``."""
+_FRAME = bytearray(64 * 1024)
+"""One frame, filled and written in place. It fits into two transfers of a port, which takes 32 KiB in each."""
+_SPACE = memoryview(_FRAME)
+_BEFORE, _AFTER = mux.HEADER.size, mux.TRAILER
+_SPACE_SIZE = len(_FRAME) - _BEFORE - _AFTER
 
 
-class StreamHandler:
-    """What the owner of one end of a stream implements."""
+class MuxStream:
+    """One stream of a channel; see ``streams.stream.Stream`` for the contract."""
 
-    def on_data(self, data: bytes | memoryview) -> None:
-        """Bytes of the peer, good only during the call; call ``stream.consumed`` when they have gone on."""
+    __slots__ = ("_backlog", "_channel", "_ending", "_finishing", "_quiet", "handler", "number", "owed")
 
-    def on_eof(self) -> None:
-        """The peer sends no more."""
-
-    def on_room(self) -> None:
-        """The stream takes bytes again after it had none left."""
-
-    def on_abort(self) -> None:
-        """The stream is gone in both directions."""
-
-
-class ByteStream(Protocol):
-    """What a StreamHandler needs of its stream, whatever carries it."""
-
-    handler: StreamHandler
-
-    def room(self) -> int:
-        """Bytes that may be written now: LEAST_ROOM (wire.mux) or more, or 0; then ``on_room`` tells of more."""
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Send ``data``, at most ``room`` bytes."""
-
-    def write_in_place(self, buffer: memoryview) -> None:
-        """Send what lies in a buffer with room around it (IN_PLACE_BEFORE, IN_PLACE_AFTER); it is free again after."""
-
-    def consumed(self, count: int) -> None:
-        """``count`` bytes handed to ``on_data`` have gone on."""
-
-    def eof(self) -> None:
-        """Send no more."""
-
-    def abort(self) -> None:
-        """Give the stream up; the handler is not called again."""
-
-
-class Stream:
-    """One open stream of a channel."""
-
-    __slots__ = ("_channel", "handler", "number")
-
-    def __init__(self, channel: Channel, number: int, handler: StreamHandler) -> None:
+    def __init__(self, channel: Channel, number: int, handler: Handler) -> None:
         self._channel = channel
+        self._backlog: deque[bytes] | None = None
+        """What was written beyond the peer's window."""
+        self._ending = False
+        self._finishing = False
+        self._quiet = False
         self.number = number
         self.handler = handler
+        self.owed = 0
+        """Bytes handed over that the peer's window was not given back for, because the handler has no room."""
+
+    @property
+    def closed(self) -> bool:
+        """True when the stream is gone."""
+        return self._channel.streams.get(self.number) is not self
 
     def room(self) -> int:
-        """Bytes that may be written now. After 0, ``on_room`` tells when there is more."""
+        """See ``Stream``."""
         channel = self._channel
-        if channel.streams.get(self.number) is not self:
+        if self._backlog or self._ending or channel.streams.get(self.number) is not self:
             return 0
         if channel.mux.pending >= HIGH_WATER:
             channel.starved.add(self.number)
@@ -88,46 +82,105 @@ class Stream:
         return channel.mux.room(self.number)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send ``data``, at most ``room`` bytes."""
-        if self._channel.streams.get(self.number) is self:
-            self._channel.mux.send(self.number, data)
-            if len(data) < _SMALL:
-                self._channel.flush_later()
-            else:
-                self._channel.flush_soon()
+        """See ``Stream``."""
+        if self._ending or self.closed:
+            return
+        if self._backlog:
+            self._backlog.append(bytes(data))
+            return
+        channel = self._channel
+        credit = channel.mux.credit(self.number)
+        if len(data) > credit:
+            self._backlog = deque((bytes(data[credit:]),))
+            data = data[:credit]
+        channel.mux.send(self.number, data)
+        if len(data) < _SMALL:
+            channel.flush_later()
+        else:
+            channel.flush()
 
-    def write_in_place(self, buffer: memoryview) -> None:
-        """Send what lies in a buffer with room around it (IN_PLACE_BEFORE, IN_PLACE_AFTER); it is free again after."""
-        if self._channel.streams.get(self.number) is self:
-            self._channel.send_in_place(self.number, buffer)
+    def writev(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """See ``Stream``."""
+        self.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
-    def consumed(self, count: int) -> None:
-        """``count`` bytes handed to ``on_data`` have gone on."""
-        if self._channel.streams.get(self.number) is self:
-            self._channel.mux.consumed(self.number, count)
-            self._channel.flush_soon()
+    def space(self) -> memoryview:
+        """See ``Stream``."""
+        return _SPACE[_BEFORE : _BEFORE + min(self.room(), _SPACE_SIZE)]
+
+    def commit(self, count: int) -> None:
+        """See ``Stream``."""
+        if not self.closed:
+            self._channel.send_in_place(self.number, _SPACE[: _BEFORE + count + _AFTER])
+
+    def resume(self) -> None:
+        """See ``Stream``."""
+        if self.owed and not self.closed:
+            self._channel.consumed(self, 0)
+            self._channel.flush()
 
     def eof(self) -> None:
-        """Send no more."""
-        if self._channel.streams.get(self.number) is self:
-            self._channel.mux.eof(self.number)
-            self._channel.tidy(self.number)
-            self._channel.flush_later()
+        """See ``Stream``."""
+        if self._ending or self.closed:
+            return
+        self._ending = True
+        if not self._backlog:
+            self._end()
+
+    def finish(self) -> None:
+        """See ``Stream``."""
+        self._finishing = True
+        self.resume()
+        self.eof()
+        if not self._backlog:
+            self.abort()
 
     def abort(self) -> None:
-        """Give the stream up; the handler is not called again."""
-        if self._channel.streams.pop(self.number, None) is self:
+        """See ``Stream``."""
+        self._quiet = True
+        if self._channel.remove(self):
             self._channel.mux.abort(self.number)
-            self._channel.flush_soon()
+            self._channel.flush()
+
+    def granted(self) -> None:
+        """The peer's window has opened again."""
+        backlog = self._backlog
+        while backlog:
+            credit = self._channel.mux.credit(self.number)
+            if not credit:
+                return
+            piece = backlog.popleft()
+            if len(piece) > credit:
+                backlog.appendleft(piece[credit:])
+            self._channel.mux.send(self.number, piece[:credit])
+        if self._ending:
+            self._end()
+        else:
+            self.handler.on_room()
+
+    def say_closed(self) -> None:
+        """Both directions have ended."""
+        if not self._quiet:
+            self.handler.on_closed()
+
+    def _end(self) -> None:
+        channel = self._channel
+        channel.mux.eof(self.number)
+        channel.tidy(self)
+        if self._finishing:
+            self.abort()
+        channel.flush_later()
 
 
 class Channel:
-    """Owns a non-blocking descriptor and the mux on it.
+    """Owns a mux on a non-blocking descriptor; the descriptor stays its owner's.
 
-    ``on_open(payload)`` decides about a stream that the peer opens: it is given the stream with a handler that does
-    nothing and sets its own, or aborts it. ``on_session`` is called when a session begins, ``on_lost(reason)`` when the
-    descriptor has ended or (host) the peer broke the protocol; the owner then closes it. ``port``: the descriptor is a
-    virtio-serial port, whose driver returns at most 4096 bytes a read and makes a transfer of each piece of a writev.
+    ``on_open(stream, payload)`` decides about a stream that the peer opens: it sets the stream's handler, or aborts it.
+    ``on_session`` is called when a session begins. ``on_lost(why)`` is called once, when the descriptor has ended or
+    (host) the peer broke the protocol; the channel has let go of the descriptor and aborted all streams by then.
+    ``violation`` tells the two apart.
+
+    ``port``: the descriptor is a virtio-serial port, whose driver returns at most a page for each read and makes a
+    transfer of its own of each piece that is written.
     """
 
     def __init__(
@@ -135,16 +188,18 @@ class Channel:
         loop: Loop,
         fd: int,
         host: bool,
-        on_open: Callable[[Stream, bytes], None],
+        on_open: Callable[[MuxStream, bytes], None],
         on_session: Callable[[], None],
         on_lost: Callable[[str], None],
         port: bool = False,
     ) -> None:
         self.mux = mux.Mux(host)
-        self.streams: dict[int, Stream] = {}
+        self.streams: dict[int, MuxStream] = {}
         self.starved: set[int] = set()
+        self.violation = False
         self._loop = loop
         self._fd = fd
+        self._host = host
         self._on_open = on_open
         self._on_session = on_session
         self._on_lost = on_lost
@@ -152,147 +207,121 @@ class Channel:
         self._port = port
         self._closed = False
         self._in_events = False
-        self._mask = READ
         self._flushing = False
+        self._held = 0  # bytes handed over that no window was given back for, of all streams
+        self._unread: Timer | None = None  # runs while the peer owes us a read
+        self._tokens = FRAMES_BURST
+        self._tokens_at = time.monotonic()
+        self._flooded_since = 0.0
+        self._paced = False
+        self._mask = READ
         loop.watch(fd, READ, self._ready)
 
-    def open(self, payload: bytes, handler: StreamHandler) -> Stream:
+    def open(self, payload: bytes, handler: Handler) -> MuxStream:
         """Open a stream to the peer."""
         number = self.mux.open(payload)
-        stream = Stream(self, number, handler)
+        stream = MuxStream(self, number, handler)
         self.streams[number] = stream
-        self.flush_soon()
+        self.flush()
         return stream
 
     def reset(self) -> None:
         """Host: begin a session."""
-        self._abandon()
+        self._abandon("the session has ended")
         self.mux.reset(os.urandom(mux.NONCE))
-        self.flush_soon()
+        self.flush()
 
     def close(self) -> None:
-        """Stop using the descriptor (it is not closed) and abort all streams."""
+        """Let go of the descriptor, which is not closed, and abort all streams."""
+        self._let_go("the channel was closed")
+
+    def fail(self, why: str) -> None:
+        """Close it because the peer broke the rules of what a stream carries, and tell the owner."""
+        if not self._closed:
+            self.violation = True
+            self._lose(why)
+
+    # -- streams
+
+    def consumed(self, stream: MuxStream, count: int) -> None:
+        """``count`` bytes were handed to the handler of a stream; give the window back if it has room for more."""
+        owed = stream.owed + count
+        if stream.handler.room() > 0:
+            self._held -= stream.owed
+            stream.owed = 0
+            self.mux.consumed(stream.number, owed)
+        else:
+            self._held += count
+            stream.owed = owed
+
+    def remove(self, stream: MuxStream) -> bool:
+        """Forget a stream; False when it was gone already."""
+        if self.streams.get(stream.number) is not stream:
+            return False
+        del self.streams[stream.number]
+        self._held -= stream.owed
+        stream.owed = 0
+        return True
+
+    def tidy(self, stream: MuxStream) -> None:
+        """Forget a stream when both of its directions have ended, and tell its handler."""
+        if not self.mux.has(stream.number) and self.remove(stream):
+            self._loop.soon(stream.say_closed)
+
+    def _abandon(self, why: str) -> None:
+        old, self.streams = self.streams, {}
+        self.starved.clear()
+        self._held = 0
+        for stream in old.values():
+            stream.handler.on_abort(why)
+
+    def _lose(self, why: str) -> None:
+        if not self._closed:
+            self._let_go(why)
+            self._on_lost(why)
+
+    def _let_go(self, why: str) -> None:
         if not self._closed:
             self._closed = True
             self._loop.forget(self._fd)
-            self._abandon()
+            if self._unread is not None:
+                self._unread.cancel()
+            self._abandon(why)
 
-    def tidy(self, number: int) -> None:
-        """Forget a stream that the mux has finished."""
-        if not self.mux.has(number):
-            self.streams.pop(number, None)
+    # -- sending
 
-    def _abandon(self) -> None:
-        old, self.streams = self.streams, {}
-        self.starved.clear()
-        for stream in old.values():
-            stream.handler.on_abort()
-
-    def send_in_place(self, number: int, buffer: memoryview) -> None:
-        """See Stream.write_in_place; copies only what the descriptor does not take."""
+    def send_in_place(self, number: int, frame: memoryview) -> None:
+        """Send a DATA frame that was filled in place. Copies only what the descriptor does not take."""
         if self.mux.output or self._closed or self._in_events:
-            self.mux.send(number, bytes(buffer[IN_PLACE_BEFORE:-IN_PLACE_AFTER]))
-            self.flush_soon()
+            self.mux.send(number, bytes(frame[_BEFORE:-_AFTER]))
+            self.flush()
             return
-        self.mux.send_in_place(number, buffer)
-        while buffer:
+        self.mux.send_in_place(number, frame)
+        while frame:
             try:
-                buffer = buffer[os.write(self._fd, buffer) :]
+                frame = frame[os.write(self._fd, frame) :]
             except BlockingIOError:
-                self.mux.output.append(bytes(buffer))
-                self.mux.pending += len(buffer)
-                self._write()
+                self.mux.put(bytes(frame))
+                self._rewatch()
                 return
             except OSError as error:
-                self._on_lost(f"write failed: {error.strerror}")
+                self._lose(f"write failed: {error.strerror}")
                 return
 
     def flush_later(self) -> None:
         """Write what is waiting when this round of the loop is over: small messages go together."""
         if not self._flushing:
             self._flushing = True
-            self._loop.later(0, self._flush)
+            self._loop.soon(self._flush_now)
 
-    def _flush(self) -> None:
+    def _flush_now(self) -> None:
         self._flushing = False
-        self.flush_soon()
+        self.flush()
 
-    def flush_soon(self) -> None:
-        """Write what is waiting, now if possible."""
-        if self._closed or self._in_events:
-            return
-        self._write()
-
-    def _ready(self, mask: int) -> None:
-        if mask & WRITE:
+    def flush(self) -> None:
+        """Write what is waiting, as far as it goes."""
+        if not self._closed and not self._in_events and self.mux.output:
             self._write()
-        if mask & READ and not self._closed:
-            self._read()
-        elif mask & HANGUP and not self._closed:
-            self._on_lost("closed by the peer")
-
-    def _read(self) -> None:
-        view, count = self.mux.space(), 0
-        if self._port:
-            view = view[:_PORT_BATCH]
-        try:
-            while True:
-                got = os.readv(self._fd, (view[count:],))
-                count += got
-                if not self._port or got != _PORT_READ or count == len(view):
-                    break
-        except BlockingIOError:
-            if count == 0:
-                return
-        except OSError as error:
-            self._on_lost(f"read failed: {error.strerror}")
-            return
-        if count == 0:
-            self._on_lost("closed by the peer")
-            return
-        self._in_events = True
-        try:
-            for kind, number, payload in self.mux.received(count):
-                if self.mux.sessions != self._session:
-                    self._begin()
-                self._dispatch(kind, number, payload)
-                if self._closed:
-                    return
-            if self.mux.sessions != self._session:
-                self._begin()
-            elif not self.mux.connected and self.streams:
-                self._abandon()
-        except ProtocolError as error:
-            self._on_lost(str(error))
-        finally:
-            self._in_events = False
-            if not self._closed:
-                self._write()
-
-    def _begin(self) -> None:
-        self._session = self.mux.sessions
-        self._abandon()
-        self._on_session()
-
-    def _dispatch(self, kind: int, number: int, payload: bytes | memoryview) -> None:
-        if kind == mux.OPEN:
-            stream = Stream(self, number, StreamHandler())
-            self.streams[number] = stream
-            self._on_open(stream, bytes(payload))
-            return
-        found = self.streams.get(number)
-        if found is None:
-            return
-        if kind == mux.DATA:
-            found.handler.on_data(payload)
-        elif kind == mux.GRANT:
-            found.handler.on_room()
-        elif kind == mux.EOF:
-            found.handler.on_eof()
-            self.tidy(number)
-        else:
-            del self.streams[number]
-            found.handler.on_abort()
 
     def _write(self) -> None:
         output = self.mux.output
@@ -309,7 +338,7 @@ class Channel:
             except BlockingIOError:
                 break
             except OSError as error:
-                self._on_lost(f"write failed: {error.strerror}")
+                self._lose(f"write failed: {error.strerror}")
                 return
             self.mux.pending -= count
             for piece in batch:
@@ -322,13 +351,133 @@ class Channel:
             else:
                 continue
             break
-        mask = READ | (WRITE if output else 0)
-        if mask != self._mask:
-            self._mask = mask
-            self._loop.watch(self._fd, mask, self._ready)
+        self._rewatch()
         if self.starved and self.mux.pending < HIGH_WATER // 2:
             waiting, self.starved = self.starved, set()
             for number in waiting:
                 stream = self.streams.get(number)
                 if stream is not None:
                     stream.handler.on_room()
+
+    # -- receiving
+
+    def _rewatch(self) -> None:
+        if self._closed:
+            return
+        mask = (READ if self._may_read() else HANGUP) | (WRITE if self.mux.output else 0)
+        if mask != self._mask:
+            self._mask = mask
+            self._loop.watch(self._fd, mask, self._ready)
+
+    def _may_read(self) -> bool:
+        """Whether more may be read of the peer. An agent always reads: it trusts its host, and two ends that wait for
+        each other to read would wait for ever."""
+        if not self._host:
+            return True
+        if self._unread is not None:
+            if self.mux.pending > MAX_OWED // 2:
+                return False
+            self._unread.cancel()
+            self._unread = None
+        elif self.mux.pending > MAX_OWED:
+            self._unread = self._loop.later(UNREAD_SECONDS, lambda: self.fail("it does not read what it asked for"))
+            return False
+        return self._held < MAX_HELD and not self._paced
+
+    def _ready(self, mask: int) -> None:
+        if mask & WRITE:
+            self._write()
+        if self._closed:
+            return
+        if mask & READ:
+            self._read()
+        elif mask & HANGUP:
+            self._lose("closed by the peer")
+
+    def _read(self) -> None:
+        view = self.mux.space()
+        try:
+            if self._port:
+                pages = [view[at : at + _PAGE] for at in range(0, min(len(view), _PORT_BATCH * _PAGE), _PAGE)]
+                count = os.readv(self._fd, pages)
+            else:
+                count = os.readv(self._fd, (view,))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(f"read failed: {error.strerror}")
+            return
+        if count == 0:
+            self._lose("closed by the peer")
+            return
+        self._in_events = True
+        try:
+            for kind, number, payload in self.mux.received(count):
+                if self.mux.sessions != self._session:
+                    self._begin()
+                self._dispatch(kind, number, payload)
+                if self._closed:
+                    return
+            if self.mux.sessions != self._session:
+                self._begin()
+            elif not self.mux.connected and self.streams:
+                self._abandon("the host was replaced")
+        except ProtocolError as error:
+            self.fail(str(error))
+        finally:
+            self._in_events = False
+        if self._host:
+            self._pace()
+        if self.mux.output and not self._closed:
+            self._write()
+        else:
+            self._rewatch()
+
+    def _pace(self) -> None:
+        """Take the frames that moved no data off the guest's account; read no more until it is balanced."""
+        now = time.monotonic()
+        tokens = min(FRAMES_BURST, self._tokens + (now - self._tokens_at) * FRAMES_PER_SECOND)
+        self._tokens_at = now
+        self._tokens = tokens - self.mux.idle_frames
+        self.mux.idle_frames = 0
+        if self._tokens >= 0 or self._paced or self._closed:
+            if self._tokens > FRAMES_BURST / 2:
+                self._flooded_since = 0.0
+            return
+        if not self._flooded_since:
+            self._flooded_since = now
+        elif now - self._flooded_since > FLOOD_SECONDS:
+            self.fail("it floods the channel")
+            return
+        self._paced = True
+        self._loop.later(min(-self._tokens / FRAMES_PER_SECOND, FLOOD_SECONDS), self._paced_enough)
+
+    def _paced_enough(self) -> None:
+        self._paced = False
+        self._rewatch()
+
+    def _begin(self) -> None:
+        self._session = self.mux.sessions
+        self._abandon("a new session has begun")
+        self._on_session()
+
+    def _dispatch(self, kind: int, number: int, payload: bytes | memoryview) -> None:
+        if kind == mux.OPEN:
+            stream = MuxStream(self, number, Handler())
+            self.streams[number] = stream
+            self._on_open(stream, bytes(payload))
+            return
+        found = self.streams.get(number)
+        if found is None:
+            return
+        if kind == mux.DATA:
+            found.handler.on_data(memoryview(payload))
+            if self.streams.get(number) is found:
+                self.consumed(found, len(payload))
+        elif kind == mux.GRANT:
+            found.granted()
+        elif kind == mux.EOF:
+            found.handler.on_eof()
+            self.tidy(found)
+        elif self.remove(found):
+            found.handler.on_abort("the other end has given it up")

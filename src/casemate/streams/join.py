@@ -1,158 +1,112 @@
-"""Joins a socket and a stream of a channel: bytes of one are the bytes of the other."""
+"""Makes two streams one: bytes of each go to the other, and each direction ends for itself."""
 
 from __future__ import annotations
 
-import os
-import socket
-from collections import deque
-
-from casemate.streams.channel import Stream, StreamHandler
-from casemate.streams.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.stream import Handler, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CHUNK = 65536
-TAIL = 12
 
+class _End(Handler):
+    """The handler of one of the two streams: sends on what comes from it."""
 
-class Splice(StreamHandler):
-    """Owns the socket; closes it when both directions have ended or either side is gone."""
+    __slots__ = ("_other", "_pair", "_space", "ended", "stream")
 
-    def __init__(
-        self, loop: Loop, sock: socket.socket, stream: Stream, on_done: Callable[[Splice], None] | None = None
-    ) -> None:
-        self._loop = loop
-        self._sock = sock
-        self._fd = sock.fileno()
-        self._stream = stream
-        self._on_done = on_done
-        self._waiting: deque[memoryview | bytes] = deque()
-        self._read_open = True
-        self._write_open = True
-        self._peer_eof = False
-        self._done = False
-        self._mask = 0
-        self.tail = b""
-        """The last bytes that were read from the socket: of a call, the message with its exit code."""
-        sock.setblocking(False)
-        stream.handler = self
-        self._rewatch()
+    def __init__(self, pair: _Pair, stream: Stream, other: Stream) -> None:
+        self.stream = stream
+        self._pair = pair
+        self._other = other
+        self._space = memoryview(b"")
+        self.ended = False
 
-    def _rewatch(self) -> None:
-        if self._done:
-            return
-        mask = HANGUP  # told in any case; says that the socket is watched even when nothing is wanted of it
-        if self._read_open and self._stream.room() > 0:
-            mask |= READ
-        if self._waiting:
-            mask |= WRITE
-        if mask != self._mask:
-            self._mask = mask
-            self._loop.watch(self._fd, mask, self._ready)
+    def room(self) -> int:
+        return self._other.room()
 
-    def _ready(self, mask: int) -> None:
-        if mask & WRITE:
-            self._drain()
-        if mask & READ and not self._done:
-            self._fill()
-        elif mask & HANGUP and not mask & READ and not self._done:
-            self._stream.abort()
-            self._finish()
-            return
-        self._rewatch()
+    def buffer(self) -> memoryview:
+        self._space = self._other.space()
+        return self._space
 
-    def _fill(self) -> None:
-        room = min(self._stream.room(), CHUNK)
-        if room <= 0 or not self._read_open:
-            return
-        try:
-            data = os.read(self._fd, room)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._stream.abort()
-            self._finish()
-            return
-        if data:
-            self.tail = data[-TAIL:] if len(data) >= TAIL else (self.tail + data)[-TAIL:]
-            self._stream.write(data)
-        else:
-            self._read_open = False
-            self._stream.eof()
-            self._check()
+    def filled(self, count: int) -> None:
+        self._other.commit(count)
 
-    def _drain(self) -> None:
-        while self._waiting:
-            piece = self._waiting[0]
-            try:
-                count = os.write(self._fd, piece)
-            except BlockingIOError:
-                break
-            except OSError:
-                # Nobody reads there any more: say so to the peer, and go no further.
-                self._stream.abort()
-                self._finish()
-                return
-            self._stream.consumed(count)
-            if count < len(piece):
-                self._waiting[0] = memoryview(piece)[count:]
-                break
-            self._waiting.popleft()
-        if not self._waiting and self._peer_eof:
-            self._close_write()
-
-    def _close_write(self) -> None:
-        if self._write_open:
-            self._write_open = False
-            try:
-                self._sock.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass
-        self._check()
-
-    def _check(self) -> None:
-        if not self._read_open and not self._write_open:
-            self._finish()
-
-    def _finish(self) -> None:
-        if not self._done:
-            self._done = True
-            self._loop.forget(self._fd)
-            self._sock.close()
-            self._waiting.clear()
-            if self._on_done is not None:
-                self._on_done(self)
-
-    def on_data(self, data: bytes | memoryview) -> None:
-        if self._done:
-            return
-        if self._waiting:
-            self._waiting.append(bytes(data))
-            return
-        self._waiting.append(memoryview(data))
-        self._drain()
-        if self._waiting:
-            self._waiting[0] = bytes(self._waiting[0])  # the view is good no longer than this call
-        self._rewatch()
+    def on_data(self, data: memoryview) -> None:
+        self._other.write(data)
 
     def on_eof(self) -> None:
-        self._peer_eof = True
-        if not self._waiting and not self._done:
-            self._close_write()
-        self._rewatch()
+        self.ended = True
+        self._other.eof()
+        self._pair.end(self.stream)
 
     def on_room(self) -> None:
-        self._rewatch()
+        self._other.resume()
 
-    def on_abort(self) -> None:
-        if not self._done and self._waiting and self._write_open:
-            # What came before the end still belongs to the reader; deliver what it takes at once.
-            try:
-                for piece in self._waiting:
-                    if os.write(self._fd, piece) < len(piece):
-                        break
-            except OSError:
-                pass
-        self._finish()
+    def on_abort(self, why: str) -> None:
+        if self.ended:
+            self._other.finish()  # it has said all that it had to say: that still arrives
+        else:
+            self._other.abort()
+        self._pair.finish(why)
+
+
+class _TappedEnd(_End):
+    """Shows what passes to ``tap``."""
+
+    __slots__ = ("_tap",)
+
+    def __init__(self, pair: _Pair, stream: Stream, other: Stream, tap: Callable[[memoryview], None]) -> None:
+        super().__init__(pair, stream, other)
+        self._tap = tap
+
+    def filled(self, count: int) -> None:
+        self._tap(self._space[:count])
+        super().filled(count)
+
+    def on_data(self, data: memoryview) -> None:
+        self._tap(data)
+        super().on_data(data)
+
+
+class _Pair:
+    __slots__ = ("_done", "_on_done", "_on_end", "ends")
+
+    def __init__(self, on_done: Callable[[str], None] | None, on_end: Callable[[Stream], None] | None) -> None:
+        self._on_done = on_done
+        self._on_end = on_end
+        self._done = False
+        self.ends: tuple[_End, ...] = ()
+
+    def end(self, stream: Stream) -> None:
+        if self._on_end is not None:
+            self._on_end(stream)
+        if all(end.ended for end in self.ends):
+            self.finish("")
+
+    def finish(self, why: str) -> None:
+        if not self._done:
+            self._done = True
+            if self._on_done is not None:
+                self._on_done(why)
+
+
+def join(
+    one: Stream,
+    other: Stream,
+    on_done: Callable[[str], None] | None = None,
+    tap: Callable[[memoryview], None] | None = None,
+    on_end: Callable[[Stream], None] | None = None,
+) -> None:
+    """Join two streams until both directions have ended or one stream is aborted; then the other is, too.
+
+    ``on_done(why)`` is called once: with "" when each end has said its end of data (what is on its way is still sent),
+    else with the reason of the abort. ``tap`` is shown what comes from ``one``.
+    ``on_end(stream)`` is called when a stream has said its end of data, after that was passed on.
+    """
+    pair = _Pair(on_done, on_end)
+    first = _End(pair, one, other) if tap is None else _TappedEnd(pair, one, other, tap)
+    pair.ends = (first, _End(pair, other, one))
+    one.handler, other.handler = pair.ends
+    # Either may have been held back by the handler that it had before.
+    one.resume()
+    other.resume()

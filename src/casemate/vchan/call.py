@@ -13,13 +13,14 @@ from casemate.agent.sessions import Sessions
 from casemate.calls.children import Children
 from casemate.calls.service import ServiceCall, refuse
 from casemate.calls.spawn import PATH, RUN_AS, Account, spawn
-from casemate.calls.vchan_data import DataStream
+from casemate.calls.vchan_data import DataChannel
 from casemate.calls.vchan_sockets import CONNECT_SECONDS, Connector
 from casemate.streams.deadlines import Deadlines
+from casemate.streams.descriptors import SocketStream
 from casemate.streams.loop import WRITE, Loop
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import user_name
-from casemate.wire.qrexec import DATA_EXIT_CODE, EXIT_FAILED, message, parse_command
+from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDOUT, EXIT_FAILED, message, parse_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,13 +106,13 @@ class Served:
         else:
             self._answer(path, lambda stream: self._begin(stream, what), on_closed)
 
-    def _answer(self, path: str, begin: Callable[[DataStream], None], on_closed: Callable[[], None]) -> None:
-        def closed(stream: DataStream) -> None:
+    def _answer(self, path: str, begin: Callable[[DataChannel], None], on_closed: Callable[[], None]) -> None:
+        def closed(stream: DataChannel) -> None:
             self._hellos.discard(stream)
             on_closed()
 
         def connected(sock: socket.socket) -> None:
-            stream = DataStream(self._loop, sock, closed, self._wait_for_hello)
+            stream = DataChannel(self._loop, sock, closed, self._wait_for_hello)
             if not stream.closed:
                 self._hellos.add(stream, lambda: None if stream.greeted else stream.abort())
             begin(stream)
@@ -120,7 +121,7 @@ class Served:
 
     # -- programs
 
-    def _begin(self, stream: DataStream, what: Program | Failure) -> None:
+    def _begin(self, stream: DataChannel, what: Program | Failure) -> None:
         if stream.closed:
             return
         if isinstance(what, Failure):
@@ -130,13 +131,13 @@ class Served:
         else:
             self._try_start(stream, what)
 
-    def _try_start(self, stream: DataStream, what: Program) -> None:
+    def _try_start(self, stream: DataChannel, what: Program) -> None:
         try:
             self._start(stream, what)
         except OSError as error:
             _refuse(stream, Failure(EXIT_FAILED, f"{what.argv[0]}: {error.strerror}\n", what.bare))
 
-    def _start(self, stream: DataStream, program: Program) -> None:
+    def _start(self, stream: DataChannel, program: Program) -> None:
         argv, environment, account = program.argv, program.environment, program.account
         if account is not None:
             environment = {**environment, **account.environment()}
@@ -147,7 +148,7 @@ class Served:
             self._children.add(pid, lambda status: _tell_status(stream, status))
         else:
             pid, stdin, stdout, stderr = spawn(argv, environment, account, self._with_stderr)
-            self._children.add(pid, ServiceCall(self._loop, stream, stdin, stdout, stderr, _nothing).exited)
+            self._children.add(pid, ServiceCall.of_program(self._loop, stream, stdin, stdout, stderr).exited)
 
     def _wait_for_session(self, user: str, done: Callable[[int], None]) -> None:
         assert self._account_of is not None
@@ -193,7 +194,7 @@ class Served:
             else:
                 self._answer(path, begin, ended)
 
-        def begin(stream: DataStream) -> None:
+        def begin(stream: DataChannel) -> None:
             if not stream.closed:
                 SocketCall(self._loop, stream, sock, what)
 
@@ -223,56 +224,42 @@ _ATTEMPTS, _PAUSE = 200, 0.02
 class SocketCall(ServiceCall):
     """A call whose service is a socket: over when both directions are."""
 
-    def __init__(self, loop: Loop, stream: DataStream, sock: socket.socket, service: SocketService) -> None:
+    def __init__(self, loop: Loop, stream: DataChannel, sock: socket.socket, service: SocketService) -> None:
         self._rules = service
-        writing = os.dup(sock.fileno())
-        super().__init__(loop, stream, writing, sock.detach(), None, _nothing)
+        self._connection = SocketStream(loop, sock, drain=True)
         if service.descriptor:
-            self._waiting.append(memoryview(service.descriptor))
-            stream.consumed(-len(service.descriptor))  # as if it had come from the caller
-            self._drain()
+            self._connection.write(service.descriptor)
+        self._input_open = True
+        super().__init__(stream, self._connection, None)
 
-    def _close_stdin(self) -> None:
-        if self._stdin >= 0:
-            sock = socket.socket(fileno=self._stdin)
-            try:
-                sock.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass
-            sock.detach()
-            super()._close_stdin()
-            if self._rules.on_client_eof and not self._done:
-                self._drop_outputs()
-            self._finish()
+    def input_ended(self) -> None:
+        if not self._input_open:
+            return
+        self._input_open = False
+        if self._rules.on_client_eof:
+            self._connection.finish()
+            self.output_ended(DATA_STDOUT)
+        super().input_ended()
+        self._check_over()
 
-    def _drop_outputs(self) -> None:
-        for fd in list(self._outputs):
-            del self._outputs[fd]
-            self._unwatch(fd)
-            os.close(fd)
+    def output_ended(self, kind: int) -> None:
+        super().output_ended(kind)
+        self._check_over()
 
-    def _finish(self) -> None:
-        if self._status is None and not self._outputs and not self._done:
-            if self._rules.on_service_eof and self._stdin >= 0:
-                self._status = 0
-                self._close_stdin()
-            elif self._stdin < 0:
-                self._status = 0
-        super()._finish()
+    def _check_over(self) -> None:
+        """The status of a socket is always 0; what ends the call is its configuration."""
+        if not self._outputs and (not self._input_open or self._rules.on_service_eof or self._connection.closed):
+            self.exited(0)
 
 
-def _nothing(_call: ServiceCall) -> None:
-    pass
-
-
-def _refuse(stream: DataStream, failure: Failure) -> None:
+def _refuse(stream: DataChannel, failure: Failure) -> None:
     if failure.bare:
         _tell_status(stream, failure.status)
     else:
         refuse(stream, failure.status, failure.why)
 
 
-def _tell_status(stream: DataStream, status: int) -> None:
+def _tell_status(stream: DataChannel, status: int) -> None:
     stream.write(message(DATA_EXIT_CODE, status.to_bytes(4, "little")))
     stream.eof()
 

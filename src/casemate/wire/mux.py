@@ -1,7 +1,7 @@
 """Many flow-controlled streams over one byte stream (a virtio-serial port), sans-I/O.
 
-A port is an unreliable witness of who is at its other end: a host that reconnects within milliseconds is invisible
-to the guest, and half of an old message is then glued to the first new one. So:
+virtio-serial does not tell the guest when the host reconnects. After a quick reconnect the guest would glue the rest of
+an old message to the first new one. So:
 
 * every connection of the host starts with a *reset*: a run of zeros long enough to complete any frame that was cut,
   then ``RESET`` and a fresh 16-byte nonce. The guest drops all streams and answers ``ACK`` and the nonce; the host
@@ -37,10 +37,12 @@ WINDOW = 256 * 1024
 MAX_STREAMS = 128
 """Limit of a qube's channel (streams): streams that one end may have open at once."""
 LEAST_ROOM = 64
-"""Less is no room: who sends needs some for a header of its own, and would wait for ever for a room that it has."""
+"""Smallest free window worth reporting, in bytes. A sender must fit the header of its own message in; with less than
+this it would ask again for ever, so ``room`` returns 0."""
 
 MAX_STALE = 4 << 20
-"""What an honest guest can have under way when the host resets is far less; after this the host hangs up."""
+"""Bytes that the host throws away while it waits for the answer to its reset; then it hangs up. What an honest guest
+can have under way is far less."""
 
 RESET = b"\xffCASEMATE-RESET\x01"
 ACK = b"\xffCASEMATE-ACKN\x01\x01"
@@ -93,6 +95,8 @@ class Mux:
         """Chunks to write to the channel in order; the owner pops what it has written."""
         self.pending = 0
         """Bytes in ``output``; the owner subtracts what it has written."""
+        self.idle_frames = 0
+        """Frames received that moved no data forward: what a flood is made of. The owner sets it back to 0."""
         self.sessions = 0
         """Sessions established so far; a change means that all older streams are gone."""
 
@@ -110,8 +114,8 @@ class Mux:
         self._forget()
         self._marker = ACK + nonce
         self._tag = nonce[:TRAILER]
-        self._put(_PREAMBLE)
-        self._put(RESET + nonce)
+        self.put(_PREAMBLE)
+        self.put(RESET + nonce)
 
     def _forget(self) -> None:
         self._streams.clear()
@@ -146,7 +150,7 @@ class Mux:
             self._forget()
             self._start, self._end = start, end
             self._tag = nonce[:TRAILER]
-            self._put(ACK + nonce)
+            self.put(ACK + nonce)
         self._synced = True
         self.sessions += 1
         return True
@@ -187,6 +191,8 @@ class Mux:
         while self._end - self._start >= HEADER.size:
             at = self._start
             stream, length, kind = HEADER.unpack_from(view, at)
+            if kind != DATA:
+                self.idle_frames += 1
             if not OPEN <= kind <= ABORT or length > MAX_PAYLOAD:
                 self._violation(f"bad frame header: type {kind}, length {length}")
                 return
@@ -226,6 +232,7 @@ class Mux:
             known = number <= self._last_peer if self._is_peers(number) else 0 < number < self._next_own
             if not known:
                 self._violation(f"frame for stream {number}, which never was")
+            self.idle_frames += 1
             return None  # a late frame for a stream that this end has aborted
         if kind == DATA:
             if stream.eof_in or len(payload) > stream.window or not payload:
@@ -243,6 +250,8 @@ class Mux:
                 return None
             blocked = stream.credit < LEAST_ROOM
             stream.credit += more
+            if more >= WINDOW // 4:
+                self.idle_frames -= 1  # what our own data calls for
             return (GRANT, number, b"") if blocked and stream.credit >= LEAST_ROOM and not stream.eof_out else None
         if payload:
             self._violation("payload where none belongs")
@@ -267,15 +276,14 @@ class Mux:
 
     # -- output
 
-    def _put(self, data: bytes | memoryview) -> None:
+    def put(self, data: bytes | memoryview) -> None:
+        """Queue bytes of a frame as they are."""
         self.output.append(data)
         self.pending += len(data)
 
     def _send(self, number: int, kind: int, payload: bytes | memoryview = b"") -> None:
-        self._put(HEADER.pack(number, len(payload), kind))
-        if payload:
-            self._put(payload)
-        self._put(self._tag)
+        # A frame is one object in the queue: three small ones would take four times its size.
+        self.put(b"".join((HEADER.pack(number, len(payload), kind), payload, self._tag)))
 
     def open(self, payload: bytes) -> int:
         """Open a stream; ``payload`` (at most MAX_PAYLOAD bytes) tells the peer what it is for. Returns its id."""
@@ -302,8 +310,13 @@ class Mux:
         stream = self._streams.get(number)
         return 0 if stream is None or stream.eof_out or stream.credit < LEAST_ROOM else stream.credit
 
+    def credit(self, number: int) -> int:
+        """How many bytes the peer takes now, to the last one; ``room`` is for those who can wait for more."""
+        stream = self._streams.get(number)
+        return 0 if stream is None or stream.eof_out else stream.credit
+
     def send(self, number: int, data: bytes | memoryview) -> None:
-        """Queue ``data``, at most ``room`` bytes. Data for a stream that is gone is thrown away."""
+        """Queue a copy of ``data``, at most ``credit`` bytes. Data for a stream that is gone is thrown away."""
         stream = self._streams.get(number)
         if stream is None or not data:
             return

@@ -64,6 +64,10 @@ ANSWER_LENGTHS = {
 }
 
 
+VISIBLE = bytes(b if 0x20 <= b <= 0x7E or b in b"\t\n\r\b\a" else ord("_") for b in range(256))
+"""Translation of output for a terminal: what could be part of an escape sequence becomes ``_``."""
+
+
 class LengthTable:
     """Which types a receiver takes and how long each may be; give it to ``framing.MessageReader``."""
 
