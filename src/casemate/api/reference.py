@@ -40,7 +40,8 @@ def properties() -> str:
     return page(
         "Properties",
         "Shown and changed with `qvm-prefs QUBE [PROPERTY [VALUE]]` and `qubes-prefs [PROPERTY [VALUE]]`. A property "
-        "that nobody set has its default; `--default` gives it back. *Type* is the word that the Admin API sends.",
+        "that nobody set has its default; `--default` gives it back. *Type* is the word that the Admin API sends. A property *without effect* "
+        "is stored and shown for the tools of Qubes OS; nothing here acts on it.",
         "## Of qubes",
         "\n".join(f"* {name}: {_sentence(inspect.getdoc(cls) or '')}." for name, cls in CLASSES.items()),
         table(
@@ -93,7 +94,8 @@ def _defaults(name: str) -> str:
 def _property_row(name: str, prop: Property[Any], classes: str | None, default: str) -> tuple[str, ...]:
     start = (code(name),) if classes is None else (code(name), classes)
     value = prop.kind.syntax() if prop.setting is not Setting.READ_ONLY else ""
-    return (*start, prop.kind.tag, value, default, _WHEN[prop.setting], prop.doc)
+    doc = f"{prop.doc} *Without effect: {prop.kept}.*" if prop.kept else prop.doc
+    return (*start, prop.kind.tag, value, default, _WHEN[prop.setting], doc)
 
 
 # ---------------------------------------------------------------------------------------------------------- volumes

@@ -27,9 +27,9 @@ from casemate.host.hypervisor import HostDisk, Hypervisor, PowerState
 from casemate.host.uevents import DeviceEvents
 from casemate.model.devices import ANY, Assignment, DeviceRef, denies
 from casemate.model.domain import Domain
-from casemate.model.system import ADMIN
 from casemate.store.store import Store
 from casemate.wire import events as ev
+from casemate.wire.admin import ADMIN
 from casemate.wire.errors import (
     CasemateError,
     DeviceAlreadyAttachedError,

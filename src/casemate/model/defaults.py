@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import Any, Protocol
 
-from casemate.model.kinds import Stored
+from casemate.model.kinds import Registry, Stored
 
-if TYPE_CHECKING:
-    from casemate.model.properties import Holder
+
+class Holder(Protocol):
+    """What a rule asks of the holder of a property (`properties.Holder` is the class)."""
+
+    @property
+    def system(self) -> Registry:
+        """The system it belongs to."""
+
+    def base(self) -> Holder | None:
+        """The template whose values are defaults here."""
+
+    def has(self, name: str) -> bool:
+        """Whether it has such a property."""
+
+    def stored(self, name: str) -> Stored:
+        """The effective stored value of a property."""
 
 
 class Default:
@@ -77,3 +92,40 @@ class Computed(Default):
 
     def describe(self) -> str:
         return self.doc
+
+
+class Source(Enum):
+    """Who gives a live value."""
+
+    MACHINE = "the running machine"
+    HOST = "the host"
+
+
+class Live(Default):
+    """What somebody outside the model knows, now: the attribute of the source that has the property's name.
+
+    The model itself knows only what holds while the source has no answer. ``api/live.py`` asks the sources.
+    """
+
+    def __init__(self, source: Source, otherwise: Stored) -> None:
+        self.source = source
+        self.otherwise = otherwise
+
+    def value(self, holder: Holder, name: str) -> Stored:
+        return self.otherwise
+
+    def describe(self) -> str:
+        if self.source is Source.HOST:
+            return "as the host is"
+        return f"that of {self.source.value}; {'none' if self.otherwise is None else self.otherwise} while halted"
+
+
+class Never(Fixed):
+    """A property of Qubes OS that cannot have another value here, and why not."""
+
+    def __init__(self, constant: Stored, why: str) -> None:
+        super().__init__(constant)
+        self.why = why
+
+    def describe(self) -> str:
+        return f"always {super().describe()}: {self.why}"

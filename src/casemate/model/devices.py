@@ -1,23 +1,12 @@
-"""Devices that qubes are to get: assignments, as the store keeps them and a start carries them out."""
+"""Names of devices, and assignments: which device a qube gets at its start, as the store keeps it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from casemate.model.changes import DeviceAssigned, DeviceAssignmentChanged, DeviceUnassigned
-from casemate.wire.errors import (
-    DeviceAlreadyAssignedError,
-    DeviceAssignmentModeError,
-    DeviceNotAssignedError,
-    ValueInvalidError,
-    printable,
-)
-
-if TYPE_CHECKING:
-    from casemate.model.domain import Domain
+from casemate.wire.errors import DeviceAssignmentModeError, ValueInvalidError, printable
 
 ANY = "*"
 """For a port or an identity: whatever is there."""
@@ -98,57 +87,6 @@ class Assignment:
             )
         if self.device.port == ANY and self.device.ident == ANY:
             raise ValueInvalidError("An assignment names a port or an identity, or both")
-
-
-class Assignments:
-    """The assignments of one qube, in order; a view that also changes them."""
-
-    __slots__ = ("_domain",)
-
-    def __init__(self, domain: Domain) -> None:
-        self._domain = domain
-
-    @property
-    def _values(self) -> dict[DeviceRef, Assignment]:
-        return self._domain.state.devices
-
-    def __contains__(self, device: object) -> bool:
-        return device in self._values
-
-    def __iter__(self) -> Iterator[Assignment]:
-        return iter([self._values[key] for key in sorted(self._values)])
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def find(self, device: DeviceRef) -> Assignment:
-        """The assignment of exactly that device; raises DeviceNotAssignedError."""
-        try:
-            return self._values[device]
-        except KeyError:
-            raise DeviceNotAssignedError(f"{device} is not assigned to {self._domain.name}") from None
-
-    def add(self, assignment: Assignment) -> None:
-        """Assign a device; raises DeviceAlreadyAssignedError."""
-        device = assignment.device
-        if device in self._values:
-            raise DeviceAlreadyAssignedError(f"{device} is assigned to {self._domain.name} already")
-        if len(self._values) >= MAX_ASSIGNMENTS:
-            raise ValueInvalidError(f"{self._domain.name}: a qube has at most {MAX_ASSIGNMENTS} assigned devices")
-        self._domain.record(DeviceAssigned(self._domain.name, device.devclass, str(device), assignment.options))
-        self._values[device] = assignment
-
-    def set_mode(self, device: DeviceRef, mode: str) -> None:
-        """Change the mode of an assignment."""
-        found = replace(self.find(device), mode=mode, written=None)
-        self._domain.record(DeviceAssignmentChanged(self._domain.name, device.devclass, str(device)))
-        self._values[device] = found
-
-    def remove(self, device: DeviceRef) -> None:
-        """Assign a device no more; raises DeviceNotAssignedError."""
-        self.find(device)
-        self._domain.record(DeviceUnassigned(self._domain.name, device.devclass, str(device)))
-        self._values.pop(device)
 
 
 def denies(devices_denied: str, interfaces: str) -> str:

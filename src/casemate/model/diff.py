@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from casemate.model import changes as ch
 from casemate.model.domain import Domain
 from casemate.model.properties import Holder
-from casemate.model.state import State
+from casemate.model.qube import State
 from casemate.model.system import System
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from typing import TYPE_CHECKING
 
 from casemate.model.changes import FeatureRemoved, FeatureSet
+from casemate.model.qube import Qube
 from casemate.wire import names
 from casemate.wire.errors import FeatureNotFoundError, ValueInvalidError, printable
-
-if TYPE_CHECKING:
-    from casemate.model.domain import Domain
 
 MAX_FEATURES = 512
 """Limit of the store: features of a qube."""
@@ -28,14 +25,14 @@ def feature_value(text: str) -> str:
 class Features(MutableMapping[str, str]):
     """The features of one qube; a view that also changes them."""
 
-    __slots__ = ("_domain",)
+    __slots__ = ("_qube",)
 
-    def __init__(self, domain: Domain) -> None:
-        self._domain = domain
+    def __init__(self, qube: Qube) -> None:
+        self._qube = qube
 
     @property
     def _values(self) -> dict[str, str]:
-        return self._domain.state.features
+        return self._qube.state.features
 
     def __getitem__(self, name: str) -> str:
         return self._values[name]
@@ -54,20 +51,20 @@ class Features(MutableMapping[str, str]):
         try:
             return self._values[name]
         except KeyError:
-            raise FeatureNotFoundError(f"{self._domain.name}: no feature {printable(name, 80)!r}") from None
+            raise FeatureNotFoundError(f"{self._qube.name}: no feature {printable(name, 80)!r}") from None
 
     def set(self, name: str, value: str) -> None:
         """Give a feature a value."""
         name, value = str(names.feature_name(name)), feature_value(value)
         if name not in self._values and len(self._values) >= MAX_FEATURES:
-            raise ValueInvalidError(f"{self._domain.name}: a qube has at most {MAX_FEATURES} features")
-        self._domain.record(FeatureSet(self._domain.name, name, value, self._values.get(name)))
+            raise ValueInvalidError(f"{self._qube.name}: a qube has at most {MAX_FEATURES} features")
+        self._qube.record(FeatureSet(self._qube.name, name, value, self._values.get(name)))
         self._values[name] = value
 
     def remove(self, name: str) -> None:
         """Take a feature away; raises FeatureNotFoundError."""
         old = self.find(name)
-        self._domain.record(FeatureRemoved(self._domain.name, name, old))
+        self._qube.record(FeatureRemoved(self._qube.name, name, old))
         del self._values[name]
 
     def __setitem__(self, name: str, value: str) -> None:
@@ -78,17 +75,18 @@ class Features(MutableMapping[str, str]):
 
     def check(self, name: str, *, template: bool = False, netvm: bool = False, admin: bool = False) -> str | None:
         """The value here, else along the templates, the net qubes, or of the admin qube; None if nowhere."""
-        for domain in self._lookup(template, netvm, admin):
-            if name in domain.features:
-                return domain.features[name]
+        for qube in self._lookup(template, netvm, admin):
+            value = qube.state.features.get(name)
+            if value is not None:
+                return value
         return None
 
-    def _lookup(self, template: bool, netvm: bool, admin: bool) -> Iterator[Domain]:
-        domain: Domain | None = self._domain
+    def _lookup(self, template: bool, netvm: bool, admin: bool) -> Iterator[Qube]:
+        qube: Qube | None = self._qube
         seen = set()
-        while domain is not None and domain.name not in seen:
-            seen.add(domain.name)
-            yield domain
-            domain = domain.template if template else domain.netvm if netvm else None
+        while qube is not None and qube.name not in seen:
+            seen.add(qube.name)
+            yield qube
+            qube = qube.base() if template else qube.provider() if netvm else None
         if admin:
-            yield self._domain.system.admin
+            yield self._qube.admin()

@@ -9,20 +9,49 @@ from __future__ import annotations
 
 import re
 import uuid
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from casemate.model.labels import Label
 from casemate.wire import names
 from casemate.wire.errors import LabelNotFoundError, NotFoundError, PropertyValueError, ValueInvalidError, printable
 
-if TYPE_CHECKING:
-    from casemate.model.domain import Domain
-    from casemate.model.system import System
-
 T = TypeVar("T")
+
+
+class Named(Protocol):
+    """Something that is kept by its name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+D = TypeVar("D", bound=Named)
 
 Stored = int | bool | str | uuid.UUID | None
 """What a holder keeps for one property."""
+
+
+class Lookup(Protocol):
+    """Qubes by their names."""
+
+    def __contains__(self, name: object) -> bool: ...
+    def __getitem__(self, name: str) -> Any: ...
+
+
+class Registry(Protocol):
+    """The system, as properties see it: what references point to, and the global properties that are defaults."""
+
+    @property
+    def domains(self) -> Lookup:
+        """All qubes by name."""
+
+    @property
+    def labels(self) -> Mapping[str, Label]:
+        """All labels by name."""
+
+    def stored(self, name: str) -> Stored:
+        """The effective stored value of a global property."""
 
 
 class Kind(Generic[T]):
@@ -48,14 +77,14 @@ class Kind(Generic[T]):
             return None
         return self.read(text)
 
-    def require(self, stored: Stored, system: System) -> None:
+    def require(self, stored: Stored, system: Registry) -> None:
         """Check that what ``stored`` refers to exists in ``system``."""
 
     def format(self, stored: Stored) -> str:
         """The text of a stored value; empty for none."""
         return "" if stored is None else str(stored)
 
-    def resolve(self, stored: Stored, system: System) -> T:
+    def resolve(self, stored: Stored, system: Registry) -> T:
         """The value that code reads."""
         return cast(T, stored)
 
@@ -181,8 +210,8 @@ class Choice(Kind[str]):
         return text
 
 
-class DomainRef(Kind["Domain | None"]):
-    """Another qube, by its name; with ``optional`` also none."""
+class DomainRef(Kind[D | None], Generic[D]):
+    """Another qube, by its name; with ``optional`` also none. ``D`` is the class of what is read, `Domain`."""
 
     tag = "vm"
 
@@ -195,14 +224,14 @@ class DomainRef(Kind["Domain | None"]):
     def read(self, text: str) -> Stored:
         return str(names.qube_name(text))
 
-    def require(self, stored: Stored, system: System) -> None:
-        if stored is not None and system.domains.get(str(stored)) is None:
+    def require(self, stored: Stored, system: Registry) -> None:
+        if stored is not None and stored not in system.domains:
             raise NotFoundError(str(stored))
 
-    def resolve(self, stored: Stored, system: System) -> Domain | None:
-        return None if stored is None else system.domains[str(stored)]
+    def resolve(self, stored: Stored, system: Registry) -> D | None:
+        return None if stored is None else cast(D, system.domains[str(stored)])
 
-    def store(self, value: Domain | None) -> Stored:
+    def store(self, value: D | None) -> Stored:
         if value is None:
             if not self.optional:
                 raise PropertyValueError("A qube is required here")
@@ -221,11 +250,11 @@ class LabelRef(Kind[Label]):
     def read(self, text: str) -> Stored:
         return str(names.label_name(text))
 
-    def require(self, stored: Stored, system: System) -> None:
+    def require(self, stored: Stored, system: Registry) -> None:
         if stored not in system.labels:
             raise LabelNotFoundError(f"No such label: {stored!r}")
 
-    def resolve(self, stored: Stored, system: System) -> Label:
+    def resolve(self, stored: Stored, system: Registry) -> Label:
         return system.labels[str(stored)]
 
     def store(self, value: Label) -> Stored:

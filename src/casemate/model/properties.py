@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum, Flag, auto
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+from typing import Any, ClassVar, Generic, TypeVar, overload
 
 from casemate.model.changes import Change, PropertyReset, PropertySet
-from casemate.model.defaults import Default, Fixed
-from casemate.model.kinds import Kind
+from casemate.model.defaults import Default, Fixed, Live
+from casemate.model.kinds import Kind, Registry
 from casemate.model.kinds import Stored as Stored
 from casemate.wire.errors import NoSuchPropertyError, PropertyValueError, ValueInvalidError, printable
-
-if TYPE_CHECKING:
-    from casemate.model.system import System
 
 T = TypeVar("T")
 
@@ -57,7 +54,8 @@ class Property(Generic[T]):
     """One setting of a qube or of the system.
 
     ``role`` says which classes have it. ``absent`` is what reading the attribute gives on a class without it, so
-    that code need not ask for classes; where there is none, reading raises NoSuchPropertyError.
+    that code need not ask for classes; where there is none, reading raises NoSuchPropertyError. ``kept`` is for a
+    property of Qubes OS that is stored and told but does nothing here, and says what it waits for.
     """
 
     name: str
@@ -71,6 +69,7 @@ class Property(Generic[T]):
         default: Default | Stored | _Missing = MISSING,
         setting: Setting = Setting.FREE,
         absent: T | _Missing = MISSING,
+        kept: str = "",
     ) -> None:
         self.kind = kind
         self.doc = doc
@@ -80,6 +79,7 @@ class Property(Generic[T]):
         )
         self.setting = setting
         self.absent = absent
+        self.kept = kept
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -125,7 +125,7 @@ class Holder:
         )
 
     @property
-    def system(self) -> System:
+    def system(self) -> Registry:
         """The system this belongs to."""
         raise NotImplementedError
 
@@ -154,6 +154,11 @@ class Holder:
     def references(cls) -> tuple[Property[Any], ...]:
         """The properties of this class that refer to qubes."""
         return cls._references
+
+    @classmethod
+    def live(cls) -> Mapping[str, Live]:
+        """The properties of this class whose values come from outside the model."""
+        return {name: prop.default for name, prop in cls._table.items() if isinstance(prop.default, Live)}
 
     @classmethod
     def required(cls) -> tuple[str, ...]:

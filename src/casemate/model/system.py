@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import cast
 from uuid import UUID
 
 from casemate.model.changes import (
@@ -19,13 +18,15 @@ from casemate.model.changes import (
     PoolRemoved,
 )
 from casemate.model.classes import CLASSES, Admin
-from casemate.model.defaults import FromSystem
-from casemate.model.domain import NIL, Domain
+from casemate.model.defaults import FromSystem, Live, Source
+from casemate.model.domain import Domain
+from casemate.model.domains import Domains
 from casemate.model.kinds import Bool, DomainRef, Int, OptionalText, Stored, Text
 from casemate.model.labels import BUILTIN, LAST_BUILTIN, Label
 from casemate.model.properties import Holder, Property, Setting
-from casemate.model.state import State
+from casemate.model.qube_settings import KERNEL_NAME
 from casemate.wire import names
+from casemate.wire.admin import ADMIN
 from casemate.wire.errors import (
     AlreadyExistsError,
     LabelNotFoundError,
@@ -37,7 +38,6 @@ from casemate.wire.errors import (
     printable,
 )
 
-ADMIN = "dom0"
 _POOL_NAME = r"[a-zA-Z][a-zA-Z0-9_.-]{0,62}"
 
 
@@ -50,135 +50,21 @@ class PoolConfig:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-class Domains(Mapping[str, Domain]):
-    """All qubes: by name, by UUID, by qid; each lookup is one step however many there are.
+def _reference(doc: str, default: str | None = None, kept: str = "") -> Property[Domain | None]:
+    return Property(DomainRef(optional=True), default=default, doc=doc, kept=kept)
 
-    What is kept is states; a qube is made of its state when somebody asks for it, and is the same from then on. So
-    copying a system costs little, and old systems are not kept alive by new ones.
-    """
 
-    def __init__(self, system: System) -> None:
-        self._system = system
-        self._states: dict[str, State] = {}
-        self._by_uuid: dict[UUID, str] = {}
-        self._by_qid: dict[int, str] = {}
-        self._made: dict[str, Domain] = {}
-        self._own: set[str] = set()
+def _pool(doc: str, default: str | None = None, kept: str = "") -> Property[str]:
+    rule = FromSystem("default_pool") if default is None else default
+    return Property(Text(_POOL_NAME, limit=63, what="pool"), default=rule, doc=doc, kept=kept)
 
-    def copy_to(self, other: Domains) -> None:
-        """Give ``other`` the same qubes; from now on both copy a state before they change it."""
-        other._states = self._states.copy()
-        other._by_uuid = self._by_uuid.copy()
-        other._by_qid = self._by_qid.copy()
-        self._own.clear()
 
-    def is_shared(self, domain: Domain) -> bool:
-        """Whether another system may have this qube's state too. One not inserted yet is nobody else's."""
-        name = str(domain.state.values["name"])
-        return name not in self._own and self._states.get(name) is domain.state
+def _seconds(doc: str, default: int, most: int) -> Property[int]:
+    return Property(Int(1, most, "seconds"), default=default, doc=doc)
 
-    def took(self, domain: Domain) -> None:
-        """The qube has a state of its own now."""
-        name = str(domain.state.values["name"])
-        self._states[name] = domain.state
-        self._own.add(name)
 
-    def states(self) -> Collection[State]:
-        """The states of all qubes; only read. The quick way to look at every qube."""
-        return self._states.values()
-
-    def state(self, name: str) -> State | None:
-        """The state of the qube of that name, only read; None where there is none."""
-        return self._states.get(name)
-
-    def __getitem__(self, name: str) -> Domain:
-        found = self._made.get(name)
-        if found is not None:
-            return found
-        state = self._states.get(name)
-        if state is None:
-            raise NotFoundError(name)
-        # setdefault is one step, so that threads which ask at the same time get the same object.
-        return self._made.setdefault(name, state.klass.of_state(self._system, state))
-
-    def get(self, name: object, default: object = None) -> Domain | None:  # type: ignore[override]
-        """The qube of that name, or None."""
-        return self[str(name)] if name in self._states else None
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._states
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._states)
-
-    def __len__(self) -> int:
-        return len(self._states)
-
-    def by_uuid(self, uuid: UUID) -> Domain:
-        """The qube with that UUID; raises NotFoundError."""
-        try:
-            return self[self._by_uuid[uuid]]
-        except KeyError:
-            raise NotFoundError(f"uuid:{uuid}") from None
-
-    def by_qid(self, qid: int) -> Domain:
-        """The qube with that number; raises NotFoundError."""
-        try:
-            return self[self._by_qid[qid]]
-        except KeyError:
-            raise NotFoundError(f"qid {qid}") from None
-
-    def find(self, text: str) -> Domain:
-        """The qube named ``NAME`` or ``uuid:UUID``; raises NotFoundError, or ValueInvalidError for neither form."""
-        if text.startswith("uuid:"):
-            return self.by_uuid(UUID(names.uuid_text(text[5:])))
-        return self[str(names.qube_name(text))]
-
-    def ordered(self) -> list[Domain]:
-        """The admin qube first, then the others by name."""
-        return [self[name] for name in sorted(self._states, key=lambda n: (self._states[n].klass is not Admin, n))]
-
-    def require_free(self, name: str, uuid: UUID, qid: int) -> None:
-        """Raise AlreadyExistsError where a qube has that name, UUID or number."""
-        if name in self._states:
-            raise AlreadyExistsError(f"A qube named {name!r} exists already")
-        if uuid in self._by_uuid:
-            raise AlreadyExistsError(f"UUID {uuid} is that of {self._by_uuid[uuid]!r}")
-        if qid in self._by_qid:
-            raise AlreadyExistsError(f"qid {qid} is that of {self._by_qid[qid]!r}")
-
-    def insert(self, domain: Domain) -> None:
-        """Add a qube to the indexes; raises AlreadyExistsError. Use ``System.add`` to make qubes."""
-        name = self.insert_state(domain.state)
-        self._made[name] = domain
-        self._own.add(name)
-
-    def insert_state(self, state: State) -> str:
-        """Add the qube that a state describes (which may be that of another system too); its name."""
-        name = cast(str, state.values["name"])
-        uuid, qid = cast(UUID, state.values["uuid"]), cast(int, state.values["qid"])
-        self.require_free(name, uuid, qid)
-        self._states[name] = state
-        self._by_uuid[uuid] = name
-        self._by_qid[qid] = name
-        return name
-
-    def replace_state(self, state: State, text: bytes) -> bool:
-        """Let a state take the place of the one with ``text``; False, and nothing done, where it is another qube's."""
-        old = self._states.get(cast(str, state.values["name"]))
-        if old is None or old.text != text or old.klass is not state.klass:
-            return False
-        if any(old.values[key] != state.values[key] for key in ("name", "uuid", "qid")):
-            return False
-        self._states[cast(str, state.values["name"])] = state
-        return True
-
-    def discard(self, domain: Domain) -> None:
-        """Take a qube out of the indexes."""
-        name = domain.name
-        del self._states[name], self._by_uuid[domain.uuid], self._by_qid[domain.qid]
-        self._made.pop(name, None)
-        self._own.discard(name)
+def _of_host(kind: Int, doc: str) -> Property[int]:
+    return Property(kind, default=Live(Source.HOST, 0), setting=Setting.READ_ONLY, doc=doc)
 
 
 class System(Holder):
@@ -188,42 +74,32 @@ class System(Holder):
     anything fails; ``changes`` collects what it did.
     """
 
-    check_updates_vm = Property(Bool(), default=True, doc="Whether qubes look for updates.")
-    clockvm = Property(DomainRef(optional=True), default=None, doc="Qube that knows the time.")
-    default_audiovm = Property(DomainRef(optional=True), default=ADMIN, doc="Default of a qube's audiovm.")
-    default_dispvm = Property(DomainRef(optional=True), default=None, doc="Default of a qube's default_dispvm.")
-    default_guivm = Property(DomainRef(optional=True), default=ADMIN, doc="Default of a qube's guivm.")
+    check_updates_vm = Property(
+        Bool(), default=True, doc="Whether qubes look for updates.", kept="qubes do not look for updates yet"
+    )
+    clockvm = _reference("Qube that knows the time.", kept="qubes take their time from the host's processor")
+    default_audiovm = _reference("Default of a qube's audiovm.", ADMIN)
+    default_dispvm = _reference("Default of a qube's default_dispvm.")
+    default_guivm = _reference("Default of a qube's guivm.", ADMIN)
     default_kernel = Property(
-        OptionalText(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}", limit=63, what="name of a kernel"),
-        default=None,
-        doc="Default of a qube's kernel.",
+        OptionalText(KERNEL_NAME, limit=63, what="name of a kernel"), default=None, doc="Default of a qube's kernel."
     )
-    default_netvm = Property(DomainRef(optional=True), default=None, doc="Default of a qube's netvm.")
-    default_pool = Property(
-        Text(_POOL_NAME, limit=63, what="pool"), default="default", doc="Pool of the volumes of new qubes."
+    default_netvm = _reference("Default of a qube's netvm.")
+    default_pool = _pool("Pool of the volumes of new qubes.", "default")
+    default_pool_kernel = _pool("Pool of kernel volumes.", kept="kernels are directories of the state, no volumes")
+    default_pool_private = _pool("Pool of private volumes.")
+    default_pool_root = _pool("Pool of root volumes.")
+    default_pool_volatile = _pool("Pool of volatile volumes.")
+    default_qrexec_timeout = _seconds("Default of a qube's qrexec_timeout.", 60, 86400)
+    default_shutdown_timeout = _seconds("Default of a qube's shutdown_timeout.", 60, 86400)
+    default_template = _reference("Template of new qubes.")
+    management_dispvm = _reference(
+        "Default of a qube's management_dispvm.", kept="nothing manages qubes from inside yet"
     )
-    default_pool_kernel = Property(
-        Text(_POOL_NAME, limit=63, what="pool"), default=FromSystem("default_pool"), doc="Pool of kernel volumes."
-    )
-    default_pool_private = Property(
-        Text(_POOL_NAME, limit=63, what="pool"), default=FromSystem("default_pool"), doc="Pool of private volumes."
-    )
-    default_pool_root = Property(
-        Text(_POOL_NAME, limit=63, what="pool"), default=FromSystem("default_pool"), doc="Pool of root volumes."
-    )
-    default_pool_volatile = Property(
-        Text(_POOL_NAME, limit=63, what="pool"), default=FromSystem("default_pool"), doc="Pool of volatile volumes."
-    )
-    default_qrexec_timeout = Property(Int(1, 86400, "seconds"), default=60, doc="Default of a qube's qrexec_timeout.")
-    default_shutdown_timeout = Property(
-        Int(1, 86400, "seconds"), default=60, doc="Default of a qube's shutdown_timeout."
-    )
-    default_template = Property(DomainRef(optional=True), default=None, doc="Template of new qubes.")
-    management_dispvm = Property(DomainRef(optional=True), default=None, doc="Default of a qube's management_dispvm.")
-    maxmem = Property(Int(unit="MiB"), default=0, setting=Setting.READ_ONLY, doc="Memory of the host.")
-    no_cpus = Property(Int(), default=0, setting=Setting.READ_ONLY, doc="Number of the host's processors.")
-    stats_interval = Property(Int(1, 3600, "seconds"), default=3, doc="Time between two bursts of statistics.")
-    updatevm = Property(DomainRef(optional=True), default=None, doc="Qube that downloads updates.")
+    maxmem = _of_host(Int(unit="MiB"), "Memory of the host.")
+    no_cpus = _of_host(Int(), "Number of the host's processors.")
+    stats_interval = _seconds("Time between two bursts of statistics.", 3, 3600)
+    updatevm = _reference("Qube that downloads updates.", kept="templates do not fetch updates through a qube yet")
 
     def __init__(self) -> None:
         self._values = {}
@@ -411,5 +287,5 @@ class System(Holder):
         self._pools = dict(pools)
 
 
-ADMIN_VALUES: Mapping[str, Stored] = MappingProxyType({"name": ADMIN, "qid": 0, "uuid": NIL})
+ADMIN_VALUES: Mapping[str, Stored] = MappingProxyType({"name": ADMIN, "qid": 0, "uuid": UUID(int=0)})
 """The identity of the admin qube, the same in every system."""

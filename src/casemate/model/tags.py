@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
 
 from casemate.model.changes import TagAdded, TagRemoved
+from casemate.model.qube import Qube
 from casemate.wire import names
 from casemate.wire.errors import TagNotFoundError, ValueInvalidError, printable
-
-if TYPE_CHECKING:
-    from casemate.model.domain import Domain
 
 MAX_TAGS = 64
 """Limit of the store: tags of a qube."""
@@ -19,14 +16,14 @@ MAX_TAGS = 64
 class Tags(Collection[str]):
     """The tags of one qube; a view that also changes them."""
 
-    __slots__ = ("_domain",)
+    __slots__ = ("_qube",)
 
-    def __init__(self, domain: Domain) -> None:
-        self._domain = domain
+    def __init__(self, qube: Qube) -> None:
+        self._qube = qube
 
     @property
     def _values(self) -> set[str]:
-        return self._domain.state.tags
+        return self._qube.state.tags
 
     def __contains__(self, tag: object) -> bool:
         return tag in self._values
@@ -43,13 +40,13 @@ class Tags(Collection[str]):
         if tag in self._values:
             return
         if len(self._values) >= MAX_TAGS:
-            raise ValueInvalidError(f"{self._domain.name}: a qube has at most {MAX_TAGS} tags")
-        self._domain.record(TagAdded(self._domain.name, tag))
+            raise ValueInvalidError(f"{self._qube.name}: a qube has at most {MAX_TAGS} tags")
+        self._qube.record(TagAdded(self._qube.name, tag))
         self._values.add(tag)
 
     def remove(self, tag: str) -> None:
         """Take a tag off the qube; raises TagNotFoundError."""
         if tag not in self._values:
-            raise TagNotFoundError(f"{self._domain.name}: no tag {printable(tag, 80)!r}")
-        self._domain.record(TagRemoved(self._domain.name, tag))
+            raise TagNotFoundError(f"{self._qube.name}: no tag {printable(tag, 80)!r}")
+        self._qube.record(TagRemoved(self._qube.name, tag))
         self._values.discard(tag)

@@ -34,7 +34,7 @@ from casemate.model.features import feature_value
 from casemate.model.kinds import Stored
 from casemate.model.labels import Label
 from casemate.model.properties import Holder, Setting
-from casemate.model.state import State
+from casemate.model.qube import State
 from casemate.model.system import ADMIN_VALUES, PoolConfig, System
 from casemate.model.volumes import VOLUME_NAMES, Volume
 from casemate.wire import names

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from casemate.model.state import State
+from casemate.model.qube import State
 from casemate.model.system import System
 from casemate.store.layout import DOMAIN_BEGIN, DOMAIN_END, FORMAT, qid_of
 from casemate.store.reader import dangling, read_domain

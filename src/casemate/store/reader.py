@@ -16,12 +16,13 @@ from lxml import etree
 from casemate.model.classes import Admin
 from casemate.model.labels import BUILTIN
 from casemate.model.properties import Holder
-from casemate.model.state import State
-from casemate.model.system import ADMIN, ADMIN_VALUES, PoolConfig, System
+from casemate.model.qube import State
+from casemate.model.system import ADMIN_VALUES, PoolConfig, System
 from casemate.store import layout
 from casemate.store.document import MalformedError, attributes, parse, verbatim
 from casemate.store.layout import Element, Section, Tables, UnknownElement
 from casemate.wire import names
+from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, StoreError, printable
 
 _R = TypeVar("_R")

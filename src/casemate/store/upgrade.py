@@ -12,9 +12,10 @@ from lxml import etree
 from casemate.model.classes import CLASSES
 from casemate.model.domain import Domain
 from casemate.model.kinds import Stored
-from casemate.model.system import ADMIN, System
+from casemate.model.system import System
 from casemate.store.document import parse
 from casemate.wire import names
+from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, StoreError, printable
 
 _NAMESPACE = UUID("8e1c7b1e-2b06-4c36-9b60-3f6a52f0c0a3")

@@ -132,7 +132,7 @@ async def available(context: Context, klass: str, dest: Domain, arg: str = "") -
     dom0 offers those of the host that it does not use itself, other qubes the block devices that they name in their
     database (which are what the qube says, and cannot be attached to others here).
     """
-    if dest is dest.system.admin:
+    if dest is dest.admin():
         found = context.devices.offered(klass)
     else:
         found = await _offered(context, dest) if klass == BLOCK else []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
-from casemate.model.properties import Holder
+from casemate.model.properties import Holder, Setting
 from casemate.model.system import System
 from casemate.wire.admin import ADMIN, PropertyValue, build_properties, build_property
 from casemate.wire.errors import NotHaltedError, PermissionDeniedError
@@ -37,11 +37,14 @@ def default(holder: Holder, name: str) -> str:
 def explain(holder: Holder, name: str) -> str:
     """What a property is for, what it takes, where its default comes from."""
     prop = holder.declaration(name)
+    doc = f"{prop.doc} It has no effect here: {prop.kept}." if prop.kept else prop.doc
+    if prop.setting is Setting.READ_ONLY:
+        return f"{doc} It cannot be changed."
+    if prop.setting is Setting.ONCE:
+        return f"{doc} It cannot be changed after creation."
     rule = holder.default_rule(name)
     origin = "It has no default." if rule is None else f"Default: {rule.describe()}."
-    return f"{prop.doc} Value: {prop.kind.syntax()}. {origin}" if prop.setting.value == "free" else (
-        f"{prop.doc} It cannot be changed{' after creation' if prop.setting.value == 'once' else ''}."
-    )  # fmt: skip
+    return f"{doc} Value: {prop.kind.syntax()}. {origin}"
 
 
 def _names(holder: Holder) -> str:
