@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
 from casemate.api.parts import Permissions
+from casemate.daemon.status import HostFigures
 from casemate.engine.accounts import Accounts
 from casemate.engine.bus import Bus
 from casemate.engine.devices import Devices
@@ -48,6 +49,7 @@ class FakeMachine:
     xid: int
     memory_kib: int = 400 << 10
     cpu_time_ns: int = 1_000_000
+    start_time: str = "1700000000.25"
 
 
 class FakeDisks:
@@ -307,6 +309,9 @@ class FakeTemplates:
 
 class FakeHostStatus:
     """A host that can do nothing."""
+
+    def figures(self) -> HostFigures:
+        return HostFigures(maxmem=8192, no_cpus=4)
 
     async def probe(self) -> str:
         return "tcg: there are no machines"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from casemate.model.classes import CLASSES
+from casemate.model.system import System
 from tests.live.world import World, wait_for
 
 pytestmark = pytest.mark.live
@@ -78,16 +80,42 @@ def test_kill_of_a_link_fails_its_calls_at_once_and_the_qube_is_usable_again(wor
     assert world.inside(usable, "qubesdb-read /name") == usable
 
 
+def prefs(world: World, *words: str) -> str:
+    """What a tool says of one property."""
+    return world.run(*words).stdout.decode().strip()
+
+
 def test_kill_of_the_daemon_leaves_qubes_running_and_the_next_one_adopts_them(world: World, usable: str) -> None:
     pids = machine_pids(world, usable)
+    started = prefs(world, "qvm-prefs", usable, "start_time")
     world.kill_daemon()
     assert world.state(usable) == "Running"
+    assert prefs(world, "qvm-prefs", usable, "start_time") == started != ""
     assert machine_pids(world, usable) == pids
     assert world.inside(usable, "echo still here") == "still here"
     # It is really ours again: stop and start work.
     world.run("qvm-shutdown", "--wait", usable)
     assert machine_pids(world, usable) == []
     world.run("qvm-start", usable)
+
+
+def test_a_qube_with_autostart_starts_once_a_boot_of_the_host(world: World, box: str) -> None:
+    world.run("qvm-prefs", box, "autostart", "True")
+    world.kill_daemon()
+    assert world.state(box) == "Halted", "this boot had its first daemon long ago"
+    world.kill_daemon()
+    (world.settings.run / "boot-id").write_text("that of an earlier boot\n")
+    wait_for(lambda: world.state(box) == "Running", 120)
+
+
+def test_every_live_property_of_a_real_qube_and_host_has_a_value(world: World, usable: str) -> None:
+    """The same as over libvirt's test driver in tests/component, of a machine and a host that are real."""
+    for holder, words in ((CLASSES["AppVM"], ("qvm-prefs", usable)), (System, ("qubes-prefs",))):
+        for name, rule in holder.live().items():
+            value = prefs(world, *words, name)
+            assert value not in ("", "None", str(rule.otherwise)), f"{name} is live, and nobody gives it a value"
+    memory = int(prefs(world, "qubes-prefs", "maxmem"))
+    assert memory == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.5, 1.5, 3.0])

@@ -28,6 +28,10 @@ class Machine(Protocol):
         """The hypervisor's id of the machine; -1 if it has none."""
 
     @property
+    def start_time(self) -> str | None:
+        """When it was started, in seconds since the epoch; None before its machine exists."""
+
+    @property
     def memory_kib(self) -> int:
         """Memory in use."""
 
@@ -153,8 +157,23 @@ class Templates(Protocol):
         """Make a template from a built image of that kind."""
 
 
+class HostFigures(Protocol):
+    """What this host has; the global properties of these names."""
+
+    @property
+    def maxmem(self) -> int:
+        """All memory, in MiB."""
+
+    @property
+    def no_cpus(self) -> int:
+        """Processors that qubes may use."""
+
+
 class Host(Protocol):
     """Knows this host."""
+
+    def figures(self) -> HostFigures:
+        """What this host has."""
 
     async def probe(self) -> str:
         """``kvm`` or ``tcg``, and why. Boots a kernel at the first question."""

@@ -40,8 +40,8 @@ def properties() -> str:
     return page(
         "Properties",
         "Shown and changed with `qvm-prefs QUBE [PROPERTY [VALUE]]` and `qubes-prefs [PROPERTY [VALUE]]`. A property "
-        "that nobody set has its default; `--default` gives it back. *Type* is the word that the Admin API sends. A property *without effect* "
-        "is stored and shown for the tools of Qubes OS; nothing here acts on it.",
+        "that nobody set has its default; `--default` gives it back. *Type* is the word that the Admin API sends. A "
+        "property *without effect* is stored and shown for the tools of Qubes OS; nothing here acts on it.",
         "## Of qubes",
         "\n".join(f"* {name}: {_sentence(inspect.getdoc(cls) or '')}." for name, cls in CLASSES.items()),
         table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from casemate.engine.acceleration import AccelerationProbe
@@ -13,6 +13,16 @@ from casemate.host.protections import protections
 from casemate.qrexec.call_sockets import policy_state
 from casemate.qrexec.files import PolicyFiles
 from casemate.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class HostFigures:
+    """What this host has, as the global properties of these names tell it."""
+
+    maxmem: int
+    """All memory, in MiB."""
+    no_cpus: int
+    """Processors that this process, and so its qubes, may use."""
 
 
 class HostStatus:
@@ -31,6 +41,11 @@ class HostStatus:
         self._states = states
         self._policy = policy
         self._accounts = accounts
+
+    def figures(self) -> HostFigures:
+        """What this host has, now: memory and processors can be added to a running host."""
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return HostFigures(memory >> 20, len(os.sched_getaffinity(0)))
 
     async def probe(self) -> str:
         """``kvm`` or ``tcg``, and why. Boots a kernel at the first question."""

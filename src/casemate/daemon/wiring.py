@@ -22,6 +22,7 @@ from casemate.api.events import Subscriptions
 from casemate.api.guest_calls import GuestCalls
 from casemate.api.methods import INTERNAL, MISC
 from casemate.api.server import Server
+from casemate.daemon.autostart import Autostart
 from casemate.daemon.follow import Follower
 from casemate.daemon.status import HostStatus
 from casemate.engine.acceleration import AccelerationProbe
@@ -85,6 +86,7 @@ class Parts:
     call_sockets: CallSockets
     leases: LeaseServer
     figures: Figures
+    autostart: Autostart
 
 
 def build(
@@ -174,6 +176,7 @@ def build(
         call_sockets=CallSockets(settings, policy, systems, prompters, calls),
         leases=LeaseServer(disposables.end),
         figures=Figures(hypervisor, states),
+        autostart=Autostart(settings, store.snapshot, lifecycle.start),
     )
 
 
@@ -194,6 +197,7 @@ async def begin(settings: Settings, parts: Parts) -> None:
 
 async def end(parts: Parts) -> None:
     """Let go of everything; qubes and their links go on. In the order opposite to use: callers first."""
+    await parts.autostart.close()
     parts.figures.close()
     parts.devices.close()
     await parts.leases.close()
@@ -234,6 +238,7 @@ class Daemon:
             for server in (self._server, *self._others.values()):
                 await server.also(UPSTREAM_DIRECTORY / server.name)
         self._follower = Follower(store)
+        parts.autostart.begin()  # last: what it starts may make calls at once
         return self
 
     async def __aexit__(

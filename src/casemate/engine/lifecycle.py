@@ -16,8 +16,10 @@ from casemate.engine.operations import OperationLocks
 from casemate.engine.start_steps import LinkStep
 from casemate.engine.states import States
 from casemate.engine.steps import Start, Step, take_down, take_up
+from casemate.host.files import replace_file
 from casemate.host.hypervisor import EventKind, Hypervisor, MachineEvent, MachineInfo, PowerState
 from casemate.model.domain import Domain
+from casemate.model.qube_settings import MACHINE_PROPERTIES
 from casemate.settings import Settings
 from casemate.store.store import Store
 from casemate.wire import events as ev
@@ -118,7 +120,7 @@ class Lifecycle:
                 self._halted[name].set()
                 self._bus.say(ev.DomainStartFailed(name, printable(str(error))))
                 raise
-            self._up_mark(name).touch()
+            self._write_up_mark(name)
             self._states.put(name, domain.uuid, PowerState.RUNNING)
             info = await self._hypervisor.info(domain.uuid)
             self._bus.say(ev.DomainStart(name, guid))
@@ -271,8 +273,8 @@ class Lifecycle:
                 await take_down(self._steps, domain)
             finally:
                 self._states.put(name, domain.uuid, PowerState.HALTED)
-                for lost in ("xid", "stubdom_xid", "start_time"):
-                    self._bus.say(ev.PropertyChanged(name, lost))
+                for changed in MACHINE_PROPERTIES:
+                    self._bus.say(ev.PropertyChanged(name, changed))
                 self._bus.say(ev.DomainShutdown(name))
         for action in self.after_halt:
             await action(name)
@@ -284,7 +286,7 @@ class Lifecycle:
         async with self._locks[name]:
             if not self._up_mark(name).exists():
                 return False
-            self._states.adopt(info)
+            self._states.adopt(info, self._up_mark(name).read_text().strip() or None)
             if self._links.adopt(name):
                 await self._link_step.reopen(domain)
             else:
@@ -297,8 +299,12 @@ class Lifecycle:
             self._up_mark(domain.name).unlink(missing_ok=True)
             await take_down(self._steps, domain)
 
+    def _write_up_mark(self, name: str) -> None:
+        """Tell the next daemon that the start was finished, and when the machine was started."""
+        replace_file(self._up_mark(name), f"{self._states.all()[name].start_time or ''}\n".encode(), mode=0o600)
+
     def _up_mark(self, name: str) -> Path:
-        """A file that is there while the qube runs and its start was finished."""
+        """A file that is there while the qube runs and its start was finished; in it, when the machine was started."""
         return self._settings.qube_run(name).with_suffix(".up")
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from casemate.engine.steps import Start
 from casemate.host.hypervisor import Disk, Hypervisor
 from casemate.model.classes import Template
 from casemate.model.domain import Domain
+from casemate.model.qube_settings import MACHINE_PROPERTIES
 from casemate.settings import Settings
 from casemate.storage.pools import Pools
 from casemate.wire import events as ev
@@ -114,9 +116,9 @@ class MachineStep:
         await self._hypervisor.start_paused(spec)
         info = await self._hypervisor.info(domain.uuid)
         if info is not None:
-            self._states.set_all([info])  # its id; that it is starting stays so
-        for lost in ("xid", "stubdom_xid", "start_time"):
-            start.say(ev.PropertyChanged(domain.name, lost))
+            self._states.created(info, f"{time.time():.2f}")  # that it is starting stays so
+        for name in MACHINE_PROPERTIES:
+            start.say(ev.PropertyChanged(domain.name, name))
         start.say(ev.DomainSpawn(domain.name, start.guid))
 
     async def down(self, domain: Domain) -> None:

@@ -46,11 +46,18 @@ class States:
             old = self._known.get(info.name)
             if old is not None:
                 transient = old.state in (PowerState.TRANSIENT, PowerState.HALTING)
-                self._known[info.name] = replace(info, state=old.state) if transient else info
+                state = old.state if transient else info.state
+                self._known[info.name] = replace(info, state=state, start_time=old.start_time)
 
-    def adopt(self, info: MachineInfo) -> None:
-        """A machine that an earlier daemon started."""
-        self._known[info.name] = info
+    def created(self, info: MachineInfo, start_time: str) -> None:
+        """A machine was created for a qube that is starting: its figures, and when that was."""
+        self.set_all([info])
+        if info.name in self._known:
+            self._known[info.name] = replace(self._known[info.name], start_time=start_time)
+
+    def adopt(self, info: MachineInfo, start_time: str | None) -> None:
+        """A machine that an earlier daemon started; None where that daemon did not write down when."""
+        self._known[info.name] = replace(info, start_time=start_time)
 
     def hear(self, event: MachineEvent) -> None:
         """Follow pauses and resumes; starts and stops are the engine's to declare."""

@@ -37,7 +37,10 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MachineInfo:
-    """A machine as the hypervisor sees it. ``name`` is the qube's name; ``xid`` is -1 unless it runs."""
+    """A machine as the hypervisor sees it. ``name`` is the qube's name; ``xid`` is -1 unless it runs.
+
+    ``start_time`` (seconds since the epoch, as text) is not the hypervisor's: the engine adds it in `States`.
+    """
 
     name: str
     uuid: UUID
@@ -45,6 +48,7 @@ class MachineInfo:
     xid: int = -1
     memory_kib: int = 0
     cpu_time_ns: int = 0
+    start_time: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

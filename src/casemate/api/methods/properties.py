@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from casemate.api.context import Context
+from casemate.api.live import value
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.model.properties import Holder, Setting
@@ -14,16 +15,6 @@ from casemate.wire.errors import NotHaltedError, PermissionDeniedError
 
 HALTED_ONLY = frozenset({"template", "virt_mode"})
 """Properties that a running machine is built on."""
-
-
-def value(context: Context, holder: Holder, name: str) -> PropertyValue:
-    """The property as it is now: what the running machine says comes before what the store says."""
-    prop = holder.declaration(name)
-    if name == "xid" and isinstance(holder, Domain):
-        machine = context.states.all().get(holder.name)
-        if machine is not None:
-            return PropertyValue(True, prop.kind.tag, str(machine.xid))
-    return PropertyValue(not holder.is_set(name), prop.kind.tag, holder.text(name))
 
 
 def default(holder: Holder, name: str) -> str:

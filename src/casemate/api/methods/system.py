@@ -27,14 +27,18 @@ from weakref import WeakKeyDictionary
 
 from casemate.api.context import Context
 from casemate.api.events import Stream, Visible
+from casemate.api.live import value
 from casemate.api.method import Access, method
-from casemate.api.methods.properties import value
+from casemate.model.classes import CLASSES
 from casemate.model.domain import Domain
 from casemate.model.system import System
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import ProtocolError
 
 _MOST_NAMES = 4096
+"""Properties or features that one call may name; a bound on the work that a client's mistake causes."""
+_LIVE = frozenset(name for cls in CLASSES.values() for name in cls.live())
+"""Properties whose values change without a change of the store: an answer with one of them cannot be kept."""
 
 
 @method("admin.Events", Access.STREAM, shows_qubes=True)
@@ -75,7 +79,7 @@ def list_all(context: Context, system: System, sees: Callable[[str], bool], sour
         domains = [domain for domain in domains if sees(domain.name)]
     properties, features, tags = _names(wish, "properties"), _names(wish, "features"), bool(wish.get("tags"))
     kept: dict[str, tuple[str, str]] = {}
-    if system.frozen and properties is not None and "xid" not in properties:  # that one is the machine's
+    if system.frozen and properties is not None and not _LIVE.intersection(properties):
         key = (tuple(properties), None if features is None else tuple(features), tags)
         kept = _parts.of(system, key)
     found = []
