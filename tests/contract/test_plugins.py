@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from casemate import devices as device_classes
 from casemate.storage import drivers
 
 OTHERS = """
+from casemate.devices.device_class import DeviceClass
 from casemate.storage.driver import DIR_PATH, Driver
 
 def _open(opening):
@@ -16,6 +20,8 @@ def _open(opening):
 
 DRIVER = Driver("others", "Volumes of somebody else.", (DIR_PATH,), _open, aliases=("qcow2",))
 NOT_A_DRIVER = object()
+CAMERA = DeviceClass("camera", "Cameras.", _open, ("video4linux",))
+BLOCK = DeviceClass("block", "Disks of somebody else.", _open, ("block",))
 """
 
 
@@ -26,6 +32,13 @@ def install(directory: Path, group: str, points: str) -> None:
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: casemate-others\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(f"[{group}]\n{points}\n")
+
+
+@pytest.fixture(autouse=True)
+def forget_the_package() -> Iterator[None]:
+    """Each test imports its own copy."""
+    yield
+    sys.modules.pop("casemate_others", None)
 
 
 def test_a_driver_of_another_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +59,12 @@ def test_a_broken_driver_is_logged_and_left_out(
     monkeypatch.syspath_prepend(tmp_path)
     assert drivers.load() == ours
     assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
+
+
+def test_a_device_class_of_another_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = device_classes.load()
+    install(tmp_path, device_classes.GROUP, "camera = casemate_others:CAMERA\nblock = casemate_others:BLOCK")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = device_classes.load()
+    assert found["camera"].doc == "Cameras." and list(found) == sorted(found)
+    assert found["block"] is ours["block"], "a name of ours stays ours"

@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from casemate import devices as device_classes
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
 from casemate.api.parts import Permissions
 from casemate.daemon.status import HostFigures
+from casemate.devices.device_class import Opening
 from casemate.engine.accounts import Accounts
 from casemate.engine.bus import Bus
 from casemate.engine.devices import Devices
 from casemate.engine.guests import Guests
+from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
-from casemate.host.devices import HostDevice, HostDevices
 from casemate.host.hypervisor import HostDisk, PowerState
+from casemate.host.kernel_devices import KernelDevices
 from casemate.settings import Settings, load
 from casemate.storage.drivers import load as load_drivers
 from casemate.store.store import Store
@@ -73,11 +76,11 @@ class FakeDisks:
         self.disks[uuid] = [disk for disk in self.disks.get(uuid, []) if disk.target != target]
 
 
-class FakeHost(HostDevices):
+class FakeKernel(KernelDevices):
     """The host's devices as files say them; their nodes are not opened, as there are none."""
 
-    def node(self, device: HostDevice) -> Path:
-        return self.path(device.port)
+    def block_node(self, name: str) -> Path:
+        return self.path(name)
 
 
 def add_block(root: Path, name: str, size: int = 8, **texts: str) -> Path:
@@ -88,6 +91,33 @@ def add_block(root: Path, name: str, size: int = 8, **texts: str) -> Path:
         path = place / key.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
+    return place
+
+
+def add_usb_stick(root: Path, port: str, disk: str, size: int = 8) -> Path:
+    """Describe a USB storage device below a fake /sys, and its disk: both classes list it. ``size`` in sectors."""
+    place = root / "bus/usb/devices" / port
+    interface = place / f"{port}:1.0"
+    inner = interface / "host0/target0:0:0/0:0:0:0/block" / disk
+    inner.mkdir(parents=True)
+    texts = {
+        place: {"idVendor": "1234", "idProduct": "abcd", "bDeviceClass": "00", "serial": "S1", "product": "Stick"},
+        interface: {"bInterfaceClass": "08", "bInterfaceSubClass": "06", "bInterfaceProtocol": "50"},
+        inner: {"size": str(size), "ro": "0", "dev": "8:0"},
+    }
+    for directory, files in texts.items():
+        for key, text in files.items():
+            (directory / key).write_text(text + "\n")
+    add_block(root, disk, size, dev="8:0")
+    return place
+
+
+def add_pci(root: Path, port: str) -> Path:
+    """Describe a PCI function below a fake /sys."""
+    place = root / "bus/pci/devices" / port
+    place.mkdir(parents=True)
+    for key, text in {"vendor": "0x8086", "device": "0x1234", "class": "0x020000"}.items():
+        (place / key).write_text(text + "\n")
     return place
 
 
@@ -340,16 +370,12 @@ class FakeParts:
         self.volumes = FakeVolumes(store, self.states)
         self.disks = FakeDisks()
         self.sys = store.path.parent / "sys"
-        host = FakeHost(self.sys, self.sys / "proc", self.sys / "dev")
+        kernel = FakeKernel(self.sys, self.sys / "proc", self.sys / "dev")
+        opening = Opening(kernel, self.disks, frozenset(TARGETS.values()))  # type: ignore[arg-type]
         self.devices = Devices(
-            store,
-            self.disks,
-            self.bus,
-            self.states,
-            OperationLocks(),
-            host,
-            Accounts(load(), root=False),  # type: ignore[arg-type]
-        )
+            store, self.bus, self.states, OperationLocks(), Accounts(load(), root=False),  # type: ignore[arg-type]
+            device_classes.load(), opening,
+        )  # fmt: skip
 
     def context(self, events: Subscriptions, permissions: Permissions | None = None) -> Context:
         """What the API's handlers get."""

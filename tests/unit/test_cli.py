@@ -12,7 +12,7 @@ import pytest
 
 from casemate.cli import entry
 from casemate.client import transport
-from casemate.host.devices import HostDevice
+from casemate.devices.device_class import HostDevice
 from tests.fakes.daemon import FakeDaemon, running
 
 
@@ -312,14 +312,14 @@ def test_pools(shell: Shell) -> None:
 
 def test_devices(shell: Shell) -> None:
     device = HostDevice("usb", "1-2", "1234:5678::u000000", "1234", "5678", "it's a \\ stick", "", "u080650")
-    shell.daemon.parts.devices.host.list = lambda klass: [device] if klass == "usb" else []  # type: ignore[method-assign]
+    shell.daemon.parts.devices.offered = lambda klass: [device] if klass == "usb" else []  # type: ignore[method-assign]
     assert shell("qvm-usb") == (
         "BACKEND:DEVID  DESCRIPTION               USED BY\ndom0:1-2       1234 5678 it's a \\ stick\n"
     )
     assert json.loads(shell("qvm-device --format json usb list dom0"))[0]["interfaces"] == "u080650"
     assert shell("qvm-block list") == "" and shell("qvm-device --list-device-classes") == "block\npci\nusb\n"
     shell("qvm-usb attach work dom0:1-2", status=1)
-    assert "cannot be given" in shell.err
+    assert "is not running" in shell.err
     shell("qvm-usb detach work dom0:1-2", status=1)
     shell("qvm-usb attach work nothing", status=2)
     shell("qvm-block assign --device work dom0:sda", status=2)

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from casemate import devices as device_classes
 from casemate.api.methods.devices import parse_offered, parse_ref
 from casemate.cli.loop_device import LoopDevice
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport
-from casemate.engine.devices import BlockOptions
-from casemate.host.devices import HostDevices
-from casemate.host.domain_xml_disk import disk_xml, disks_of, element_of
+from casemate.devices.block import DEVICE_CLASS as BLOCK
+from casemate.devices.device_class import Opening, Provider
+from casemate.devices.disks import DiskOptions
+from casemate.host.domain_xml_disk import disk_xml, disks_of, element_of, has_usb
 from casemate.host.hypervisor import HostDisk
+from casemate.host.kernel_devices import KernelDevices
 from casemate.host.qemu_access import with_entry
 from casemate.host.uevents import DeviceEvents
 from casemate.model.devices import Assignment, DeviceRef, denies
@@ -39,7 +42,9 @@ from casemate.wire.errors import (
 )
 from tests.builders import small_system
 from tests.fakes.daemon import FakeDaemon, running
-from tests.fakes.parts import add_block
+from tests.fakes.parts import FakeDisks, add_block, add_usb_stick
+
+Host = dict[str, Provider]
 
 
 @pytest.fixture
@@ -59,15 +64,21 @@ def client(daemon: FakeDaemon) -> Qubes:
 # -- what the host offers
 
 
-def host(root: Path, mountinfo: str = "", swaps: str = "") -> HostDevices:
+def opened(kernel: KernelDevices) -> Host:
+    """The classes at work on what the kernel shows; nothing is attached here."""
+    opening = Opening(kernel, FakeDisks(), frozenset())  # type: ignore[arg-type]
+    return {name: one.open(opening) for name, one in device_classes.load().items()}
+
+
+def host(root: Path, mountinfo: str = "", swaps: str = "") -> Host:
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/mountinfo").write_text(mountinfo)
     (root / "proc/swaps").write_text("Filename Type Size\n" + swaps)
-    return HostDevices(root, root / "proc", root / "dev")
+    return opened(KernelDevices(root, root / "proc", root / "dev"))
 
 
-def ports(devices: HostDevices) -> list[str]:
-    return [device.port for device in devices.list("block")]
+def ports(devices: Host) -> list[str]:
+    return [device.port for device in devices["block"].list()]
 
 
 def disk_with_parts(root: Path, name: str, major: int) -> None:
@@ -92,24 +103,24 @@ def test_what_the_host_uses_itself_is_not_offered(tmp_path: Path) -> None:
     )
     # A disk of which a part is used is not offered as a whole, its other parts are; a disk that is held has none.
     assert ports(found) == ["loop0", "sda2", "sdb2", "sdc1"]
-    part = {device.port: device for device in found.list("block")}["sda2"]
+    part = {device.port: device for device in found["block"].list()}["sda2"]
     assert (part.ident, part.whole, part.size, part.name) == ("S-1-2:p2", "sda", 2048, "Stick")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="block devices need root")
 def test_a_node_that_is_not_the_listed_device_is_refused(tmp_path: Path) -> None:
     add_block(tmp_path, "loop0", loop__backing_file="/a")
-    found = host(tmp_path)
+    kernel = KernelDevices(tmp_path, tmp_path / "proc", tmp_path / "dev")
     with pytest.raises(DeviceNotFoundError):
-        found.node(found.list("block")[0])
+        kernel.block_node("loop0")
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/loop0").symlink_to("/dev/zero")
     with pytest.raises(CasemateError):
-        found.node(found.list("block")[0])
+        kernel.block_node("loop0")
     (tmp_path / "dev/loop0").unlink()
     (tmp_path / "dev/loop0").write_text("a file")
     with pytest.raises(CasemateError, match="not the device"):
-        found.node(found.list("block")[0])
+        kernel.block_node("loop0")
 
 
 def test_what_a_qube_offers_is_only_what_it_writes_properly() -> None:
@@ -156,7 +167,8 @@ def test_what_is_no_device(arg: str) -> None:
 )  # fmt: skip
 def test_options_that_are_refused(given: dict[str, str]) -> None:
     with pytest.raises(ValueInvalidError):
-        BlockOptions.of(given)
+        BLOCK.check(given)
+        DiskOptions.of(given)
 
 
 def test_denied_interfaces() -> None:
@@ -257,7 +269,7 @@ def test_a_device_goes_to_one_qube_at_a_time(daemon: FakeDaemon) -> None:
         daemon.parts.disks.stuck.clear()
         qubes.call("admin.vm.device.block.Detach", device, "one")
         got = [(event.name, event.details) for event in (events.next(10) for _ in range(5))]
-    ident = daemon.parts.devices.host.list("block")[0].ident
+    ident = daemon.parts.devices.offered("block")[0].ident
     options = str({"frontend-dev": "vdi", "read-only": "yes"})
     about = {"device": f"dom0:loop0:{ident}", "options": options}
     pre = ("device-pre-detach:block", {"port": "dom0:loop0"})
@@ -403,15 +415,15 @@ def test_the_kernel_tells_of_devices_that_come_and_go(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         told = asyncio.Event()
-        events = DeviceEvents(told.set)
+        events = DeviceEvents(["block"], told.set)
         try:
             with LoopDevice(str(image)) as name:
                 await asyncio.wait_for(told.wait(), 10)
-                (found,) = (d for d in HostDevices().list("block") if d.port == name)
+                (found,) = (d for d in opened(KernelDevices())["block"].list() if d.port == name)
                 assert (found.name, found.size, found.readonly) == (str(image), 1 << 20, False)
                 told.clear()
             await asyncio.wait_for(told.wait(), 10)
-            assert name not in ports(HostDevices())
+            assert name not in ports(opened(KernelDevices()))
         finally:
             events.close()
 
@@ -422,3 +434,60 @@ def test_a_loop_device_that_cannot_be_is_a_clear_error(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(CasemateError, match=str(path)):
             LoopDevice(str(path), readonly=True).__enter__()
+
+
+# -- a USB stick
+
+
+def test_a_stick_is_a_usb_device_or_a_disk_but_goes_to_one_qube(daemon: FakeDaemon) -> None:
+    qubes = client(daemon)
+    add_usb_stick(daemon.parts.sys, "1-1", "sdx")
+    listed = qubes.call("admin.vm.device.usb.Available", "", "dom0")
+    assert listed.startswith("1-1:1234:abcd:S1:u00 ") and "_size='4096'" in listed and "interfaces='u080650'" in listed
+    for name in ("one", "two"):
+        qubes.call("admin.vm.Start", "", name)
+    qubes.call("admin.vm.device.usb.Attach", "dom0+1-1", "one", "_read-only='yes'")
+    assert "port_id='1-1'" in qubes.call("admin.vm.device.usb.Attached", "", "one")
+    assert qubes.call("admin.vm.device.block.Attached", "", "one") == "", "it is no virtio disk there"
+    for method, port in (("block", "sdx"), ("usb", "1-1")):
+        with pytest.raises(DeviceAlreadyAttachedError, match="sdx is attached to one already"):
+            qubes.call(f"admin.vm.device.{method}.Attach", f"dom0+{port}", "two")
+    qubes.call("admin.vm.device.usb.Detach", "dom0+1-1", "one")
+    qubes.call("admin.vm.device.block.Attach", "dom0+sdx", "two")
+    with pytest.raises(DeviceAlreadyAttachedError):
+        qubes.call("admin.vm.device.usb.Attach", "dom0+1-1", "one")
+
+
+def test_a_usb_device_without_a_disk_is_listed_and_refused(daemon: FakeDaemon) -> None:
+    qubes = client(daemon)
+    place = add_usb_stick(daemon.parts.sys, "1-2", "sdx")
+    (place / "1-2:1.0/host0/target0:0:0/0:0:0:0/block/sdy").mkdir()  # a reader with two slots
+    qubes.call("admin.vm.Start", "", "one")
+    assert "1-2" in qubes.call("admin.vm.device.usb.Available", "", "dom0")
+    with pytest.raises(NotImplementedHereError, match="no storage device with one disk"):
+        qubes.call("admin.vm.device.usb.Attach", "dom0+1-2", "one")
+    with pytest.raises(ValueInvalidError, match="no option 'frontend-dev'"):
+        qubes.call("admin.vm.device.usb.Attach", "dom0+1-2", "one", "_frontend-dev='sda'")
+
+
+def test_a_machine_has_a_usb_controller_only_if_its_qube_may_get_such_devices(daemon: FakeDaemon) -> None:
+    qubes, devices = client(daemon), daemon.parts.devices
+
+    def controllers(name: str) -> frozenset[str]:
+        return devices.controllers(daemon.store.snapshot().domains[name])
+
+    assert controllers("one") == frozenset()
+    qubes.call("admin.vm.device.block.Assign", "dom0+loop0", "one")
+    assert controllers("one") == frozenset()
+    qubes.call("admin.vm.device.usb.Assign", "dom0+1-1", "one", "mode='ask-to-attach'")
+    assert controllers("one") == {"usb"}
+    qubes.call("admin.vm.feature.Set", "usb-controller", "two", "1")
+    assert controllers("two") == {"usb"}
+
+
+def test_a_usb_disk_in_libvirts_words() -> None:
+    disk = HostDisk(Path("/dev/sdx"), "sda", readonly=True, bus="usb")
+    text = disk_xml(disk)
+    assert "virtio" not in text and disks_of(f"<d><devices>{text}</devices></d>") == [disk]
+    assert has_usb("<d><devices><controller type='usb' model='qemu-xhci'/></devices></d>")
+    assert not has_usb("<d><devices><controller type='usb' model='none'/></devices></d>")

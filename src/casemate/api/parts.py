@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from casemate.engine.devices import Attachment
-from casemate.host.devices import HostDevice
+from casemate.devices.device_class import Attachment, HostDevice
 from casemate.model.devices import DeviceRef
 from casemate.model.domain import Domain
 from casemate.storage.driver import Driver
@@ -136,6 +135,9 @@ class Pools(Protocol):
 
 class Devices(Protocol):
     """The host's devices, and who has them."""
+
+    def check(self, device: DeviceRef, options: Mapping[str, str]) -> None:
+        """NotImplementedHereError for a device that no qube can be given here, ValueInvalidError for wrong options."""
 
     def offered(self, devclass: str) -> Sequence[HostDevice]:
         """The devices of a class that this host could give away; none for a class that it does not know."""

@@ -15,7 +15,7 @@ from casemate.api.limits import limits as declared_limits
 from casemate.api.method import Access, Method
 from casemate.api.methods import INTERNAL, METHODS, MISC, MODULES
 from casemate.api.pages import code, page, table, write
-from casemate.api.plugin_pages import storage_drivers
+from casemate.api.plugin_pages import device_classes, storage_drivers
 from casemate.model.classes import CLASSES
 from casemate.model.domain import Domain
 from casemate.model.invariants import INVARIANTS
@@ -296,6 +296,7 @@ PAGES = {
     "events.md": events,
     "limits.md": limits,
     "storage-drivers.md": storage_drivers,
+    "device-classes.md": device_classes,
 }
 """Every page and what writes it."""
 

@@ -25,6 +25,8 @@ from casemate.api.server import Server
 from casemate.daemon.autostart import Autostart
 from casemate.daemon.follow import Follower
 from casemate.daemon.status import HostStatus
+from casemate.devices import load as device_classes
+from casemate.devices.device_class import Opening
 from casemate.engine.acceleration import AccelerationProbe
 from casemate.engine.accounts import Accounts
 from casemate.engine.bus import Bus
@@ -37,15 +39,16 @@ from casemate.engine.guests import Guests
 from casemate.engine.journal import OperationJournal
 from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
+from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
 from casemate.engine.reconcile import reconcile
 from casemate.engine.start_steps import AgentStep, DirectoryStep, LinkStep, MachineStep, VolumesStep
 from casemate.engine.states import States
 from casemate.engine.templates import Templates
 from casemate.engine.volumes import Volumes
-from casemate.host.devices import HostDevices
 from casemate.host.files import remove_tree, replace_file
 from casemate.host.hypervisor import Hypervisor
+from casemate.host.kernel_devices import KernelDevices
 from casemate.host.libvirt_machines import connect
 from casemate.host.process import Runner
 from casemate.qrexec.ask import Prompters
@@ -114,12 +117,13 @@ def build(
 
     # What is done to qubes.
     listener = CallListener(settings)
-    devices = Devices(store, hypervisor, bus, states, locks, HostDevices(), accounts)
+    opening = Opening(KernelDevices(), hypervisor, frozenset(TARGETS.values()))
+    devices = Devices(store, bus, states, locks, accounts, device_classes(), opening)
     link = LinkStep(settings, links, listener, accounts)
     steps = (
         VolumesStep(pools, accounts),
         DirectoryStep(settings, accounts),
-        MachineStep(settings, hypervisor, states, acceleration, accounts),
+        MachineStep(settings, hypervisor, states, acceleration, accounts, devices.controllers),
         devices,
         link,
         AgentStep(hypervisor, links),

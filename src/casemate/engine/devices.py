@@ -1,29 +1,25 @@
-"""Devices of the host given to running qubes: attach, detach, and what is due at a start.
+"""Devices of the host given to running qubes: attach, detach, what is due at a start, what comes and goes.
 
-Who has which device is asked of the hypervisor each time, so that it is right after a crash of this process too.
-Lock order: the qube's operation lock, then ``_taking``, which keeps two qubes from getting one device.
+Knows no class of devices; ``casemate.devices`` has those. Who has which device is asked of the hypervisor each time, so
+that it is right after a crash of this process too. Lock order: the qube's operation lock, then ``_taking``, which keeps
+two qubes from getting one device.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from uuid import UUID
 
+from casemate.devices.device_class import Attachment, DeviceClass, HostDevice, Machine, Opening, Provider
 from casemate.engine.accounts import Accounts
 from casemate.engine.bus import Bus
-from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
 from casemate.engine.states import States
 from casemate.engine.steps import Start
-from casemate.host import qemu_access
-from casemate.host.devices import HostDevice, HostDevices
-from casemate.host.hypervisor import HostDisk, Hypervisor, PowerState
+from casemate.host.hypervisor import PowerState
 from casemate.host.uevents import DeviceEvents
 from casemate.model.devices import ANY, Assignment, DeviceRef, denies
 from casemate.model.domain import Domain
@@ -47,80 +43,36 @@ from casemate.wire.errors import (
 
 log = logging.getLogger(__name__)
 
-BLOCK = "block"
-_TARGET = re.compile(r"(xv|v|s)d[a-z]")
-_YES = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
-_OPTIONS = {"read-only", "frontend-dev", "devtype"}
 AttachEvent = type[ev.DevicePreAttach] | type[ev.DeviceAttach]
 
 _AT_START = ("required", "auto-attach")
-
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """A device that a running qube has."""
-
-    device: DeviceRef
-    disk: HostDisk
-
-    def options(self) -> dict[str, str]:
-        """As they would be given to attach it so."""
-        return {
-            "devtype": "cdrom" if self.disk.cdrom else "disk",
-            "frontend-dev": self.disk.target,
-            "read-only": "yes" if self.disk.readonly else "no",
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class BlockOptions:
-    """How a block device is attached. ``readonly`` None: as the device is."""
-
-    readonly: bool | None = None
-    target: str | None = None
-    cdrom: bool = False
-
-    @classmethod
-    def of(cls, given: Mapping[str, str]) -> BlockOptions:
-        """From the options of a call; ValueInvalidError names what is wrong."""
-        unknown = sorted(given.keys() - _OPTIONS)
-        if unknown:
-            raise ValueInvalidError(f"A block device has no option {printable(unknown[0], 40)!r}")
-        devtype, target = given.get("devtype", "disk"), given.get("frontend-dev")
-        if devtype not in ("disk", "cdrom"):
-            raise ValueInvalidError("devtype is disk or cdrom")
-        if target is not None and not _TARGET.fullmatch(target):
-            raise ValueInvalidError("frontend-dev is the name of a disk, such as vdi")
-        word = given.get("read-only")
-        if word is not None and word.lower() not in _YES:
-            raise ValueInvalidError("read-only is yes or no")
-        readonly = None if word is None else _YES[word.lower()]
-        if devtype == "cdrom" and readonly is False:
-            raise ValueInvalidError("a CD-ROM cannot be written")
-        return cls(True if devtype == "cdrom" else readonly, target, devtype == "cdrom")
+CONTROLLER_FEATURE = "usb-controller"
+"""A qube with this feature has a USB controller from its start, so that USB devices can be attached while it runs. So
+has one that a USB device is assigned to. Others have none: each emulated device is a way to attack the host."""
 
 
 class Devices:
-    """The host's devices, who has them, and who is to get them."""
+    """The host's devices, who has them, and who is to get them. Owns the providers and what was seen last."""
 
     def __init__(
         self,
         store: Store,
-        hypervisor: Hypervisor,
         bus: Bus,
         states: States,
         locks: OperationLocks,
-        host: HostDevices,
         accounts: Accounts,
+        classes: Mapping[str, DeviceClass],
+        opening: Opening,
     ) -> None:
+        """``classes``: by name, as ``casemate.devices.load`` returns them; ``opening`` is what they work with."""
         self._store = store
-        self._hypervisor = hypervisor
         self._bus = bus
         self._states = states
         self._locks = locks
-        self.host = host
-        self._taking = asyncio.Lock()
         self._accounts = accounts
+        self._classes = classes
+        self._providers: Mapping[str, Provider] = {name: one.open(opening) for name, one in classes.items()}
+        self._taking = asyncio.Lock()
         self._seen: dict[str, dict[str, HostDevice]] = {}
         self._events: DeviceEvents | None = None
         self._looking: asyncio.Future[None] | None = None
@@ -128,30 +80,48 @@ class Devices:
 
     # -- who has what
 
-    def offered(self, devclass: str) -> list[HostDevice]:
-        """The devices of a class that this host could give away; none for a class that it does not know."""
-        return self.host.list(devclass) if devclass in HostDevices.CLASSES else []
+    def check(self, device: DeviceRef, options: Mapping[str, str]) -> None:
+        """NotImplementedHereError for a device that no qube can be given here, ValueInvalidError for wrong options."""
+        found = self._classes.get(device.devclass)
+        if found is None:
+            raise NotImplementedHereError(f"There are no {device.devclass} devices here")
+        if found.refusal:
+            raise NotImplementedHereError(found.refusal)
+        if device.backend != ADMIN:
+            raise NotImplementedHereError(
+                f"{device.place()}: devices of other qubes cannot be attached here, only those of {ADMIN}"
+            )
+        found.check(options)
 
-    async def attached(self, domain: Domain, devclass: str) -> list[Attachment]:
+    def controllers(self, domain: Domain) -> frozenset[str]:
+        """The controllers that a qube's machine must have from its start, for devices that it gets or may get."""
+        found = {
+            self._classes[assignment.device.devclass].controller
+            for assignment in domain.devices
+            if assignment.device.devclass in self._classes
+        }
+        if domain.features.get(CONTROLLER_FEATURE):
+            found.add("usb")
+        return frozenset(found - {""})
+
+    def offered(self, devclass: str) -> Sequence[HostDevice]:
+        """The devices of a class that this host could give away; none for a class that it does not know."""
+        provider = self._providers.get(devclass)
+        return provider.list() if provider is not None else []
+
+    async def attached(self, domain: Domain, devclass: str) -> Sequence[Attachment]:
         """The devices of a class that a qube has now; none for one that is halted."""
-        if devclass != BLOCK:
-            return []
-        disks = (await self._hypervisor.host_disks()).get(domain.uuid, ())
-        known = {device.port: device for device in self.host.list(BLOCK)} if disks else {}
-        found = []
-        for disk in disks:
-            port = self.host.port_of(disk.node)
-            ident = known[port].ident if port in known else ANY
-            found.append(Attachment(DeviceRef(BLOCK, ADMIN, port, ident), disk))
-        return found
+        provider = self._providers.get(devclass)
+        return (await provider.attached()).get(domain.uuid, []) if provider is not None else []
 
     async def _holders(self) -> dict[str, str]:
-        """Ports of block devices that some qube has, and the qube."""
+        """Everything that some machine has, and the machine's qube."""
         system = self._store.snapshot()
         found = {}
-        for uuid, disks in (await self._hypervisor.host_disks()).items():
-            for disk in disks:
-                found[self.host.port_of(disk.node)] = _name_of(system.domains.by_uuid, uuid)
+        for provider in self._providers.values():
+            for uuid, attachments in (await provider.attached()).items():
+                for one in attachments:
+                    found[one.resource] = _name_of(system.domains.by_uuid, uuid)
         return found
 
     # -- attach and detach
@@ -160,67 +130,45 @@ class Devices:
         """Give a running qube a device of the host."""
         async with self._locks[name]:
             domain = self._running(name)
-            wanted = _options(device, options)
-            found = self._find(device)
-            await self._give(domain, found, wanted, partial(self._say_attach, name, found, options))
+            found = self._find(device, options)
+            await self._give(domain, found, options, partial(self._say_attach, name, found, options))
 
     async def _give(
         self,
         domain: Domain,
-        found: HostDevice,
-        options: BlockOptions,
-        say: Callable[[AttachEvent], None] | None = None,
+        device: HostDevice,
+        options: Mapping[str, str],
+        say: Callable[[AttachEvent], None] = lambda event: None,
     ) -> None:
         """Attach a device that was found; ``say`` announces the events that it is called with."""
-        denied = denies(domain.text("devices_denied"), found.interfaces)
+        denied = denies(domain.text("devices_denied"), device.interfaces)
         if denied:
             raise DeviceDeniedError(f"{domain.name} may not have devices of kind {denied} (devices_denied)")
-        if found.readonly and options.readonly is False:
-            raise ValueInvalidError(f"{found.port} can only be read")
-        readonly = found.readonly if options.readonly is None else options.readonly
+        provider = self._providers[device.klass]
         async with self._taking:
             holders = await self._holders()
-            for port in _overlapping(found, self.host.list(BLOCK)):
-                if port in holders:
-                    raise DeviceAlreadyAttachedError(f"block device {port} is attached to {holders[port]} already")
-            node = self.host.node(found)
-            taken = {disk.target for disk in (await self._hypervisor.host_disks()).get(domain.uuid, ())}
-            taken |= set(TARGETS.values())
-            target = options.target or next(f"vd{c}" for c in "defghijklmnopqrstuvwxyz" if f"vd{c}" not in taken)
-            if target in taken:
-                raise ValueInvalidError(f"{domain.name} has a disk {target} already")
-            if say is not None:
-                say(ev.DevicePreAttach)
-            owner = self._accounts.of(domain)
-            if owner is not None:
-                qemu_access.lend(node, owner.uid, readonly)
-            try:
-                await self._hypervisor.attach_disk(domain.uuid, HostDisk(node, target, readonly, options.cdrom))
-            except BaseException:
-                self._return(domain, node)
-                raise
-        if say is not None:
-            say(ev.DeviceAttach)
+            for resource in sorted(provider.resources(device) & holders.keys()):
+                kind, _, which = resource.partition(":")
+                raise DeviceAlreadyAttachedError(f"{kind} {which} is attached to {holders[resource]} already")
+            await provider.attach(self._machine(domain), device, options, lambda: say(ev.DevicePreAttach))
+        say(ev.DeviceAttach)
 
     async def detach(self, name: str, device: DeviceRef) -> None:
         """Take a device from a running qube; DeviceBusyError when its guest does not let go."""
         async with self._locks[name]:
             domain = self._running(name)
             for one in await self.attached(domain, device.devclass):
-                if one.device.backend == device.backend and one.device.port == device.port:
+                if device.backend == ADMIN and device.port == one.port:
                     break
             else:
                 raise DeviceNotAssignedError(f"{device.devclass} device {device.place()} is not attached to {name}")
             self._bus.say(ev.DevicePreDetach(name, device.devclass, device.place()))
-            await self._hypervisor.detach_disk(domain.uuid, one.disk.target)
-            self._return(domain, one.disk.node)
+            await self._providers[device.devclass].detach(self._machine(domain), one)
             self._bus.say(ev.DeviceDetach(name, device.devclass, device.place()))
 
-    def _return(self, domain: Domain, node: Path) -> None:
-        """The qube's user has nothing to do with the device any more."""
+    def _machine(self, domain: Domain) -> Machine:
         owner = self._accounts.of(domain)
-        if owner is not None:
-            qemu_access.take_back(node, owner.uid)
+        return Machine(domain.name, domain.uuid, owner.uid if owner is not None else None)
 
     def _running(self, name: str) -> Domain:
         domain = self._store.snapshot().domains.get(name)
@@ -233,10 +181,10 @@ class Devices:
     def _say_attach(self, name: str, device: HostDevice, options: Mapping[str, str], event: AttachEvent) -> None:
         self._bus.say(event(name, device.klass, f"{ADMIN}:{device.port}:{device.ident}", dict(options)))
 
-    def _find(self, device: DeviceRef) -> HostDevice:
-        """The one device of the host that is meant; it can be given to a qube."""
-        check_supported(device)
-        found = [one for one in self.host.list(device.devclass) if device.port in (ANY, one.port)]
+    def _find(self, device: DeviceRef, options: Mapping[str, str]) -> HostDevice:
+        """The one device of the host that is meant; it can be given to a qube with these options."""
+        self.check(device, options)
+        found = [one for one in self.offered(device.devclass) if device.port in (ANY, one.port)]
         if not found:
             raise DeviceNotFoundError(f"{ADMIN} offers no {device.devclass} device {device.port}, or uses it itself")
         same = [one for one in found if device.ident in (ANY, one.ident)]
@@ -257,10 +205,10 @@ class Devices:
         for assignment in start.domain.devices:
             if assignment.mode not in _AT_START:
                 continue
-            device = assignment.device
+            device, options = assignment.device, dict(assignment.options)
             try:
-                found = self._find(device)
-                await self._give(start.domain, found, BlockOptions.of(dict(assignment.options)))
+                found = self._find(device, options)
+                await self._give(start.domain, found, options)
             except CasemateError as error:
                 if assignment.mode == "required":
                     raise StartError(
@@ -268,22 +216,22 @@ class Devices:
                     ) from error
                 log.warning("%s starts without %s device %s: %s", start.domain.name, device.devclass, device, error)
             else:
-                say = partial(self._say_attach, start.domain.name, found, dict(assignment.options), ev.DeviceAttach)
-                start.later.append(say)
+                # Announced when the start is over: clients know no devices of a qube that does not run yet.
+                start.later.append(partial(self._say_attach, start.domain.name, found, options, ev.DeviceAttach))
 
     async def down(self, domain: Domain) -> None:
-        """The way back: the machine is gone, so nothing that its user may open is in use by it."""
-        if self._accounts.of(domain) is None:
-            return
-        for device in self.host.list(BLOCK):
-            self._return(domain, self.host.path(device.port))
+        """The way back: the machine has ended, so it uses nothing that its user may open."""
+        machine = self._machine(domain)
+        for provider in self._providers.values():
+            provider.release(machine)
 
     # -- what comes and goes by itself
 
     async def watch(self) -> None:
-        """Tell from now on what comes and goes."""
+        """Announce from now on what comes and goes."""
         await self.look()
-        self._events = DeviceEvents(self._changed)
+        subsystems = {name for one in self._classes.values() for name in one.subsystems}
+        self._events = DeviceEvents(subsystems, self._changed)
 
     def _changed(self) -> None:
         if self._looking is not None and not self._looking.done():
@@ -309,9 +257,9 @@ class Devices:
             self._looking.cancel()
 
     async def look(self) -> None:
-        """Tell what has come and gone since the last look; the first look tells nothing."""
-        for devclass in HostDevices.CLASSES:
-            now = {device.port: device for device in await asyncio.to_thread(self.host.list, devclass)}
+        """Announce what has come and gone since the last look; the first look announces nothing."""
+        for devclass, provider in self._providers.items():
+            now = {device.port: device for device in await asyncio.to_thread(provider.list)}
             before = self._seen.get(devclass)
             self._seen[devclass] = now
             if before is None:
@@ -337,27 +285,10 @@ class Devices:
                 try:
                     if assignment.mode not in _AT_START:
                         log.warning("%s: attach %s by hand: nobody can be asked here", domain.name, exact)
-                    elif device.port not in await self._holders():
+                    elif not self._providers[device.klass].resources(device) & (await self._holders()).keys():
                         await self.attach(domain.name, exact, dict(assignment.options))
                 except CasemateError as error:
                     log.warning("%s: %s", domain.name, error)
-
-
-def check_supported(device: DeviceRef) -> None:
-    """NotImplementedHereError for a device that no qube can be given on this host."""
-    if device.devclass != BLOCK:
-        raise NotImplementedHereError(
-            f"{device.devclass} devices cannot be given to qubes here: only block devices of {ADMIN} can"
-        )
-    if device.backend != ADMIN:
-        raise NotImplementedHereError(
-            f"{device.place()}: block devices of other qubes cannot be attached here, only those of {ADMIN}"
-        )
-
-
-def _options(device: DeviceRef, options: Mapping[str, str]) -> BlockOptions:
-    check_supported(device)
-    return BlockOptions.of(options)
 
 
 def _means(assignment: Assignment, device: HostDevice) -> bool:
@@ -368,16 +299,6 @@ def _means(assignment: Assignment, device: HostDevice) -> bool:
         and ref.port in (ANY, device.port)
         and ref.ident in (ANY, device.ident)
     )
-
-
-def _overlapping(device: HostDevice, others: Collection[HostDevice]) -> set[str]:
-    """Ports of what shares sectors with a device: itself, the disk that it is a part of, the parts of it, and other
-    loop devices over the same file unless all can only read."""
-    parts = {one.port for one in others if one.whole == device.port}
-    twins = {
-        one.port for one in others if device.file and one.file == device.file and not (one.readonly and device.readonly)
-    }
-    return {device.port, *parts, *twins, *({device.whole} if device.whole else ())}
 
 
 def _name_of(by_uuid: Callable[[UUID], Domain], uuid: UUID) -> str:

@@ -33,10 +33,15 @@ def init_kind(domain: Domain) -> str:
 
 
 def machine_spec(
-    settings: Settings, domain: Domain, disks: Mapping[str, Disk], acceleration: str, owner: Owner | None
+    settings: Settings,
+    domain: Domain,
+    disks: Mapping[str, Disk],
+    acceleration: str,
+    owner: Owner | None,
+    controllers: frozenset[str] = frozenset(),
 ) -> MachineSpec:
     """The machine of a qube. ``disks`` maps volume names to what storage prepared; ``acceleration`` is ``kvm`` or
-    ``tcg``; ``owner`` runs QEMU (None: we do)."""
+    ``tcg``; ``owner`` runs QEMU (None: we do); ``controllers``: see Devices.controllers."""
     if not domain.kernel:
         raise StartError(f"{domain.name} has no kernel: build a template first (casemate template build)")
     directory = settings.state / "kernels" / kernel_name(domain.kernel)
@@ -62,4 +67,5 @@ def machine_spec(
         console=run / "console.sock",
         uid=owner.uid if owner is not None else None,
         gid=owner.gid if owner is not None else None,
+        usb="usb" in controllers,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -100,18 +101,22 @@ class MachineStep:
         states: States,
         acceleration: AccelerationProbe,
         accounts: Accounts,
+        controllers: Callable[[Domain], frozenset[str]],
     ) -> None:
+        """``controllers``: those that a qube's machine must have for its devices."""
         self._settings = settings
         self._hypervisor = hypervisor
         self._states = states
         self._acceleration = acceleration
         self._accounts = accounts
+        self._controllers = controllers
 
     async def up(self, start: Start) -> None:
         """Define it anew and create it."""
         domain = start.domain
         kind = (await self._acceleration.get()).kind
-        spec = machine_spec(self._settings, domain, start.disks, kind, self._accounts.of(domain))
+        owner, controllers = self._accounts.of(domain), self._controllers(domain)
+        spec = machine_spec(self._settings, domain, start.disks, kind, owner, controllers)
         start.say(ev.DomainPreSpawn(domain.name, start.guid))
         await self._hypervisor.start_paused(spec)
         info = await self._hypervisor.info(domain.uuid)

@@ -16,14 +16,16 @@ _CDROM, _DISK = "ua-cdrom-", "ua-disk-"
 
 def disk_xml(disk: HostDisk) -> str:
     """A disk as libvirt attaches it: raw whatever it holds, straight to the device, given up when the guest says so."""
-    element = etree.Element("disk", type="block", device="disk", model=_MODERN)
+    element = etree.Element("disk", type="block", device="disk")
+    if disk.bus == "virtio":
+        element.set("model", _MODERN)
     child(element, "driver", name="qemu", type="raw", cache="none", io="native", discard="unmap", detect_zeroes="off")
     child(element, "source", dev=str(disk.node))
     child(element, "backingStore")
-    child(element, "target", dev=disk.target, bus="virtio")
+    child(element, "target", dev=disk.target, bus=disk.bus)
     if disk.readonly:
         child(element, "readonly")
-    child(element, "serial", disk.node.name[-20:])  # the length that virtio has for it
+    child(element, "serial", disk.node.name[-20:])  # virtio has room for 20 bytes
     child(element, "alias", name=(_CDROM if disk.cdrom else _DISK) + disk.target)
     return to_text(element)
 
@@ -41,6 +43,7 @@ def disks_of(description: str) -> list[HostDisk]:
                 target=target.get("dev", ""),
                 readonly=element.find("readonly") is not None,
                 cdrom=alias is not None and alias.get("name", "").startswith(_CDROM),
+                bus=target.get("bus", "virtio"),
             )
         )
     return found
@@ -53,3 +56,9 @@ def element_of(description: str, target: str) -> str | None:
         if name is not None and name.get("dev") == target:
             return etree.tostring(element, encoding="unicode")
     return None
+
+
+def has_usb(description: str) -> bool:
+    """Whether a machine has a USB controller."""
+    found = etree.fromstring(description).iterfind("devices/controller[@type='usb']")
+    return any(controller.get("model") != "none" for controller in found)

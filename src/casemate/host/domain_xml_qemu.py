@@ -19,6 +19,9 @@ HOTPLUG_PORTS = 4
 """Limit of the Admin API (devices): devices attached to a running qube. Each port costs an emulated guest 35 ms of its
 start."""
 
+USB_PORTS = 4
+"""How many USB devices a running machine can be given at a time."""
+
 _MODERN = "virtio-non-transitional"
 _FIRST_SLOT = 2
 
@@ -51,7 +54,11 @@ def qemu_xml(spec: MachineSpec, prefix: str) -> str:
     endings(domain)
     devices = child(domain, "devices")
     slots = _Slots()
-    child(devices, "controller", type="usb", model="none")  # D2, D3: else libvirt adds them
+    # D2, D3: libvirt adds a USB controller and a balloon unless it is told that there are none.
+    if spec.usb:
+        slots.put(child(devices, "controller", type="usb", index=0, model="qemu-xhci", ports=USB_PORTS))
+    else:
+        child(devices, "controller", type="usb", model="none")
     child(devices, "memballoon", model="none")
     child(devices, "audio", id="1", type="none")
     slots.put(child(devices, "controller", type="virtio-serial", index=0, ports=4, model=_MODERN))

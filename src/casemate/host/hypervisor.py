@@ -97,19 +97,23 @@ class MachineSpec:
     console: Path
     uid: int | None = None
     gid: int | None = None
+    usb: bool = False
+    """Whether the machine has a USB controller, with free ports."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostDisk:
     """A block device of the host as a disk of a machine. ``target`` is the disk's name there, such as ``vdd``.
 
-    ``cdrom``: asked for as a CD-ROM; it is a disk that cannot be written.
+    ``cdrom``: asked for as a CD-ROM; it is a disk that cannot be written. ``bus`` is ``virtio`` or ``usb``; a machine
+    has a USB bus only if its MachineSpec says so.
     """
 
     node: Path
     target: str
     readonly: bool = False
     cdrom: bool = False
+    bus: str = "virtio"
 
 
 class Hypervisor(Protocol):

@@ -15,8 +15,8 @@ from uuid import UUID
 import libvirt
 
 from casemate.host import libvirt_embed, qemu_access
-from casemate.host.domain_xml_disk import disk_xml, disks_of, element_of
-from casemate.host.domain_xml_qemu import HOTPLUG_PORTS, qemu_xml
+from casemate.host.domain_xml_disk import disk_xml, disks_of, element_of, has_usb
+from casemate.host.domain_xml_qemu import HOTPLUG_PORTS, USB_PORTS, qemu_xml
 from casemate.host.hypervisor import (
     EventKind,
     HostDisk,
@@ -41,7 +41,8 @@ _RECONNECTS = 2
 """How often a call is tried anew when libvirt's daemon goes away; the first may meet the old one's last breath."""
 _RELEASE_SECONDS = 10.0
 """How long a guest may take to let go of a device. Emulated guests need half a second."""
-_NO_SLOT = "No more available PCI slots"
+_NO_PORT = {"No more available PCI slots": HOTPLUG_PORTS, "No free USB ports": USB_PORTS}
+"""What libvirt says when all ports of a bus are taken, and how many there are; it has no error code for that."""
 _ABSENT = (libvirt.VIR_ERR_NO_DOMAIN,)
 _OFF = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 _LOST = (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_NO_CONNECT)
@@ -310,13 +311,20 @@ class LibvirtMachines(Hypervisor):
         xml = disk_xml(disk)
 
         def work(connection: Any) -> None:
+            domain = connection.lookupByUUID(uuid.bytes)
+            if disk.bus == "usb" and not has_usb(domain.XMLDesc(0)):
+                raise HypervisorError(
+                    f"{disk.node} cannot be attached: the machine was started without a USB controller. Set feature "
+                    "usb-controller of its qube to 1, or assign a USB device to it, and start it again"
+                )
             try:
-                connection.lookupByUUID(uuid.bytes).attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+                domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
             except libvirt.libvirtError as error:
-                if _NO_SLOT in str(error):
-                    raise DeviceBusyError(
-                        f"{disk.node} cannot be attached: a qube can have {HOTPLUG_PORTS} devices at a time"
-                    ) from None
+                for message, most in _NO_PORT.items():
+                    if message in str(error):
+                        raise DeviceBusyError(
+                            f"{disk.node} cannot be attached: a qube can have {most} {disk.bus} devices at a time"
+                        ) from None
                 raise
 
         await self._call(f"attach {disk.node}", work)

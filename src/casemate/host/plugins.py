@@ -1,9 +1,10 @@
-"""Finds what plugs in: modules of a package of ours, then entry points of packages that others have installed."""
+"""What plugs in: its options, and how it is found (modules of a package of ours, then entry points of others')."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
@@ -14,6 +15,21 @@ from casemate.wire.errors import printable
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option that a storage driver or a class of devices takes.
+
+    ``check`` raises ValueInvalidError for a text that is no value. ``default`` is the text that counts when the option
+    is not given. ``changeable``: it can be changed later (pools: ``admin.pool.Set.NAME``).
+    """
+
+    name: str
+    doc: str
+    check: Callable[[str], object]
+    default: str = ""
+    changeable: bool = False
 
 
 def built_in(paths: Iterable[str], package: str, attribute: str, kind: type[T]) -> Iterator[T]:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 log = logging.getLogger(__name__)
 
 _NETLINK_KOBJECT_UEVENT = 15
 _KERNEL_GROUP = 1
-_SUBSYSTEMS = (b"SUBSYSTEM=block", b"SUBSYSTEM=usb", b"SUBSYSTEM=pci")
 _QUIET_SECONDS = 0.3
-"""Events come in bursts; who waits is called once after each."""
+"""Seconds without a further event before ``changed`` is called: plugging in one disk makes dozens of events."""
 
 
 class DeviceEvents:
-    """Calls ``changed`` in the event loop after devices have changed. Where the kernel tells nothing, never."""
+    """Calls ``changed`` in the event loop after devices of some subsystems have changed.
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    Where the kernel announces nothing (in a container), it never does.
+    """
+
+    def __init__(self, subsystems: Iterable[str], changed: Callable[[], None]) -> None:
+        """``subsystems``: the kernel's names, such as ``block``."""
+        self._words = tuple(f"SUBSYSTEM={name}".encode() for name in subsystems)
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._due: asyncio.TimerHandle | None = None
@@ -46,7 +50,7 @@ class DeviceEvents:
             except OSError:  # too many at once for the buffer: something has changed
                 seen = True
                 continue
-            seen = seen or any(word in data for word in _SUBSYSTEMS)
+            seen = seen or any(word in data for word in self._words)
         if seen and self._due is None:
             self._due = self._loop.call_later(_QUIET_SECONDS, self._tell)
 

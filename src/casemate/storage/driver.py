@@ -6,26 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from casemate.host.plugins import Option
 from casemate.host.process import Runner
 from casemate.model.kinds import Bool
 from casemate.storage.pool import Pool
 from casemate.wire import names
 from casemate.wire.errors import NotImplementedHereError, ValueInvalidError, printable
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """An option of a pool, given when the pool is added.
-
-    ``check`` raises ValueInvalidError for a text that is no value. ``changeable`` options can be set later, by the
-    method ``admin.pool.Set.NAME``; the others say where the pool is.
-    """
-
-    name: str
-    doc: str
-    check: Callable[[str], None]
-    default: str = ""
-    changeable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

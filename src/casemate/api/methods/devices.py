@@ -1,8 +1,8 @@
 """Methods of devices: what the host and qubes offer, who has it, who is to get it.
 
-Block devices of the host can be given to qubes; PCI and USB devices are listed. A device is written
-``BACKEND+PORT+IDENTITY`` in an argument, ``BACKEND:PORT:IDENTITY`` in an event, ``PORT:IDENTITY key='value' ...`` in a
-list.
+Which classes there are, and which of their devices can be given to qubes, is declared in ``casemate.devices``. A
+device is written ``BACKEND+PORT+IDENTITY`` in an argument, ``BACKEND:PORT:IDENTITY`` in an event, and
+``PORT:IDENTITY key='value' ...`` in a list.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from casemate import devices as device_classes
 from casemate.api.context import Context
 from casemate.api.method import Access, method
-from casemate.engine.devices import BLOCK, Attachment, check_supported
-from casemate.host.devices import HostDevice, HostDevices
+from casemate.devices.block import NAME as BLOCK
+from casemate.devices.device_class import UNKNOWN_INTERFACE, Attachment, HostDevice
 from casemate.model.devices import ANY, MODES, Assignment, DeviceRef, identity, options, port
 from casemate.model.domain import Domain
 from casemate.model.system import System
 from casemate.wire import names
+from casemate.wire.admin import ADMIN
 from casemate.wire.errors import (
     DeviceNotAssignedError,
     DisconnectedError,
@@ -26,8 +28,8 @@ from casemate.wire.errors import (
     printable,
 )
 
-CLASSES = (*HostDevices.CLASSES, "mic")
-"""Classes that upstream's clients ask for by name; of microphones there is none."""
+CLASSES = (*device_classes.load(), "mic")
+"""The classes of this host, and one more that upstream's clients ask for by name; of microphones there is none."""
 
 OFFERED_PREFIX = "/qubes-block-devices/"
 """Where a qube says in its database which block devices it offers: ``NAME/desc``, ``NAME/size``, ``NAME/mode``."""
@@ -35,7 +37,6 @@ MAX_OFFERED = 64
 """Limit of the Admin API (devices): block devices that a qube may say it offers."""
 
 CODE = 7
-_UNKNOWN = "?******"
 _PAIR = re.compile(r"([a-z_][a-z0-9_-]{0,39})='((?:[^'\\\\]|\\\\.)*)'(?: |$)")
 _OFFERED_NAME = re.compile(rb"[a-z][a-z0-9]{0,11}")
 _OFFERED_SIZE = re.compile(rb"[0-9]{1,19}")
@@ -72,12 +73,12 @@ def parse_ref(devclass: str, arg: str) -> DeviceRef:
     if len(parts) < 2:
         raise ProtocolError("A device is written BACKEND+PORT+IDENTITY")
     backend, place, ident = parts[0], parts[1], parts[2] if len(parts) == 3 else "_"
-    ident = ident.replace("_______", _UNKNOWN).replace("+", ":")
+    ident = ident.replace("_______", UNKNOWN_INTERFACE).replace("+", ":")
     return DeviceRef(
         devclass,
         str(names.qube_name(backend)),
         ANY if place == "_" else port(place),
-        ANY if ident in ("_", "0000:0000::" + _UNKNOWN, _UNKNOWN) else identity(ident),
+        ANY if ident in ("_", "0000:0000::" + UNKNOWN_INTERFACE, UNKNOWN_INTERFACE) else identity(ident),
     )
 
 
@@ -110,7 +111,7 @@ def _described(device: HostDevice, backend: str) -> dict[str, str]:
         "interfaces": device.interfaces, "parent_port_id": device.whole,
         "parent_devclass": device.klass if device.whole else "",
     }  # fmt: skip
-    if device.klass == BLOCK:
+    if device.size is not None:
         # Facts beyond upstream's fixed keys travel as it lets classes add theirs.
         found.update({"_size": str(device.size), "_mode": "r" if device.readonly else "w"})
     return found
@@ -122,7 +123,7 @@ def _described(device: HostDevice, backend: str) -> dict[str, str]:
 @method("admin.deviceclass.List", Access.READ)
 def list_classes() -> str:
     """The classes of devices."""
-    return "".join(f"{name}\n" for name in HostDevices.CLASSES)
+    return "".join(f"{name}\n" for name in CLASSES if name != "mic")
 
 
 @method("admin.vm.device.{klass}.Available", Access.EXECUTE, klass=CLASSES)
@@ -200,22 +201,23 @@ def _given_line(dest: Domain, device: DeviceRef, mode: str, given: Iterable[tupl
 
 
 @method("admin.vm.device.{klass}.Assign", Access.WRITE, klass=CLASSES)
-def assign(system: System, klass: str, dest: Domain, arg: str, payload: str = "") -> None:
+def assign(context: Context, system: System, klass: str, dest: Domain, arg: str, payload: str = "") -> None:
     """Give a qube a device at each start."""
     device, pairs = parse_ref(klass, arg), _pairs(payload)
     system.domains.find(device.backend)
-    check_supported(device)
+    given = options(_given_options(pairs))
+    context.devices.check(device, dict(given))
     if dest is system.admin:
         raise ValueInvalidError(f"Devices are not assigned to {dest.name}")
     _check_payload(device, dest, pairs)
     device = DeviceRef(klass, device.backend, device.port, _ident_of(device, pairs))
-    dest.devices.add(Assignment(device, pairs.get("mode", "required"), options(_given_options(pairs))))
+    dest.devices.add(Assignment(device, pairs.get("mode", "required"), given))
 
 
 def _ident_of(device: DeviceRef, pairs: Mapping[str, str]) -> str:
     """Clients say the identity in the argument, in the payload or in both."""
     said = pairs.get("device_id", ANY)
-    return identity(said) if device.ident == ANY and said != _UNKNOWN else device.ident
+    return identity(said) if device.ident == ANY and said != UNKNOWN_INTERFACE else device.ident
 
 
 @method("admin.vm.device.{klass}.Unassign", Access.WRITE, klass=CLASSES)
@@ -253,15 +255,13 @@ async def list_attached(context: Context, klass: str, dest: Domain, arg: str = "
     backend, where = _place_filter(arg)
     found = await context.devices.attached(dest, klass)
     return "".join(
-        _attached_line(dest, one)
-        for one in found
-        if not arg or (one.device.backend, one.device.port) == (backend, where)
+        _attached_line(dest, klass, one) for one in found if not arg or (ADMIN, one.port) == (backend, where)
     )
 
 
-def _attached_line(dest: Domain, one: Attachment) -> str:
+def _attached_line(dest: Domain, klass: str, one: Attachment) -> str:
     # Attached is attached: how it came about matters to Assigned only.
-    return _given_line(dest, one.device, "manual", sorted(one.options().items()))
+    return _given_line(dest, DeviceRef(klass, ADMIN, one.port, one.ident), "manual", sorted(one.options.items()))
 
 
 @method("admin.vm.device.{klass}.Attach", Access.EXECUTE, klass=CLASSES)
@@ -269,9 +269,10 @@ async def attach(context: Context, system: System, klass: str, dest: Domain, arg
     """Give a running qube a device, until it stops or the device is detached."""
     device, pairs = parse_ref(klass, arg), _pairs(payload)
     system.domains.find(device.backend)
-    check_supported(device)
+    given = dict(options(_given_options(pairs)))
+    context.devices.check(device, given)
     _check_payload(device, dest, pairs)
-    await context.devices.attach(dest.name, device, dict(options(_given_options(pairs))))
+    await context.devices.attach(dest.name, device, given)
 
 
 @method("admin.vm.device.{klass}.Detach", Access.EXECUTE, klass=CLASSES)
