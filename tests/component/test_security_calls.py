@@ -79,9 +79,13 @@ def log_of(one: Rig) -> bytes:
 class RawGuest:
     """The guest's end of a channel, which says whatever a test wants."""
 
-    def __init__(self, made: Rig) -> None:
-        made.start_link()
-        self.sock = made.accept()
+    def __init__(self, made: Rig, **database: str) -> None:
+        made.start_link(**database)
+        self.attach(made.accept())
+
+    def attach(self, sock: socket.socket) -> None:
+        """Take part in a session on this connection of the link's."""
+        self.sock = sock
         self.sock.setblocking(False)
         self.loop = Loop()
         self.connected = False

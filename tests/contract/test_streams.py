@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from casemate.calls.vchan_data import DataChannel
-from casemate.streams.channel import Channel, MuxStream
+from casemate.streams.channel import MAX_HELD, Channel, MuxStream
 from casemate.streams.descriptors import PipeStream, SocketStream
 from casemate.streams.join import join
 from casemate.streams.loop import Loop
 from casemate.streams.stream import LEAST_ROOM, WINDOW, Handler
+from casemate.wire import mux
 from casemate.wire import qrexec_control as control
 
 SECONDS = 20
@@ -551,3 +552,45 @@ def test_a_killed_end_ends_the_other(joined: Joined, ended_first: bool) -> None:
     other.until(step)
     other.receive(lambda: other.peer.ended)
     assert other.peer.data == b"last words" and len(done) == 1
+
+
+def test_what_all_readers_of_a_guest_hold_is_bounded(loop: Loop) -> None:
+    """Each stream stays within its windows, and the sum of many within MAX_HELD: then the guest is not read."""
+    sockets = socket.socketpair()
+    handlers: list[Recorder] = []
+
+    def opened(stream: MuxStream, _payload: bytes) -> None:
+        stream.handler = Recorder()
+        stream.handler.open = False
+        handlers.append(stream.handler)
+        streams.append(stream)
+
+    streams: list[MuxStream] = []
+    for sock in sockets:
+        sock.setblocking(False)
+    host = Channel(loop, sockets[0].fileno(), True, opened, lambda: None, pytest.fail)
+    guest = Channel(loop, sockets[1].fileno(), False, lambda *_: None, lambda: None, pytest.fail)
+    host.reset()
+    end = time.monotonic() + SECONDS
+    while not guest.mux.connected:
+        assert time.monotonic() < end
+        loop.once(0.01)
+    senders = [guest.open(b"x", Handler()) for _ in range(100)]
+    sent = 0
+    for _ in range(400):
+        for sender in senders:
+            if room := min(sender.room(), 65536):
+                sender.write(bytes(room))
+                sent += room
+        loop.once(0.001)
+    held = sum(len(handler.data) for handler in handlers)
+    assert MAX_HELD <= held <= MAX_HELD + mux.BUFFER
+    for handler, stream in zip(handlers, streams, strict=True):
+        handler.open = True
+        stream.resume()
+    while sum(len(handler.data) for handler in handlers) < sent:
+        assert time.monotonic() < end
+        loop.once(0.01)
+    for channel, sock in ((host, sockets[0]), (guest, sockets[1])):
+        channel.close()
+        sock.close()
