@@ -15,8 +15,8 @@ from casemate.api.methods import INTERNAL, METHODS, MISC
 from casemate.cli import reference as tools
 from casemate.model.classes import CLASSES
 from casemate.wire.admin import CONNECTED
+from casemate.wire.api_event import EVENTS
 from casemate.wire.errors import CasemateError
-from casemate.wire.events import EVENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "reference"

@@ -18,8 +18,8 @@ from casemate.model.system import System
 from casemate.store.store import Store
 from casemate.wire import events as ev
 from casemate.wire.admin import ADMIN, build_event
+from casemate.wire.api_event import ApiEvent
 from casemate.wire.errors import CasemateError, ProtocolError
-from casemate.wire.events import ApiEvent
 
 _log = logging.getLogger(__name__)
 

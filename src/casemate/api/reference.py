@@ -23,8 +23,8 @@ from casemate.model.properties import Holder, Property, Setting
 from casemate.model.system import System
 from casemate.model.volumes import VOLUME_NAMES, VolumeRule
 from casemate.wire.admin import ADMIN
+from casemate.wire.api_event import EVENTS
 from casemate.wire.errors import CasemateError, all_errors
-from casemate.wire.events import EVENTS
 
 _NOT_LOADED = ("__main__", "lock_windows")
 """Modules that are programs, or of another system."""

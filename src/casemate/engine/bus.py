@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from casemate.wire.events import ApiEvent
+from casemate.wire.api_event import ApiEvent
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from casemate.host.hypervisor import Disk
 from casemate.model.domain import Domain
-from casemate.wire.events import ApiEvent
+from casemate.wire.api_event import ApiEvent
 
 
 @dataclass

@@ -6,30 +6,60 @@ Values are texts as the Admin API writes them; ``domain`` is the name of a qube,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import dataclass_transform
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass_transform(frozen_default=True)
 class Change:
-    """Base of everything that a transaction can announce."""
+    """Base of everything that a transaction can announce. Each subclass is a frozen dataclass."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclass(frozen=True)(cls)
 
 
-@dataclass(frozen=True, slots=True)
-class DomainAdded(Change):
+# ---------------------------------------------------------------------------- qubes, labels and pools as a whole
+
+
+class _Named(Change):
+    name: str
+
+
+class _OfClass(_Named):
+    klass: str
+
+
+class DomainAdded(_OfClass):
     """A qube exists now."""
 
-    name: str
-    klass: str
 
-
-@dataclass(frozen=True, slots=True)
-class DomainRemoved(Change):
+class DomainRemoved(_OfClass):
     """A qube does not exist any more."""
 
-    name: str
-    klass: str
+
+class LabelAdded(_Named):
+    """A label exists now."""
 
 
-@dataclass(frozen=True, slots=True)
+class LabelRemoved(_Named):
+    """A label does not exist any more."""
+
+
+class PoolAdded(_Named):
+    """A storage pool exists now."""
+
+
+class PoolChanged(_Named):
+    """An option of a storage pool changed."""
+
+
+class PoolRemoved(_Named):
+    """A storage pool does not exist any more."""
+
+
+# ------------------------------------------------------------------------------------------------- what they have
+
+
 class PropertySet(Change):
     """A property was given a value; ``old`` is the effective value before, default included."""
 
@@ -40,7 +70,6 @@ class PropertySet(Change):
     had_old: bool = True
 
 
-@dataclass(frozen=True, slots=True)
 class PropertyReset(Change):
     """A property has its default again."""
 
@@ -50,107 +79,58 @@ class PropertyReset(Change):
     had_old: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureSet(Change):
+class _OfQube(Change):
+    domain: str
+
+
+class FeatureSet(_OfQube):
     """A feature was given a value; ``old`` is None where it was absent."""
 
-    domain: str
     feature: str
     value: str
     old: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureRemoved(Change):
-    """A feature is gone."""
+class FeatureRemoved(_OfQube):
+    """A feature was removed."""
 
-    domain: str
     feature: str
     old: str
 
 
-@dataclass(frozen=True, slots=True)
-class TagAdded(Change):
-    """A tag was put on a qube."""
-
-    domain: str
+class _OfTag(_OfQube):
     tag: str
 
 
-@dataclass(frozen=True, slots=True)
-class TagRemoved(Change):
-    """A tag was taken off a qube."""
-
-    domain: str
-    tag: str
+class TagAdded(_OfTag):
+    """A tag was added to a qube."""
 
 
-@dataclass(frozen=True, slots=True)
-class VolumeChanged(Change):
-    """The configuration of a volume changed (size, flags, where it lies)."""
+class TagRemoved(_OfTag):
+    """A tag was removed from a qube."""
 
-    domain: str
+
+class VolumeChanged(_OfQube):
+    """The configuration of a volume changed (size, flags, pool)."""
+
     volume: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceAssigned(Change):
-    """A qube is to get a device; ``device`` is ``BACKEND:PORT:IDENTITY``."""
-
-    domain: str
+class _OfDevice(_OfQube):
     devclass: str
     device: str
+    """``BACKEND:PORT:IDENTITY``"""
+
+
+class DeviceAssigned(_OfDevice):
+    """A device was assigned to a qube."""
+
     options: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceAssignmentChanged(Change):
-    """A qube is to get a device in another way."""
-
-    domain: str
-    devclass: str
-    device: str
+class DeviceAssignmentChanged(_OfDevice):
+    """The mode of an assignment changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceUnassigned(Change):
-    """A qube is to get a device no more."""
-
-    domain: str
-    devclass: str
-    device: str
-
-
-@dataclass(frozen=True, slots=True)
-class LabelAdded(Change):
-    """A label exists now."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRemoved(Change):
-    """A label does not exist any more."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class PoolAdded(Change):
-    """A storage pool exists now."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class PoolChanged(Change):
-    """An option of a storage pool changed."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class PoolRemoved(Change):
-    """A storage pool does not exist any more."""
-
-    name: str
+class DeviceUnassigned(_OfDevice):
+    """An assignment of a device was removed."""
