@@ -1,7 +1,7 @@
-"""``python -m casemate.store FILE COMMAND``: the store from a shell, to look at it, mend it and try its promises.
+"""``python -m casemate.store FILE COMMAND``: the store from a shell, to inspect, repair and test it.
 
-Every command says what it does on one line each on standard output, at once. Commands that wait until standard input
-ends let a test decide when they go on. The exit status is 75 where the lock was not free in time.
+Each command prints a line for each thing that it did, at once. Some commands wait until standard input ends, so that a
+test decides when they go on. The exit status is 75 (EX_TEMPFAIL) when the lock was not free in time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ def _read(store: Store, args: argparse.Namespace) -> int:
 
 
 def _snapshot(store: Store, args: argparse.Namespace) -> int:
-    """Read again and again without the lock; tells of the longest wait and of any feature unlike its twin."""
+    """Read again and again without the lock; print the longest wait, and how often a feature differed from its twin.
+
+    A writer of the tests sets a feature and its twin in one transaction, so a reader that sees them differ saw half of
+    it.
+    """
     longest, rounds, torn = 0.0, 0, 0
     end = time.monotonic() + args.seconds
     while rounds == 0 or time.monotonic() < end:
@@ -51,7 +55,7 @@ def _snapshot(store: Store, args: argparse.Namespace) -> int:
 
 
 def _loop(store: Store, args: argparse.Namespace) -> int:
-    """Hold the lock shared again and again; tells of any feature that was unlike its twin."""
+    """Hold the lock shared again and again; print how often a feature differed from its twin."""
     rounds, torn = 0, 0
     end = time.monotonic() + args.seconds
     while time.monotonic() < end:
@@ -108,7 +112,7 @@ def _hold(store: Store, args: argparse.Namespace) -> int:
 
 
 def _save_many(store: Store, args: argparse.Namespace) -> int:
-    """Count up and save, as often as asked but once; the twin follows in the last save."""
+    """Count up and save in one transaction; the twin is set only with the last save."""
     with store.write(args.timeout) as transaction:
         for _ in range(args.saves - 1):
             features = transaction.system.admin.features
@@ -126,7 +130,7 @@ def _save_many(store: Store, args: argparse.Namespace) -> int:
 
 
 def _check(store: Store, args: argparse.Namespace) -> int:
-    """Never makes or changes anything, also where there is no store."""
+    """Print what does not hold. Creates and changes nothing, even where there is no store."""
     try:
         system = reader.read(store.path.read_bytes(), str(store.path))
     except OSError as error:

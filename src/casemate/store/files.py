@@ -1,4 +1,4 @@
-"""The system calls of a save, one method each: what a test of crashes can come between."""
+"""The system calls of a save, one method each, so that a test of crashes can end a process before each of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Files:
-    """The file layer of the store. Errors are OSError; durability is the caller's order of calls."""
+    """The file system, as the store uses it. Errors are OSError."""
 
     def create(self, path: Path) -> int:
         """A new file that only we may use, open for writing; its descriptor."""
@@ -27,7 +27,7 @@ class Files:
             os.fchmod(fd, mode)
 
     def sync(self, fd: int) -> None:
-        """Have the content on the platter."""
+        """Have the content on the disk when this returns (fsync)."""
         os.fsync(fd)
 
     def close(self, fd: int) -> None:
@@ -43,7 +43,7 @@ class Files:
         path.replace(new)
 
     def sync_directory(self, path: Path) -> None:
-        """Have the names of a directory on the platter."""
+        """Have the names in a directory on the disk: a rename survives a power failure only after this."""
         if sys.platform != "win32":
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

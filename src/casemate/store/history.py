@@ -1,4 +1,4 @@
-"""Earlier saves: the last one beside the store, and one an hour in a directory; each a whole file, by its time."""
+"""Earlier saves: the one before the last beside the store, and one an hour in a directory. Each is a whole file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from casemate.wire.errors import StoreError, ValueInvalidError, printable
 EVERY = 3600.0
 """Seconds between two copies that are kept."""
 COPIES = 24
+"""Copies that are kept: with one an hour, those of a day of use. An hour without a save makes none."""
 _STAMP = "%Y%m%dT%H%M%SZ"
 _NAME = re.compile(r"[0-9]{8}T[0-9]{6}Z\.xml", re.ASCII)
 
@@ -33,7 +34,7 @@ class Copy:
 
 
 class History:
-    """The earlier saves of one store. Whoever writes holds the store's exclusive lock."""
+    """The earlier saves of one store. Call ``keep`` and ``set_aside`` under the store's exclusive lock."""
 
     def __init__(self, path: Path, files: Files) -> None:
         self.previous = path.with_name(path.name + ".1")
@@ -44,7 +45,7 @@ class History:
         self._newest = 0.0
 
     def keep(self) -> None:
-        """Keep the file as it is now as a copy, unless there is one of the last hour."""
+        """Keep the present file as a copy, unless there is one of the last hour. A second link to it, no data."""
         now = time.time()
         if 0 <= now - self._newest < EVERY:
             return
@@ -65,7 +66,7 @@ class History:
         return sorted(path.name for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
 
     def set_aside(self) -> Path:
-        """Give a damaged file a name of its own, so that it is not lost when a good one takes its place."""
+        """Give the damaged file a second name, so that it is not lost when a good one replaces it; its path."""
         aside = self._path.with_name(f"{self._path.name}.damaged-{time.strftime(_STAMP, time.gmtime())}")
         self._files.remove(aside)
         self._files.link(self._path, aside)

@@ -1,13 +1,20 @@
 """Reader/writer lock between processes and threads, on two sidecar files that are never replaced.
 
-``FILE.lock`` is the lock. ``FILE.lock.gate`` keeps anybody from starving: who finds the lock taken waits for it at
-the gate (a reader holds the gate shared meanwhile, a writer alone) and says so in the gate's first byte; while that
-byte is set everybody has to pass the gate, so nobody overtakes. The byte is advice, the locks are the law: one left
-set by a killed process costs the next one a few microseconds. The data file itself is never locked: a rename replaces
-it, and a lock of an unlinked file protects nothing.
+``FILE.lock`` is the lock. ``FILE.lock.gate`` is a turnstile in front of it, which keeps readers and writers from
+starving each other::
 
-Not re-entrant. Nothing may be spawned under the lock that needs it. What the system must give is in lock_posix.py
-(flock) and lock_windows.py (LockFileEx).
+    free:   everybody ──────────────────────────> FILE.lock
+    taken:  everybody ──> FILE.lock.gate ───────> FILE.lock        readers pass the gate together, a writer alone
+
+A process that finds the lock taken takes the gate first and waits for the lock while it holds the gate. It sets the
+first byte of the gate's file meanwhile. While the byte is set, newcomers go through the gate too, so that nobody
+overtakes. The byte only saves time, the locks alone decide: a byte that a killed process left set costs the next one a
+few microseconds.
+
+The data file itself is never locked. A rename replaces it, and a lock of a file without a name protects nothing.
+
+The lock is not re-entrant, and a program that is started under it must not need it. ``lock_posix.py`` (flock) and
+``lock_windows.py`` (LockFileEx) have what is asked of the operating system.
 """
 
 from __future__ import annotations
@@ -32,6 +39,7 @@ else:
 DEFAULT_TIMEOUT = 60.0
 """Limit of the store (seconds): wait for the lock, unless told otherwise."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.0002, 0.005
+"""Seconds between two attempts: a lock is held for some milliseconds, and each attempt is one system call."""
 
 _all: weakref.WeakSet[FileLock] = weakref.WeakSet()
 _ident, _try_lock, _unlock, _is_gone = threading.get_ident, system.try_lock, system.unlock, system.is_gone
@@ -77,16 +85,16 @@ class FileLock:
         self.lock_file = file.with_name(file.name + ".lock")
         self.gate_file = file.with_name(file.name + ".lock.gate")
         self._placed = False
-        """Whether the directory was found to be one where locks hold."""
+        """Whether the directory was checked to be on a file system whose locks can be relied on."""
         self._reset()
         _all.add(self)
 
     def _reset(self) -> None:
         self._spare: list[_Files] = []
         self._used: dict[int, _Files] = {}
-        """What is locked, by the thread that holds it."""
+        """The open files of each thread that holds the lock, by the thread's number."""
         self._writers = threading.Lock()
-        """Writers of this process come one after the other, without polling."""
+        """Queue of this process's writers: they wait for each other here, without polling."""
 
     def shared(self, timeout: float = DEFAULT_TIMEOUT) -> Hold:
         """A context in which the lock is held together with other readers."""
@@ -115,13 +123,14 @@ class FileLock:
         try:
             self._poll(files, files.gate, exclusive, timeout, deadline)
             self._poll(files, files.lock, exclusive, timeout, deadline)
-            files.waiting[0] = 0  # who still waits sets it again
+            files.waiting[0] = 0  # whoever still waits sets it again at the next attempt
             _unlock(files.gate)
         except OSError as error:
             raise StoreError(f"{self.lock_file}: {error.strerror}") from error
 
     def _poll(self, files: _Files, fd: int, exclusive: bool, timeout: float, deadline: float) -> None:
-        # No event tells that a lock became free: hence short, growing waits.
+        # The system does not tell when a lock becomes free, unless one blocks for it; and flock(2) that blocks has no
+        # timeout. Hence attempts after short, growing waits.
         wait = _FIRST_WAIT
         while not _try_lock(fd, exclusive):
             files.waiting[0] = 1
@@ -149,7 +158,10 @@ class FileLock:
             self._spare.pop().close()
 
     def after_fork(self) -> None:
-        """In a forked child: let go of the parent's lock, which lives as long as any copy of its descriptor."""
+        """In a forked child: close the copies of the parent's descriptors.
+
+        A flock belongs to the open file, not to the process: the parent could not give it back while a copy is open.
+        """
         files = [*self._spare, *self._used.values()]
         self._reset()
         for one in files:
@@ -157,7 +169,7 @@ class FileLock:
 
 
 class Hold:
-    """One turn at a lock."""
+    """One turn at a lock, as a context manager; entering it raises LockTimeoutError or StoreError."""
 
     __slots__ = ("_exclusive", "_lock", "_timeout", "_token")
 
@@ -213,14 +225,14 @@ class Hold:
             except BaseException:
                 files.close()  # gives back whatever was taken
                 raise
-            files.close()  # somebody has removed the lock file: the one to lock is the one that comes now
+            files.close()  # somebody removed the lock file, and others lock the new one: try again with that
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         lock = self._lock
         files = lock._used.pop(_ident(), None)
-        if files is not None:  # a child forked under the lock has closed its copies
+        if files is not None:  # None in a child that was forked under the lock: after_fork() has closed its copies
             _unlock(files.lock)
             lock._spare.append(files)
             if files.exclusive:

@@ -1,4 +1,8 @@
-"""What a lock needs of a POSIX system: flock(2). It belongs to an open file, so threads may exclude each other too."""
+"""What ``lock.py`` asks of a POSIX system: flock(2).
+
+Such a lock belongs to the open file, not to the process. So threads with open files of their own exclude each other
+too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a lock needs of Windows: LockFileEx by ctypes, on one byte of the lock file, never of the data."""
+"""What ``lock.py`` asks of Windows: LockFileEx by ctypes, on one byte of the lock file, never of the data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if sys.platform == "win32":
     from ctypes import wintypes
 
     _LOCKED_BYTE = 1 << 30
-    """Far behind the end: what is locked on Windows cannot be read by others, and the gate's first byte is."""
+    """Far behind the end of the file: others cannot read a byte that is locked on Windows, and they read the first."""
     _FAIL_IMMEDIATELY, _EXCLUSIVE = 0x1, 0x2
     _ERROR_LOCK_VIOLATION, _ERROR_IO_PENDING = 33, 997
 

@@ -1,8 +1,8 @@
 """The order in which locks are taken, asserted while CASEMATE_DEBUG=1 is set.
 
-Rank 1: the operation lock of a qube (several: in order of names). Rank 2: the store. Never back. A task or thread
-that takes a lock of a lower or the same place than one it holds would sooner or later wait for somebody who waits
-for it; with the variable set that is a LockOrderError at once, every time, not a hang on a bad day.
+Rank 1 are the operation locks of qubes, among them in order of names. Rank 2 is the store. A task or thread may take a
+lock only behind all that it holds. Two that take two locks in opposite order block each other for ever, but only if
+they meet at the wrong moment. With the variable set the wrong order alone raises LockOrderError, every time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ ENABLED = os.environ.get("CASEMATE_DEBUG", "") not in ("", "0")
 _Held = tuple[object, tuple[Place, ...]]
 
 _held: ContextVar[_Held] = ContextVar("held locks", default=(None, ()))
-"""Who holds what. A thread that does a task's work (asyncio.to_thread) holds what the task does; a task or callback
-that was made meanwhile inherits the variable, but holds nothing."""
+"""The task that holds locks, and which. A thread that works for a task (asyncio.to_thread) inherits the variable and
+does hold the task's locks. A task or callback that was created meanwhile inherits it too, but holds nothing: so the
+owner is kept with the locks and compared."""
 
 
 class LockOrderError(AssertionError):

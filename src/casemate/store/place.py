@@ -1,4 +1,4 @@
-"""Where the store lies: a file system of other machines is refused, because locks on it cannot be relied on.
+"""Refuses a store on a network file system, because other machines may use it and its locks cannot be relied on.
 
 ``CASEMATE_REMOTE_STORE=1`` says that the operator has made sure that only one machine uses the directory.
 """
@@ -21,7 +21,7 @@ REMOTE = frozenset({
     "9p", "afs", "ceph", "cifs", "coda", "davfs", "fuse.ceph", "fuse.davfs2", "fuse.glusterfs", "fuse.rclone",
     "fuse.s3fs", "fuse.smbnetfs", "fuse.sshfs", "ncpfs", "nfs", "nfs4", "smb3", "smbfs",
 })  # fmt: skip
-"""Types of file systems that other machines may use at the same time, by their names in the table of mounts."""
+"""Types of file systems that other machines may use at the same time, as /proc/self/mountinfo names them."""
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 

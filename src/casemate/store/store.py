@@ -1,7 +1,7 @@
-"""The collection of qubes in one file: snapshot() without a lock, read() shared, write() exclusive.
+"""The store: snapshot() without a lock, read() under a shared one, write() under an exclusive one.
 
-A save is a temporary file, fsync, rename, fsync of the directory: a process killed at any instant leaves the old
-file or the new one. The previous file stays as ``qubes.xml.1``.
+It has the cache of the file as a `System`, opens transactions, and tells subscribers what each commit changed. The
+package page has the picture; how a save survives a crash is in ``data_file.py``.
 """
 
 from __future__ import annotations
@@ -33,15 +33,20 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Subscriber = Callable[[Sequence[Change]], None]
+"""Called with the changes of one commit."""
 
 
 class Transaction:
-    """One exclusive turn at the store. ``system`` is a copy of one's own; it is saved when the block ends well."""
+    """One exclusive turn at the store, made by ``Store.write`` for its block.
+
+    ``system`` is a copy that only this transaction has. It is saved when the block ends without an exception.
+    """
 
     def __init__(self, store: Store, base: System, signature: Signature | None) -> None:
         self._store = store
         self._signature = signature
         self._checked = 0
+        """How many of the changes have had their invariants checked, by ``attempt``."""
         self.system = base.copy()
         self.saved: list[Change] = []
         """What has reached the disk."""
@@ -52,7 +57,7 @@ class Transaction:
         return self.system.changes
 
     def attempt(self, work: Callable[[System], T]) -> T:
-        """Do something to the system, all of it or, where it raises or breaks an invariant, nothing of it."""
+        """Do ``work`` to the system. Where it raises or breaks an invariant, nothing of it is kept."""
         trial = self.system.copy()
         result = work(trial)
         invariants.check(trial, trial.changes)
@@ -62,12 +67,13 @@ class Transaction:
         return result
 
     def save(self) -> None:
-        """Check and save now and keep the lock; nothing to do where nothing changed."""
+        """Check the changes so far, save them and keep the lock. Without changes nothing is written."""
         if not self.system.changes:
             return
         invariants.check(self.system, self.system.changes[self._checked :])
         self.system.generation += 1
         announced, self.system.changes = self.system.changes, []
+        # What is saved becomes the shared snapshot of this process. The transaction goes on with a copy of it.
         snapshot = self.system
         snapshot.frozen = True
         self._signature = self._store._replace(snapshot, self._signature)
@@ -79,9 +85,9 @@ class Transaction:
 class Store:
     """The store in ``path``; one object per process and file, usable from any thread.
 
-    ``snapshot()`` must not be changed. Subscribers are called after a commit, in the order of commits, in the
-    thread of the writer; after somebody else's change, in the thread that finds it. They must not write to the store
-    and should only hand the changes on.
+    Subscribers are called after each commit, in the order of commits: in the thread of the writer, and after a change
+    by another process in the thread that finds it. They must not write to the store, and should only pass the changes
+    on.
     """
 
     def __init__(self, path: Path, *, timeout: float = DEFAULT_TIMEOUT, files: Files | None = None) -> None:
@@ -99,11 +105,11 @@ class Store:
         self._commits = GroupCommit(self.write)
 
     def subscribe(self, callback: Subscriber) -> None:
-        """Have ``callback`` told the changes of each commit of this process, and of others once they are seen here."""
+        """Call ``callback`` after each commit of this process, and after those of others when they are noticed here."""
         self._subscribers.append(callback)
 
     def snapshot(self) -> System:
-        """The system as it is on disk now, without any lock; cached while the file is the same. Not to be changed."""
+        """The system as it is on disk now, without any lock; cached while the file is the same. It is frozen."""
         cache = self._cache
         try:
             if cache is not None and cache[0] == self._file.signature():
@@ -111,14 +117,17 @@ class Store:
             return self._load()[1]
         except FileNotFoundError:
             pass
-        if self._lock.held:
+        if self._lock.held:  # creating it takes the lock, which this thread cannot take twice
             raise StoreError(f"{self.path}: the file is gone")
         self._create()
         return self._load()[1]
 
     @contextmanager
     def read(self, timeout: float | None = None) -> Iterator[System]:
-        """The system, and nobody changes it on disk while the block runs."""
+        """The system; nobody can change the file while the block runs. Raises LockTimeoutError.
+
+        ``timeout`` in seconds replaces that of the store.
+        """
         self._prepare()
         with self._lock.shared(self.timeout if timeout is None else timeout):
             yield self.snapshot()
@@ -127,7 +136,8 @@ class Store:
     def write(self, timeout: float | None = None) -> Iterator[Transaction]:
         """Change the system: all of the block is saved and announced, or none of it happened.
 
-        No slow work belongs into the block. What ``Transaction.save`` saved inside it stays saved.
+        Do nothing slow in the block: everybody who writes waits. What ``Transaction.save`` saved inside it stays saved.
+        ``timeout`` in seconds replaces that of the store; raises LockTimeoutError.
         """
         self._prepare()
         with self._lock.exclusive(self.timeout if timeout is None else timeout):
@@ -150,7 +160,11 @@ class Store:
         return self._commits.change(work)
 
     def restore(self, name: str, timeout: float | None = None) -> Path | None:
-        """Put a copy of ``history`` in place of the file; where a damaged file is kept now (None: it was sound)."""
+        """Put the copy that ``copies`` lists under ``name`` in place of the file.
+
+        Returns where the file is kept that was in its place, if that was damaged; None where it was sound, as then it
+        is the previous save.
+        """
         with self._lock.exclusive(self.timeout if timeout is None else timeout):
             self._file.clean()
             copy = self.history.find(name)
@@ -163,6 +177,7 @@ class Store:
                 present = self._current()[1] if signature is not None else system
             except StoreError:
                 present, aside = system, self.history.set_aside()
+            # Higher than both, so that nobody takes the restored file for an older state of what they know.
             system.generation = 1 + max(system.generation, present.generation)
             system.frozen = True
             before = self._cache
@@ -233,7 +248,7 @@ class Store:
             raise StoreError(f"{self.path}: the file is gone") from error
 
     def _load(self) -> tuple[Signature, System]:
-        """Read the file; what it changed since it was read last is announced."""
+        """Read the file, and announce what differs from what this process knew."""
         with self._turning:
             before = self._cache
             try:

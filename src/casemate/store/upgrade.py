@@ -1,4 +1,7 @@
-"""The collection of Qubes OS 3 (flat elements, everything an attribute) to a system of today; for import only."""
+"""Imports the file of Qubes OS 3, in which each qube is one element and everything about it an attribute.
+
+What has no counterpart today is told in notes, one line each, for the person who imports.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +36,15 @@ CLASS_OF: Mapping[str, str | None] = MappingProxyType(
         "QubesHVm": "StandaloneVM",
     }
 )
-"""What each class of old is today; None for the admin qube, which every system has."""
+"""The class of today for each class of Qubes OS 3; None for the admin qube, which every system has."""
 
+# Classes of qubes that provide network, and of those that were fully virtualised.
 _NET = ("QubesNetVm", "QubesProxyVm")
 _HVM = ("QubesHVm", "QubesTemplateHVm")
 _LABELS = MappingProxyType({str(index): name for index, name in enumerate(
     ("red", "orange", "yellow", "green", "gray", "blue", "purple", "black"), 1
 )})  # fmt: skip
+# Attributes that are properties of the same name today, of qubes and of the system.
 _SAME = ("memory", "maxmem", "vcpus", "kernelopts", "default_user", "debug", "autostart", "include_in_backups")
 _GLOBALS = MappingProxyType(
     {
@@ -52,7 +57,7 @@ _GLOBALS = MappingProxyType(
 
 
 class _Old:
-    """One element of the old file."""
+    """One qube of the old file: its attributes, with errors that name the line."""
 
     def __init__(self, element: etree._Element, source: str) -> None:
         self.element = element
@@ -75,7 +80,7 @@ class _Old:
         return None if self.values.get(key, "None") == "None" else self.number(key)
 
     def literal(self, key: str, kind: type) -> object:
-        """A value written as a Python literal; nothing of it is ever executed."""
+        """A value that was written as a Python literal. It is parsed, never executed."""
         text = self.values.get(key)
         if not text:
             return kind()
@@ -89,7 +94,7 @@ class _Old:
 
 
 def read_r3(data: bytes, source: str = "qubes.xml") -> tuple[System, list[str]]:
-    """The system that an R3 file describes, and in words what of it has no place here; raises StoreError."""
+    """The system that an R3 file describes, and notes on what could not be taken over; raises StoreError."""
     root = parse(data, source)
     if root.tag != "QubesVmCollection":
         raise StoreError(f"{source}: the root element is {printable(str(root.tag), 40)!r}, not 'QubesVmCollection'")
@@ -131,7 +136,7 @@ def _attributes(element: etree._Element) -> dict[str, str]:
 
 
 def _add(system: System, one: _Old, by_qid: Mapping[int, _Old], notes: list[str]) -> None:
-    """The qube itself; what refers to others comes later, when all are there."""
+    """Add the qube itself. References to other qubes are set later, when all qubes are there."""
     klass = CLASSES[str(CLASS_OF[one.tag])]
     template = one.reference("template_qid")
     if klass.class_name == "StandaloneVM" and template is not None:
@@ -177,7 +182,7 @@ def _add(system: System, one: _Old, by_qid: Mapping[int, _Old], notes: list[str]
 
 
 def _put(domain: Domain, name: str, text: str) -> None:
-    """Set a property without a look at others: those it refers to may not be there yet."""
+    """Set a property without a check of what it refers to, which may not be there yet."""
     domain.state.values[name] = domain.declaration(name).kind.parse(text)
 
 
@@ -203,7 +208,7 @@ def _globals(system: System, given: Mapping[str, str], by_qid: Mapping[int, _Old
 
 
 def _connect(system: System, one: _Old, by_qid: Mapping[int, _Old]) -> None:
-    """The qube's network, as it was in fact: defaults of old differed between classes."""
+    """Set the network that the qube really had: the defaults of R3 differed between classes, so they do not help."""
     domain: Domain = system.domains[one.name]
     if domain.klass == "DispVM" and domain.template is not None:
         _put(domain.template, "template_for_dispvms", "True")

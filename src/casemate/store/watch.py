@@ -1,4 +1,4 @@
-"""Tells when somebody else may have changed a store's file: inotify(7) on its directory."""
+"""Tells when the store's file may have changed: inotify(7) on its directory, as a rename replaces the file itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Watch:
         return int(self._fd)
 
     def changed(self) -> bool:
-        """Take what has happened so far; whether our file was among it."""
+        """Read all events that wait; whether our file was replaced or written."""
         found = False
         while True:
             try:
@@ -40,7 +40,8 @@ class Watch:
             while at < len(data):
                 _watch, mask, _cookie, length = _EVENT.unpack_from(data, at)
                 name = data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0")
-                found |= name == self._name or not mask & (_CLOSE_WRITE | _MOVED_TO)  # overflow: look
+                # An event of another kind is an overflow of the queue: then ours may be among those that were lost.
+                found |= name == self._name or not mask & (_CLOSE_WRITE | _MOVED_TO)
                 at += _EVENT.size + length
 
     def close(self) -> None:
