@@ -1,10 +1,10 @@
 # The two commands: make run, make test. Everything else is for work on Casemate itself (see HACKING.md).
 PYTHON = .venv/bin/python
 
-.PHONY: help setup run test check fix bench clean docs fuzz
+.PHONY: help setup setup-tests run test test-full test-root test-windows check fix bench clean docs fuzz
 
 help: ## show what can be made
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
 setup: ## install what is missing: Debian packages, .venv
 	@packaging/setup.sh
@@ -12,10 +12,26 @@ setup: ## install what is missing: Debian packages, .venv
 run: setup ## set everything up and show the main job on real virtual machines
 	@bin/casemate tour
 
-test: setup ## set everything up and run all tests, those on real virtual machines too
+setup-tests: ## and what the tests need
+	@packaging/setup.sh tests
+
+test: setup-tests ## set everything up and run all tests, those on real virtual machines too
 	@$(PYTHON) -m pytest tests
 
-check: setup ## lint, types, layers, unit tests: about a minute
+test-full: test-windows ## everything: full counts, Windows, and both commands in bare roots of both Debian releases
+	@CASEMATE_FULL=1 $(PYTHON) -m pytest tests
+	@for suite in bookworm trixie; do $(MAKE) --no-print-directory test-root SUITE=$$suite || exit 1; done
+
+SUITE = trixie
+GOALS = run test
+test-root: setup ## both commands in a bare root of SUITE=trixie|bookworm|sid, as root (GOALS=run: one of them)
+	@packaging/debian-root $(SUITE) sh -c 'for goal in $(GOALS); do make $$goal || exit 1; done'
+
+test-windows: ## the store's locks by Windows' own Python, under Wine
+	@packaging/setup.sh windows
+	@$(PYTHON) -m pytest tests/windows tests/component/laws/test_law6_windows.py
+
+check: setup-tests ## lint, types, layers, unit tests: about a minute
 	@.venv/bin/ruff format --check src tests
 	@.venv/bin/ruff check src tests
 	@.venv/bin/mypy

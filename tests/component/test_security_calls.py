@@ -462,8 +462,8 @@ def test_lesson_L07_peers_that_go_silent_or_die_leave_nothing_behind(tmp_path: P
         def open_files(process: subprocess.Popen[bytes]) -> int:
             return len(os.listdir(f"/proc/{process.pid}/fd"))
 
-        def children() -> int:
-            return len(Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split())
+        def children() -> list[int]:
+            return [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
 
         before = open_files(link), open_files(agent)
         request = qrexec.exec_message("DEFAULT:QUBESRPC test.Sleep work")
@@ -474,8 +474,10 @@ def test_lesson_L07_peers_that_go_silent_or_die_leave_nothing_behind(tmp_path: P
         # Those 15 whose request was whole run "sleep": it ends when its pipe has no reader and is asked to write; the
         # agent has closed its ends at once.
         wait_for(lambda: open_files(link) <= before[0] + 1 and open_files(agent) <= before[1] + 1)
-        subprocess.run(["pkill", "-P", str(agent.pid)], check=False)
-        wait_for(lambda: children() == 0)
+        for pid in children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not children())
 
 
 def test_lesson_L08_a_program_has_three_descriptors_and_the_end_travels(tmp_path: Path) -> None:
