@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from casemate.cli import tool
 from casemate.wire.errors import CasemateError
 
 GROUP = "qubes"
@@ -96,11 +97,11 @@ def install(root: Path, user: str | None) -> None:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         path.write_text(_content(place), "ascii")
         path.chmod(0o755 if "qubes-rpc" in place else 0o644)
-    for place, tool in LINKS.items():
+    for place, program in LINKS.items():
         if there[place] == "missing":
             path = root / place
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            path.symlink_to(BIN / tool)
+            path.symlink_to(BIN / program)
     for place in DIRECTORIES:
         path = root / place
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: argparse._SubParsersAction[tool.Subparser]) -> None:
     """Add the command to a parser; ``body`` is set as for the others."""
     parser = commands.add_parser("interop", help="put in place what programs written for Qubes OS look for here")
     verbs = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

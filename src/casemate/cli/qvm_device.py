@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None, devclass: str | None = None) -> int:
         parser.add_argument("devclass", metavar="CLASS", help="class of devices: block, pci, usb")
     else:
         parser.set_defaults(devclass=devclass)
-    commands = parser.add_subparsers(title="commands", dest="command", parser_class=argparse.ArgumentParser)
+    commands = parser.add_subparsers(title="commands", dest="command", parser_class=tool.Subparser)
     show = commands.add_parser("list", aliases=["ls", "l"], help="list the devices that qubes offer, and who has them")
     show.add_argument("VMNAME", nargs="*", help="only those of these qubes")
     show.set_defaults(action=_list)

@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--reload", action="store_true", help="apply the rules again, also when nothing changed")
     parser.add_argument("--raw", action="store_true", help="list the rules as the daemon writes them")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="how to list the rules")
-    commands = parser.add_subparsers(title="commands", dest="command", parser_class=argparse.ArgumentParser)
+    commands = parser.add_subparsers(title="commands", dest="command", parser_class=tool.Subparser)
     show = commands.add_parser("list", aliases=["ls", "l"], help="list the rules (this is the default)")
     show.set_defaults(action=_list)
     add = commands.add_parser("add", aliases=["a"], help="add a rule at the end, or before another")

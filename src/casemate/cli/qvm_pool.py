@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool."""
     parser = tool.Parser(PROG, "Show and change storage pools.")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="how to show what was asked for")
-    commands = parser.add_subparsers(title="commands", dest="command", parser_class=argparse.ArgumentParser)
+    commands = parser.add_subparsers(title="commands", dest="command", parser_class=tool.Subparser)
     commands.add_parser("list", aliases=["ls", "l"], help="list the pools (this is the default)").set_defaults(
         action=_list
     )

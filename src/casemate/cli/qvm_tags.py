@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; asked for a tag that is not there, its exit status is 1."""
     parser = tool.Parser(PROG, "Show and change the tags of a qube.")
     parser.one_qube()
-    commands = parser.add_subparsers(title="commands", dest="command", parser_class=argparse.ArgumentParser)
+    commands = parser.add_subparsers(title="commands", dest="command", parser_class=tool.Subparser)
     show = commands.add_parser("list", aliases=["ls", "l"], help="list the tags, or tell whether one is there")
     show.add_argument("tag", nargs="?", metavar="TAG")
     show.set_defaults(action=_list)

@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool."""
     parser = tool.Parser(PROG, "Show and change the volumes of qubes. A volume is written VMNAME:VOLUME.")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="how to show what was asked for")
-    commands = parser.add_subparsers(title="commands", dest="command", parser_class=argparse.ArgumentParser)
+    commands = parser.add_subparsers(title="commands", dest="command", parser_class=tool.Subparser)
 
     def command(name: str, aliases: list[str], text: str, action: object, one: bool = True) -> argparse.ArgumentParser:
         found: argparse.ArgumentParser = commands.add_parser(name, aliases=aliases, help=text)

@@ -8,6 +8,7 @@ import io
 import os
 import pkgutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from casemate.cli import casemate as own_tool
 from casemate.cli.entry import TOOLS, find
 
 NOTE = "<!-- Written by `make docs` from the code: do not edit. -->"
-_WIDTH = "100"
+_WIDTH = 100
+_HELP_COLUMN = 24  # where argparse begins the help of an option
+_UNWRAPPED = "100000"
 
 
 def names() -> list[str]:
@@ -32,16 +35,16 @@ def _help_of(name: str) -> str:
     if tool is None:
         raise LookupError(name)
     output = io.StringIO()
-    with _narrow(), contextlib.redirect_stdout(output):
+    with _unwrapped(), contextlib.redirect_stdout(output):
         tool(["--help"])
     return output.getvalue()
 
 
 @contextlib.contextmanager
-def _narrow() -> Iterator[None]:
-    """argparse looks there for the width of its lines."""
+def _unwrapped() -> Iterator[None]:
+    """argparse wraps lines at COLUMNS, and otherwise in each version of Python. So it does not, and `_fold` does."""
     before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = _WIDTH
+    os.environ["COLUMNS"] = _UNWRAPPED
     try:
         yield
     finally:
@@ -53,7 +56,7 @@ def _narrow() -> Iterator[None]:
 
 def _own_help() -> Iterator[str]:
     """``casemate`` and each of its commands."""
-    with _narrow():
+    with _unwrapped():
         waiting: list[argparse.ArgumentParser] = [own_tool.make_parser()]
         while waiting:
             parser = waiting.pop(0)
@@ -73,7 +76,23 @@ def _guest_help(name: str) -> str:
 
 
 def _block(text: str) -> str:
-    return "```\n" + text.strip("\n") + "\n```"
+    lines = [folded for line in text.strip("\n").split("\n") for folded in _fold(line)]
+    return "\n".join(["```", *lines, "```"])
+
+
+def _fold(line: str) -> list[str]:
+    """A line of help in lines of at most the page's width."""
+    if len(line) <= _WIDTH:
+        return [line]
+    if line.startswith("usage: "):
+        indent = len("usage: ")
+    else:
+        own = len(line) - len(line.lstrip())
+        indent = _HELP_COLUMN if own else 0
+    return textwrap.wrap(
+        line, _WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False,
+        drop_whitespace=True, replace_whitespace=False,
+    )  # fmt: skip
 
 
 def page() -> str:

@@ -14,6 +14,10 @@ from casemate.wire.errors import CasemateError, NotFoundError, printable
 USAGE = 2
 """Exit status where the command line is wrong, or names a qube that does not exist."""
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 Body = Callable[[argparse.Namespace, Qubes], int]
 
 
@@ -29,6 +33,13 @@ class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=_width())
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """``-o, --option VALUE``, as argparse writes it since Python 3.13, on every version: pages are compared."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
 
 def _width() -> int:
     """As shutil finds it: ``COLUMNS``, else the terminal's, else 80; two less, as argparse has it."""
@@ -40,6 +51,13 @@ def _width() -> int:
         except (OSError, ValueError):
             pass
     return (columns or 80) - 2
+
+
+class Subparser(argparse.ArgumentParser):
+    """The parser of one command of a tool that has several."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Formatter, **options)
 
 
 class Parser(argparse.ArgumentParser):
