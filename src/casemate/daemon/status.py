@@ -9,7 +9,9 @@ from typing import Any
 from casemate.engine.acceleration import AccelerationProbe
 from casemate.engine.accounts import Accounts
 from casemate.engine.states import States
+from casemate.host.process import Runner
 from casemate.host.protections import protections
+from casemate.host.versions import Versions, system_name, versions
 from casemate.qrexec.call_sockets import policy_state
 from casemate.qrexec.files import PolicyFiles
 from casemate.settings import Settings
@@ -35,12 +37,15 @@ class HostStatus:
         states: States,
         policy: PolicyFiles,
         accounts: Accounts,
+        runner: Runner,
     ) -> None:
         self._settings = settings
         self._acceleration = acceleration
         self._states = states
         self._policy = policy
         self._accounts = accounts
+        self._runner = runner
+        self._versions: Versions | None = None
 
     def figures(self) -> HostFigures:
         """What this host has, now: memory and processors can be added to a running host."""
@@ -49,6 +54,7 @@ class HostStatus:
 
     async def probe(self) -> str:
         """``kvm`` or ``tcg``, and why. Boots a kernel at the first question."""
+        self._versions = await versions(self._runner)  # each time: an upgrade changes them under a running daemon
         found = await self._acceleration.get()
         return f"{found.kind} {found.reason}"
 
@@ -56,6 +62,7 @@ class HostStatus:
         """What this host does for qubes and which protections it lacks, for ``casemate status``; never waits."""
         found = self._acceleration.found
         return {
+            "host": self._host(),
             "acceleration": f"{found.kind} {found.reason}" if found else "not probed yet: happens at the first start",
             "hypervisor": f"libvirt, {self._settings.hypervisor}",
             "state": str(self._settings.state),
@@ -64,6 +71,12 @@ class HostStatus:
             "isolation": self._isolation(),
             "protections": [asdict(one) for one in protections(self._settings, found.kind if found else None)],
         }
+
+    def _host(self) -> str:
+        if self._versions is None:
+            return system_name()
+        told = self._versions
+        return f"{told.system}, kernel {told.kernel}, QEMU {told.qemu}, libvirt {told.libvirt}: {told.known}"
 
     def _isolation(self) -> str:
         if self._accounts.root:

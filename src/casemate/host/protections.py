@@ -5,16 +5,15 @@ Ids are rows of the table in docs/explanation/security.md. ``base`` stands for `
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from casemate.host.process import succeeds
 from casemate.settings import Settings
 
 _CPU = "sys/devices/system/cpu"
-_CLONE_NEWNS = 0x00020000
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +167,8 @@ def _entries(directory: Path) -> list[Path]:
 
 @functools.cache
 def can_unshare_mounts() -> bool:
-    """Whether a process of ours may have a view of the file system of its own; tried once, in a child."""
-    unshare = ctypes.CDLL(None).unshare
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if unshare(_CLONE_NEWNS) == 0 else 1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    """Whether a process of ours may have a view of the file system of its own; tried once, by unshare(1).
+
+    Not by a fork of ours: the daemon has threads, and a lock that one of them holds stays locked in a forked child.
+    """
+    return succeeds(["unshare", "--mount", "true"])
