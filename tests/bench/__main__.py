@@ -18,7 +18,7 @@ from casemate.qdb.client import QubesDB
 from tests.bench import caller, figures, raw, start
 from tests.bench.bare import Bare, same_machine
 from tests.bench.figures import Row, middle, percentile, seconds
-from tests.live.world import World
+from tests.live.world import TEMPLATE, World
 
 QUBE = "work"
 STARTS = 3
@@ -76,7 +76,7 @@ class Bench:
         """Alternately through the tools and bare; the raw channel is measured on the last bare guest."""
         state = self.world.settings.state
         disks = {
-            "root": state / "pools" / "default" / "debian-12" / "root.qcow2",
+            "root": state / "pools" / "default" / TEMPLATE / "root.qcow2",
             "private": state / "pools" / "default" / QUBE / "private.qcow2",
         }
         ours: list[start.Start] = []

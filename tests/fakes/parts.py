@@ -22,6 +22,7 @@ from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
 from casemate.host.hypervisor import HostDisk, PowerState
 from casemate.host.kernel_devices import KernelDevices
+from casemate.model.domain import Domain
 from casemate.settings import Settings, load
 from casemate.storage.drivers import load as load_drivers
 from casemate.store.store import Store
@@ -34,11 +35,13 @@ from casemate.wire.errors import (
     NotRunningError,
     NotStartedError,
     QubeError,
+    RecipeNotFoundError,
     RevisionNotFoundError,
     ShutdownTimeoutError,
     StartError,
     StorageError,
 )
+from casemate.wire.recipe import Recipe
 
 GUID = "0f5e6a1c-0000-4000-8000-000000000000"
 """That of each start: nothing here looks at it."""
@@ -333,8 +336,19 @@ class FakeTemplates:
     def __init__(self, qubes: FakeQubes) -> None:
         self._qubes = qubes
 
-    async def install(self, name: str, kind: str) -> None:
+        self._recipes: dict[str, Recipe] = {}
+
+    async def install(self, name: str, recipe: Recipe) -> None:
         await self._qubes.create("TemplateVM", name, "black", None)
+        self._recipes[name] = recipe
+
+    async def rebuild(self, name: str) -> None:
+        assert name in self._recipes
+
+    def recipe(self, template: Domain) -> Recipe:
+        if template.name not in self._recipes:
+            raise RecipeNotFoundError(f"{template.name} was not built from a recipe")
+        return self._recipes[template.name]
 
 
 class FakeHostStatus:

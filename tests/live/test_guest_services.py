@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from casemate.agent.open_in_vm import header
-from tests.live.world import World
+from tests.live.world import TEMPLATE, World
 
 pytestmark = pytest.mark.live
 
@@ -42,10 +42,10 @@ def test_what_a_template_based_qube_may_say_of_itself(world: World, usable: str)
     assert world.inside(usable, "qubesdb-read /features-request/os") == "Linux"
     assert world.run("qvm-features", usable).stdout == b""
     assert world.inside(usable, "echo 7 | qrexec-client-vm dom0 qubes.NotifyUpdates; echo $?") == "0"
-    assert world.run("qvm-features", "debian-12", "updates-available").stdout == b"1\n"
+    assert world.run("qvm-features", TEMPLATE, "updates-available").stdout == b"1\n"
     assert world.inside(usable, "echo x | qrexec-client-vm dom0 qubes.NotifyUpdates; echo $?") == "1"
     assert world.inside(usable, "qrexec-client-vm dom0 internal.GetSystemInfo </dev/null; echo $?") == "126"
-    world.run("qvm-features", "--unset", "debian-12", "updates-available")
+    world.run("qvm-features", "--unset", TEMPLATE, "updates-available")
 
 
 def test_the_clock(world: World, usable: str) -> None:

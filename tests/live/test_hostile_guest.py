@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.live.world import World, wait_for
+from tests.live.world import TEMPLATE, World, wait_for
 
 pytestmark = pytest.mark.live
 
@@ -21,7 +21,7 @@ ATTACK = (
 def rogue(world: World) -> Iterator[str]:
     """A running qube with systemd, in which the agent is a service like any other."""
     world.run("casemate", "template", "build", "--kind", "systemd", timeout=1800)
-    world.run("qvm-create", "--label", "red", "--template", "debian-12-systemd", "rogue")
+    world.run("qvm-create", "--label", "red", "--template", f"{TEMPLATE}-systemd", "rogue")
     world.run("qvm-start", "rogue")
     yield "rogue"
     world.run("qvm-kill", "rogue", status=None)

@@ -12,7 +12,7 @@ import pytest
 
 from casemate.model.classes import CLASSES
 from casemate.model.system import System
-from tests.live.world import World, wait_for
+from tests.live.world import TEMPLATE, World, wait_for
 
 pytestmark = pytest.mark.live
 
@@ -165,7 +165,7 @@ def test_kill_of_the_daemon_during_a_stop_is_finished_by_the_next(world: World, 
 def test_a_template_without_agent_fails_the_start_with_its_console_shown_and_leaves_nothing(
     world: World, box: str, tmp_path: Path
 ) -> None:
-    world.run("qvm-clone", "debian-12", "broken")
+    world.run("qvm-clone", TEMPLATE, "broken")
     image, raw = world.settings.state / "pools" / "default" / "broken" / "root.qcow2", tmp_path / "raw"
     subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw], check=True)
     subprocess.run(["debugfs", "-w", "-R", "rm /usr/lib/casemate/agent.pyz", raw], check=True, capture_output=True)
@@ -179,7 +179,7 @@ def test_a_template_without_agent_fails_the_start_with_its_console_shown_and_lea
     assert box not in world.machines()
     assert world.state(box) == "Halted"
     assert not (world.settings.run / "qubes" / box).exists()
-    world.run("qvm-prefs", box, "template", "debian-12")
+    world.run("qvm-prefs", box, "template", TEMPLATE)
     world.run("qvm-remove", "-f", "broken")
 
 

@@ -12,9 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from casemate.cli.clean import clean_state, machines_of
+from casemate.cli.template import default_suite
 from casemate.settings import Settings, load
+from casemate.wire.recipe import Recipe
 
 BIN = Path(__file__).resolve().parents[2] / "bin"
+
+
+TEMPLATE = Recipe(default_suite()).default_name
+"""The template that ``casemate template build`` makes on this host: of its own Debian release."""
 
 
 class World:

@@ -115,12 +115,22 @@ def test_our_environment_does_not_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"LANG=C.UTF-8" in done.stdout and b"EXTRA=1" in done.stdout
 
 
-def test_error_shows_the_command_and_its_last_words() -> None:
+def test_error_shows_the_program_and_its_last_words() -> None:
     with pytest.raises(ToolError) as caught:
         run("sh", "-c", "echo 'bad \x1b[31m thing' >&2; exit 7")
     text = str(caught.value)
-    assert "status 7" in text and "bad \\x1b[31m thing" in text and "sh -c" in text
-    assert "\x1b" not in text
+    assert text == "sh ended with status 7:\n  bad \\x1b[31m thing"
+
+
+def test_error_shows_the_cause_first_and_where_the_whole_output_is(tmp_path: Path) -> None:
+    """A bootstrap's error was forty lines of our own script, and the end of its output was only the clean-up."""
+    script = "echo 'E: no such suite' >&2; for i in $(seq 50); do echo \"I: cleaning up $i\" >&2; done; exit 25"
+    log = tmp_path / "logs" / "sh.log"
+    with pytest.raises(ToolError) as caught:
+        asyncio.run(Runner().run(["sh", "-c", script], timeout=20, failure_log=log))
+    assert str(caught.value) == f"sh ended with status 25:\n  E: no such suite\nThe whole output is in {log}"
+    lines = log.read_text().splitlines()
+    assert lines[0].startswith("$ sh -c ") and lines[1] == "E: no such suite" and lines[-1] == "I: cleaning up 50"
 
 
 def test_missing_program_is_named() -> None:

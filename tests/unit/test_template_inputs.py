@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.host import apt
+from casemate.host import debian_archive
 from casemate.host.agent_package import TOOLS, guest_files, zipapp
 from casemate.host.build_lock import build_directory, build_lock
 from casemate.wire.errors import TemplateBuildError
@@ -62,15 +62,15 @@ deb-src http://mirror.example/debian bookworm main
 def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "sources.list.d"
     directory.mkdir()
-    monkeypatch.setattr(apt, "_SOURCES", tmp_path / "sources.list")
-    monkeypatch.setattr(apt, "_SOURCES_DIR", directory)
+    monkeypatch.setattr(debian_archive, "_SOURCES", tmp_path / "sources.list")
+    monkeypatch.setattr(debian_archive, "_SOURCES_DIR", directory)
     return tmp_path
 
 
 def test_only_debians_sources_of_this_release_are_handed_on(etc: Path) -> None:
     (etc / "sources.list.d" / "debian.sources").write_text(DEB822)
     (etc / "sources.list").write_text(ONE_LINE)
-    assert apt.debian_sources("bookworm").splitlines() == [
+    assert debian_archive.sources("bookworm").splitlines() == [
         "deb http://mirror.example/debian-security bookworm-security main",
         "deb http://mirror.example/arch bookworm main",
         "deb http://mirror.example/debian bookworm main",
@@ -78,10 +78,30 @@ def test_only_debians_sources_of_this_release_are_handed_on(etc: Path) -> None:
     ]
 
 
-def test_no_source_is_an_error_that_names_the_release(etc: Path) -> None:
-    (etc / "sources.list").write_text(ONE_LINE)
-    with pytest.raises(TemplateBuildError, match="trixie"):
-        apt.debian_sources("trixie")
+def test_the_hosts_mirror_serves_other_suites_too(etc: Path) -> None:
+    (etc / "sources.list.d" / "debian.sources").write_text(DEB822)
+    (etc / "sources.list").write_text("deb http://mirror.example/debian-security bookworm-security main\n")
+    assert debian_archive.sources("trixie").splitlines() == [
+        "deb http://mirror.example/debian-security trixie-security main",
+        "deb http://mirror.example/debian trixie main",
+        "deb http://mirror.example/debian trixie-updates main",
+    ]
+    # Unstable has neither updates nor security.
+    assert debian_archive.sources("sid") == "deb http://mirror.example/debian sid main\n"
+    # A source that is there for the wanted suite is taken, and no other is bent to it.
+    (etc / "sources.list").write_text("deb http://mirror.example/sid sid main\n")
+    assert debian_archive.sources("sid") == "deb http://mirror.example/sid sid main\n"
+
+
+def test_a_host_without_debians_sources_leaves_them_to_mmdebstrap(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (etc / "sources.list").write_text(
+        "deb http://mirror.example/ubuntu noble main\ndeb http://x.example/y noble universe\n"
+    )
+    assert debian_archive.sources("trixie") == ""
+    monkeypatch.setattr(debian_archive, "_KEYRING", etc / "no-keyring.gpg")
+    assert debian_archive.keyring(have_sources=True) is None
+    with pytest.raises(TemplateBuildError, match="debian-archive-keyring"):
+        debian_archive.keyring(have_sources=False)
 
 
 def test_agent_is_packed_the_same_each_time_and_runs(tmp_path: Path) -> None:

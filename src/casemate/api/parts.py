@@ -13,6 +13,7 @@ from casemate.devices.device_class import Attachment, HostDevice
 from casemate.model.devices import DeviceRef
 from casemate.model.domain import Domain
 from casemate.storage.driver import Driver
+from casemate.wire.recipe import Recipe
 
 
 class Machine(Protocol):
@@ -155,8 +156,14 @@ class Devices(Protocol):
 class Templates(Protocol):
     """Makes templates."""
 
-    async def install(self, name: str, kind: str) -> None:
-        """Make a template from a built image of that kind."""
+    async def install(self, name: str, recipe: Recipe) -> None:
+        """Make a template of a recipe."""
+
+    async def rebuild(self, name: str) -> None:
+        """Put the newest image of its recipe into a halted template."""
+
+    def recipe(self, template: Domain) -> Recipe:
+        """What a template was built from; RecipeNotFoundError where nobody knows."""
 
 
 class HostFigures(Protocol):

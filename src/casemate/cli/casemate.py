@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 
-from casemate.cli import interop, store_tool, tool
+from casemate.cli import interop, store_tool, template, tool
 from casemate.client.qubes import Qubes
 from casemate.settings import load
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
 
 PROG = "casemate"
-_INSTALL = "admin.casemate.template.Install"
-DEFAULT_NAMES = {"lean": "debian-12", "systemd": "debian-12-systemd"}
 
 
 def _status(args: argparse.Namespace, qubes: Qubes) -> int:
@@ -34,22 +29,6 @@ def _status(args: argparse.Namespace, qubes: Qubes) -> int:
             print(f"  {'has' if one['present'] else 'LACKS':<5} {one['id']:<4} {printable(one['what'])}")
             if one["why"]:
                 print(f"             {printable(one['why'])}")
-    return 0
-
-
-def _template(args: argparse.Namespace, qubes: Qubes) -> int:
-    name = args.name or DEFAULT_NAMES[args.kind]
-    if name in (qube.name for qube in qubes.listed()):
-        print(f"Template {name} is there already")
-        return 0
-    # The long part is a program of its own that shows its progress; what it makes stays in the cache.
-    build = [sys.executable, "-P", "-m", "casemate.host.prepare", args.kind]
-    environment = {**os.environ, **load().environment()}
-    done = subprocess.run(build, env=environment, check=False)
-    if done.returncode != 0:
-        return done.returncode
-    qubes.call(_INSTALL, name, payload=args.kind)
-    print(f"Template {name} is ready")
     return 0
 
 
@@ -122,20 +101,12 @@ def _tour(_args: argparse.Namespace, _qubes: Qubes) -> int:
 def make_parser() -> tool.Parser:
     """What the command line may be; ``body`` is set by each command."""
     parser = tool.Parser(PROG, "Look after Casemate itself.")
-    commands = parser.add_subparsers(
-        dest="what", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
-    )
+    commands = parser.add_subparsers(dest="what", metavar="COMMAND", required=True, parser_class=tool.Subparser)
     commands.add_parser("tour", help="show the main job on real virtual machines").set_defaults(body=_tour)
     commands.add_parser("status", help="show what this host can do and which protections it lacks").set_defaults(
         body=_status
     )
-    template = commands.add_parser("template", help="build templates").add_subparsers(
-        dest="command", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
-    )
-    build = template.add_parser("build", help="build a Debian template, from the cache if it was built before")
-    build.add_argument("--kind", choices=tuple(DEFAULT_NAMES), default="lean", help="what is process 1 in it")
-    build.add_argument("--name", help="name of the template (default: debian-12, or debian-12-systemd)")
-    build.set_defaults(body=_template)
+    template.add_to(commands)
     database = commands.add_parser("qubesdb", help="read, write, list or watch the database of a running qube")
     database.add_argument("VMNAME")
     database.add_argument("command", choices=("read", "write", "list", "watch"))
@@ -143,14 +114,14 @@ def make_parser() -> tool.Parser:
     database.add_argument("value", nargs="?")
     database.set_defaults(body=_qubesdb)
     store = commands.add_parser("store", help="check the collection's file, list its earlier saves, restore one")
-    verbs = store.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser)
+    verbs = store.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=tool.Subparser)
     for verb, text in store_tool.COMMANDS.items():
         one = verbs.add_parser(verb, help=text)
         if verb == "restore":
             one.add_argument("name", nargs="?", help="as history names it (default: the newest that is sound)")
     store.set_defaults(body=_store, name=None)
     policy = commands.add_parser("policy", help="explain what the policy says").add_subparsers(
-        dest="command", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
+        dest="command", metavar="COMMAND", required=True, parser_class=tool.Subparser
     )
     why = policy.add_parser("explain", help="which rule decides about a call, and what would change that")
     why.add_argument("SOURCE", help="the qube that calls")

@@ -16,15 +16,20 @@ from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, FeatureNotFoundError, NotImplementedHereError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from casemate.wire.recipe import Recipe
+
 PROG = "qvm-template"
 _MISSING = ("download", "upgrade", "downgrade", "reinstall", "migrate", "repolist", "clean", "search")
 
 
-def _buildable() -> dict[str, str]:
-    """The templates that can be built here, and their kinds."""
-    from casemate.cli.casemate import DEFAULT_NAMES  # imports more than the other commands need
+def _buildable() -> dict[str, Recipe]:
+    """The templates that can be built here by their names, and their recipes."""
+    from casemate.wire.recipe import KINDS, RELEASES, Recipe  # imports more than the other commands need
 
-    return {name: kind for kind, name in DEFAULT_NAMES.items()}
+    recipes = [Recipe(suite, kind) for suite in RELEASES for kind in KINDS]
+    return {recipe.default_name: recipe for recipe in recipes}
 
 
 def _installed(qubes: Qubes) -> list[str]:
@@ -69,18 +74,17 @@ def _info(args: argparse.Namespace, qubes: Qubes) -> int:
     return 0
 
 
-def _install(args: argparse.Namespace, _qubes: Qubes) -> int:
-    import subprocess
+def _install(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.cli import template
 
-    kinds = _buildable()
+    recipes = _buildable()
     for name in args.TEMPLATE:
-        if name not in kinds:
-            raise tool.UsageError(f"{name} cannot be built here; there are {', '.join(kinds)}")
+        if name not in recipes:
+            raise tool.UsageError(f"{name} cannot be built here; there are {', '.join(recipes)}")
     for name in args.TEMPLATE:
-        argv = [sys.executable, "-m", "casemate.cli", "casemate", "template", "build", "--kind", kinds[name]]
-        done = subprocess.run([*argv, "--name", name], check=False)
-        if done.returncode:
-            return done.returncode
+        status = template.install(qubes, recipes[name], name)
+        if status:
+            return status
     return 0
 
 
@@ -112,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; 1 when nothing was found or done."""
     parser = tool.Parser(PROG, "List, build and remove templates.")
     commands = parser.add_subparsers(title="commands", dest="command", required=True,
-                                     parser_class=argparse.ArgumentParser)  # fmt: skip
+                                     parser_class=tool.Subparser)  # fmt: skip
     show = commands.add_parser("list", help="list templates that are here and that can be built")
     show.add_argument("TEMPLATE", nargs="*")
     show.add_argument("--installed", action="store_true", help="only those that are here")

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from casemate.cli.clean import clean_state, machines_of
+from casemate.cli.template import default_suite
 from casemate.settings import Settings, load
+from casemate.wire.recipe import Recipe
 
 BIN = Path(__file__).resolve().parents[3] / "bin"
 POLICY_LINE = "qubes.Filecopy  *  work  vault  allow"
@@ -99,7 +101,8 @@ class Tour:
         match = re.search(r"^acceleration +(\S+) +(.+)$", status, re.M)
         self.check(match is not None and match[1] in ("kvm", "tcg"), "acceleration was probed by booting a kernel")
         names = self.run("qvm-ls", "--raw-list", show=False).decode().split()
-        self.check("debian-12" in names, "template debian-12 is there")
+        name = Recipe(default_suite()).default_name
+        self.check(name in names, f"template {name} is there")
 
     def create(self) -> None:
         """Create work, vault and dvm"""

@@ -41,6 +41,7 @@ from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
 from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
+from casemate.engine.qube_files import QubeFiles
 from casemate.engine.reconcile import reconcile
 from casemate.engine.start_steps import AgentStep, DirectoryStep, LinkStep, MachineStep, VolumesStep
 from casemate.engine.states import States
@@ -133,6 +134,9 @@ def build(
     creator = Creator(settings, store, hypervisor, pools, locks, states, bus, journal, accounts, acceleration)
     disposables = Disposables(store, creator, lifecycle, states)
 
+    volumes = Volumes(store, pools, locks, states)
+    files = QubeFiles(store.path.parent / "qubes")
+
     # The Admin API.
     events = Subscriptions(store)
     bus.subscribe(events.publish)
@@ -143,11 +147,11 @@ def build(
         power=lifecycle,
         qubes=creator,
         disposables=disposables,
-        volumes=Volumes(store, pools, locks, states),
+        volumes=volumes,
         pools=pools,
         devices=devices,
-        templates=Templates(settings, runner, store, creator),
-        host=HostStatus(settings, acceleration, states, policy, accounts),
+        templates=Templates(settings, runner, store, creator, volumes, files),
+        host=HostStatus(settings, acceleration, states, policy, accounts, runner),
         permissions=Permissions(policy, systems),
         guests=Guests(settings),
     )

@@ -1,7 +1,8 @@
-"""What is kept of a qube beside the collection: firewall rules, notes and menus, in a directory named by its UUID.
+"""What is kept of a qube beside the collection, in a directory named by its UUID.
 
-``STATE/qubes/UUID/firewall.xml``, ``notes.txt`` and ``menus.tsv``. A UUID is never used again, so a new qube that
-takes an old name finds nothing of its predecessor.
+``STATE/qubes/UUID/firewall.xml`` has its firewall rules, ``notes.txt`` its notes, ``menus.tsv`` its menus, and
+``recipe.json`` what a template was built from. A UUID is never used again, so a new qube that takes an old name finds
+nothing of its predecessor.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MAX_FIREWALL = 1 << 20
 MAX_NOTES = 256_000
 """Limit of the Admin API (bytes): notes about a qube."""
 MAX_MENUS = 1 << 20
+MAX_RECIPE = 1 << 16
 
 
 class QubeFiles:
@@ -117,6 +119,14 @@ class QubeFiles:
     def set_menus(self, uuid: UUID, text: str) -> None:
         """Replace the qube's menus."""
         self._write(uuid, "menus.tsv", text.encode("ascii"))
+
+    def recipe(self, uuid: UUID) -> bytes | None:
+        """What a template was built from, encoded; None where it was not built from a recipe."""
+        return self._read(uuid, "recipe.json", MAX_RECIPE)
+
+    def set_recipe(self, uuid: UUID, data: bytes) -> None:
+        """Keep what a template was built from."""
+        self._write(uuid, "recipe.json", data)
 
     def remove(self, uuid: UUID) -> None:
         """Forget the files of a qube that was removed."""

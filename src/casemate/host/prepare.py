@@ -1,36 +1,38 @@
-"""``python -m casemate.host.prepare KIND``: fill the cache with kernel and template image, showing progress."""
+"""``python -m casemate.host.prepare [--fresh] <RECIPE``: fill the cache with a template's image and kernel, showing
+progress. ``--fresh`` bootstraps anew, for newer packages. The recipe is JSON (wire/recipe.py)."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 
-from casemate.host.guest_kernel import build_kernel
 from casemate.host.process import Runner
 from casemate.host.template_build import build_template
 from casemate.settings import load
+from casemate.wire import recipe
 from casemate.wire.errors import CasemateError, printable
 
 
 def main(argv: list[str]) -> int:
     """Build what is not in the cache; 0 when all is there."""
     begin = time.monotonic()
+    # The error says what matters and where the whole output is; the log would repeat it with pages of our arguments.
+    logging.disable(logging.WARNING)
 
     def progress(text: str) -> None:
         sys.stderr.write(f"  {time.monotonic() - begin:6.1f} s  {printable(text, 160)}\n")
         sys.stderr.flush()
 
-    async def build(kind: str) -> None:
-        settings, runner = load(), Runner()
-        await build_kernel(settings, runner, progress)
-        await build_template(settings, runner, kind, progress)
-
     try:
-        asyncio.run(build(argv[1] if len(argv) > 1 else "lean"))
+        wanted = recipe.decode(sys.stdin.buffer.read(recipe.MAX_BYTES + 1))
+        asyncio.run(build_template(load(), Runner(), wanted, progress, fresh="--fresh" in argv[1:]))
     except CasemateError as error:
         sys.stderr.write(f"casemate: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import re
 import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ _KEEP = ("http_proxy", "https_proxy", "no_proxy", "TMPDIR")
 """The few variables of ours that programs need too: how to reach the network, where there is room."""
 _MAX_OUTPUT = 64 << 20
 _SHOWN_LINES = 8
+_CAUSE = re.compile(r"^(E|Err):|\b(error|fatal)( [^:]{1,40})?:", re.IGNORECASE)
 _GRACE_SECONDS = 5.0
 """How long a program that must end early may take to remove its temporary files."""
 
@@ -41,10 +43,16 @@ def shown(argv: Sequence[str | Path]) -> str:
     return printable(shlex.join(str(word) for word in argv), 4096)
 
 
-def last_lines(output: bytes, count: int = _SHOWN_LINES) -> str:
-    """The last lines of what a program said, safe to show, each indented by two."""
+def what_went_wrong(output: bytes, count: int = _SHOWN_LINES) -> str:
+    """The lines of a program's output that tell why it failed, safe to show, each indented by two.
+
+    Lines that say so themselves (apt's and mmdebstrap's ``E:``, ``error:``, ``fatal:``) come first: the end of a long
+    output is often only the clean-up after the failure. Without such lines, the last ones.
+    """
     lines = [line for line in output.decode("utf-8", "replace").replace("\r", "\n").split("\n") if line.strip()]
-    return "\n".join("  " + printable(line.replace("\t", " "), 300) for line in lines[-count:])
+    causes = [line for line in dict.fromkeys(lines) if _CAUSE.search(line)]
+    shown_lines = causes[:count] if causes else lines[-count:]
+    return "\n".join("  " + printable(line.replace("\t", " "), 300) for line in shown_lines)
 
 
 class _Collector:
@@ -89,12 +97,15 @@ class Runner:
         user: int | None = None,
         group: int | None = None,
         on_line: Callable[[str], None] | None = None,
+        failure_log: Path | None = None,
     ) -> Finished:
         """Run a program to its end.
 
         ``on_line`` hears each line of its standard error as it comes. With ``check`` a status other than 0 is a
-        ToolError that ends with its last lines. After ``timeout`` seconds, or when the caller is cancelled, it and
-        all its descendants in its session are killed; nothing is left running.
+        ToolError that shows why, in the program's own words, and never our arguments: they may be a long script, and
+        our log has them. After ``timeout`` seconds, or when the caller is cancelled, the program and all its
+        descendants in its session are killed; nothing is left running. ``failure_log`` is a file that then gets the
+        arguments and the whole output; the error names it.
         """
         words = [str(word) for word in argv]
         log.debug("run %s", shown(words))
@@ -111,15 +122,15 @@ class Runner:
                     out.drain(process.stdout), err.drain(process.stderr), _feed(process, input), process.wait()
                 )
         except TimeoutError:
-            raise ToolError(_told(words, f"did not end within {timeout:g} s", bytes(err.data))) from None
+            raise _failure(words, f"did not end within {timeout:g} s", bytes(err.data), failure_log) from None
         except ToolError as error:
-            raise ToolError(_told(words, str(error), bytes(err.data))) from None
+            raise _failure(words, str(error), bytes(err.data), failure_log) from None
         finally:
             await _end(process)
         status = process.returncode if process.returncode is not None else -signal.SIGKILL
         if check and status != 0:
             how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
-            raise ToolError(_told(words, how, bytes(err.data) or bytes(out.data)))
+            raise _failure(words, how, bytes(err.data) or bytes(out.data), failure_log)
         return Finished(status, bytes(out.data), bytes(err.data))
 
     async def spawn(
@@ -163,9 +174,30 @@ class Runner:
             raise ToolError(f"{words[0]} cannot be started: {error.strerror}") from None
 
 
-def _told(words: list[str], what: str, said: bytes) -> str:
-    tail = last_lines(said)
-    return f"{words[0]} {what} ({shown(words)})" + (f":\n{tail}" if tail else "")
+def _failure(words: list[str], what: str, said: bytes, failure_log: Path | None) -> ToolError:
+    """What is told of a program that failed: the cause first, then where the whole of it can be read."""
+    log.warning("%s: %s", what, shown(words))
+    text = f"{words[0]} {what}"
+    if why := what_went_wrong(said):
+        text += f":\n{why}"
+    if failure_log is not None:
+        try:
+            failure_log.parent.mkdir(parents=True, exist_ok=True)
+            failure_log.write_bytes(f"$ {shlex.join(words)}\n".encode() + said)
+            text += f"\nThe whole output is in {failure_log}"
+        except OSError as error:
+            log.warning("%s: %s", failure_log, error.strerror)
+    return ToolError(text)
+
+
+def succeeds(argv: Sequence[str]) -> bool:
+    """Whether a program that is quick and says nothing ends with status 0. Blocks; for yes-or-no questions only."""
+    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
+    try:
+        pid = os.posix_spawnp(argv[0], list(argv), {"PATH": _PATH}, file_actions=null)
+    except OSError:
+        return False
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 async def _feed(process: asyncio.subprocess.Process, data: bytes | None) -> None:

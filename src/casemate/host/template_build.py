@@ -1,7 +1,17 @@
-"""Builds templates: Debian bootstrapped into an ext4 image, as root or not, with the agent put in at the end."""
+"""Builds templates: Debian bootstrapped into an ext4 image, as root or not, with the agent put in at the end.
+
+```
+recipe ── mmdebstrap ──┬── base image ─── agent's files put in (debugfs) ──> root image of the template
+                       └── kernel package ─── initramfs of ours beside it ──> kernel of the template
+```
+
+Base image, kernel package and what is known of them are one entry of the cache, named after everything that went in.
+All comes from the recipe's suite: nothing is asked of the host's own package lists.
+"""
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import logging
@@ -9,32 +19,46 @@ import os
 import pwd
 import shlex
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from casemate.host import debian_archive
 from casemate.host.agent_package import GuestFile, guest_files
-from casemate.host.apt import Apt, archive_keyring, codename, debian_sources, room_for_builds
 from casemate.host.build_lock import build_directory, build_lock
-from casemate.host.files import copy_file, fsync_file
-from casemate.host.guest_kernel import META_PACKAGE, Progress, compile_static
+from casemate.host.files import copy_file, free_bytes, fsync_file
+from casemate.host.guest_kernel import META_PACKAGE, BuiltKernel, Progress, build_kernel, compile_static
 from casemate.host.process import Runner
 from casemate.settings import Settings
 from casemate.wire.errors import TemplateBuildError, ToolError
+from casemate.wire.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-KINDS: dict[str, tuple[str, ...]] = {
-    "lean": ("python3", "iproute2", "nftables", "usr-is-merged"),
-    "systemd": ("python3", "iproute2", "nftables", "usr-is-merged", "systemd-sysv", "udev", "dbus"),
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    "lean": ("python3", "iproute2", "nftables"),
+    "systemd": ("python3", "iproute2", "nftables", "systemd-sysv", "udev", "dbus"),
 }
-"""Kinds of template, and what each has beyond Debian's minimal system."""
+"""What each kind of template has beyond Debian's minimal system."""
+
+_MERGED = {"bookworm": ("usr-is-merged",)}
+"""Suites whose base still asks for a package that says that /usr is merged; without it usrmerge would come instead."""
 
 ROOT_SIZE = 20 << 30
-"""Size of the root file system; only what is used takes room."""
+"""Size of the root file system in bytes; only what is used takes room."""
+
 _ROOM = 1 << 30
+"""Bytes that must be free in memory for a build to keep its temporary files there."""
+
 _BUILD_SECONDS = 1800.0
-_FORMAT = "1"
+
+_UNUSED_DAYS = 30
+"""Cached images that no build has used for so long are removed: each has half a gigabyte."""
+
+_FORMAT = "2"
 """Raise when a cached base image must not be used any more for a reason its inputs do not show."""
 
 _EXCLUDED = (
@@ -54,8 +78,9 @@ _THERE = frozenset({"/", "/etc", "/usr", "/usr/bin", "/usr/lib", "/usr/lib/syste
 EXT4_OPTIONS = (*_EXT4, "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard")
 """How file systems for guests are made (mke2fs)."""
 
-# Inside the new system's directory $1, while /proc, /sys and /dev are mounted in it.
-_CUSTOMIZE = r"""
+# Inside the new system's directory $1, while /proc, /sys and /dev are mounted in it: first what every template has,
+# then the recipe's files and commands, which may use all of it, then what must not stay.
+_SETTLE = r"""
 set -eu
 chroot "$1" useradd --uid 1000 --user-group --create-home --shell /bin/bash user
 chroot "$1" passwd --delete root >/dev/null 2>&1
@@ -63,11 +88,33 @@ mkdir -p "$1/rw" "$1/usr/lib/casemate" "$1/etc/qubes-rpc" "$1/etc/qubes/rpc-conf
 echo localhost >"$1/etc/hostname"
 printf '127.0.0.1 localhost\n::1 localhost\n' >"$1/etc/hosts"
 : >"$1/etc/fstab"
+"""
+
+# By the apt outside with the new system's configuration (mmdebstrap(1), MMDEBSTRAP_APT_CONFIG): it has the network, and
+# checks the package's hash against the suite's signed lists. The package goes to the descriptor that we were handed.
+_FETCH_KERNEL = r"""
+set -eu
+export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+package=$(apt-cache depends META | sed -n 's/^ *Depends: *\(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
+[ -n "$package" ] || { echo "E: META depends on no kernel" >&2; exit 1; }
+mkdir "$1/kernel-package"
+cd "$1/kernel-package"
+apt-get -o APT::Sandbox::User= -q download "$package" >&2
+# Not by the shell: dash knows no descriptor above 9.
+/usr/bin/python3 -IS -c 'import shutil, sys
+with open(sys.argv[1], "rb") as source, open(int(sys.argv[2]), "wb") as target:
+    shutil.copyfileobj(source, target)' ./*.deb FD
+cd /
+rm -rf "$1/kernel-package"
+"""
+
+_CLEAN = r"""
+set -eu
 rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/* "$1/etc/resolv.conf"
 rm -f "$1/etc/machine-id" && : >"$1/etc/machine-id"
 """
 
-_CUSTOMIZE_KIND = {
+_SETTLE_KIND = {
     "systemd": r"""
 set -eu
 mkdir -p "$1/etc/systemd/system-generators"
@@ -113,120 +160,222 @@ while True:
 
 @dataclass(frozen=True, slots=True)
 class BuiltTemplate:
-    """A template's root file system, ready to be imported: a raw ext4 image, and the size it claims to have."""
+    """A template's root file system, ready to be imported: a raw ext4 image, the size it claims to have, its kernel,
+    and when it was bootstrapped (seconds since 1970)."""
 
     root_image: Path
     size: int
-    kernel_name: str
+    kernel: BuiltKernel
+    built: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """A cached image without our own files, and which Python is in it."""
+    """An entry of the cache: an image without our own files, the kernel package, and what is known of them."""
 
     image: Path
-    python: tuple[int, int] | None
+
+    @property
+    def kernel_package(self) -> Path:
+        return self.image.with_suffix(".deb")
+
+    @property
+    def facts_file(self) -> Path:
+        return self.image.with_suffix(".json")
+
+    @property
+    def complete(self) -> bool:
+        return all(path.exists() for path in (self.image, self.kernel_package, self.facts_file))
+
+    def facts(self) -> dict[str, Any]:
+        """``python`` (version in the image, or None) and ``built`` (seconds since 1970)."""
+        found: dict[str, Any] = json.loads(self.facts_file.read_text())
+        return found
+
+    def touch(self) -> None:
+        """Note that the entry was used."""
+        for path in (self.image, self.kernel_package, self.facts_file):
+            os.utime(path)
 
 
 async def build_template(
-    settings: Settings, runner: Runner, kind: str, progress: Progress, fresh: bool = False
+    settings: Settings, runner: Runner, recipe: Recipe, progress: Progress, fresh: bool = False
 ) -> BuiltTemplate:
-    """The root image of a template of a kind; taken from the cache unless something that goes in has changed.
+    """The root image and the kernel of a template; from the cache unless something that goes in has changed.
 
-    ``fresh`` bootstraps anew, for newer packages. The kernel is built apart (build_kernel); its name is told here.
+    ``fresh`` bootstraps anew, for newer packages.
     """
-    if kind not in KINDS:
-        raise TemplateBuildError(f"There is no kind of template {kind!r}; there are {', '.join(KINDS)}")
-    release = codename()
-    base = await _base_image(settings, runner, kind, release, progress, fresh)
+    base = await _base_image(settings, runner, recipe, progress, fresh)
     with tempfile.TemporaryDirectory(prefix="casemate.") as work:
         run_as = await compile_static(runner, "run_as.c", Path(work))
-    files = guest_files(kind, base.python, run_as)
-    final = base.image.with_name(f"{base.image.stem}-{_digest_of(files)}.ext4")
+    facts = base.facts()
+    python = facts["python"]
+    files = guest_files(recipe.kind, (python[0], python[1]) if python else None, run_as)
+    # The time of the bootstrap is in the name: a newer base of the same inputs is another image.
+    final = base.image.with_name(f"{base.image.stem}-{facts['built']}-{_digest_of(files)}.ext4")
     async with build_lock(final, progress):
-        if not final.exists():
-            progress(f"template {kind}: putting the agent in")
-            await _put_files(runner, base.image, final, files)
-            for old in final.parent.glob(f"{base.image.stem}-*.ext4"):
-                if old != final:
-                    old.unlink(missing_ok=True)
-    kernel = await Apt(runner, settings.cache / "apt").show(META_PACKAGE)
-    return BuiltTemplate(final, ROOT_SIZE, f"debian-{kernel.depends.split()[0].removeprefix('linux-image-')}")
-
-
-async def _base_image(
-    settings: Settings, runner: Runner, kind: str, release: str, progress: Callable[[str], None], fresh: bool
-) -> _Base:
-    sources = debian_sources(release)
-    hooks = _hooks(kind)
-    inputs = [_FORMAT, kind, release, sources, *hooks, _IMAGE, *KINDS[kind], *_EXCLUDED, *EXT4_OPTIONS]
-    digest = hashlib.sha256("\0".join([*inputs, str(ROOT_SIZE)]).encode()).hexdigest()[:10]
-    image = settings.cache / "templates" / f"{release}-{kind}-{digest}.ext4"
-    facts = image.with_suffix(".json")
-    async with build_lock(image, progress):
-        if fresh or not (image.exists() and facts.exists()):
-            progress(f"template {kind}: bootstrapping Debian {release} (takes half a minute or more)")
-            with build_directory(image) as work:
-                await _bootstrap(runner, kind, release, sources, work, work / "root.ext4", progress)
-                python = await _python_in(runner, work / "root.ext4")
-                (work / "facts").write_text(json.dumps({"python": python}))
-                fsync_file(work / "root.ext4")
-                (work / "root.ext4").replace(image)
-                (work / "facts").replace(facts)
+        if final.exists():
+            os.utime(final)
         else:
-            progress(f"template {kind}: base image built before")
-    python = json.loads(facts.read_text())["python"]
-    return _Base(image, (python[0], python[1]) if python else None)
+            progress(f"{recipe.default_name}: putting the agent in")
+            await _put_files(runner, base.image, final, files)
+    kernel = await build_kernel(settings, runner, base.kernel_package, progress)
+    _remove_unused(final.parent)
+    return BuiltTemplate(final, ROOT_SIZE, kernel, int(facts["built"]))
 
 
-def _hooks(kind: str) -> list[str]:
-    """What is changed in the new system before its image is made."""
-    return [_CUSTOMIZE, _CUSTOMIZE_KIND[kind]] if kind in _CUSTOMIZE_KIND else [_CUSTOMIZE]
+def _remove_unused(directory: Path) -> None:
+    """Remove images that nothing has used for a month. Their locks stay: another process may wait at one."""
+    oldest = time.time() - _UNUSED_DAYS * 86400
+    for path in directory.iterdir():
+        try:
+            if path.suffix in (".ext4", ".json", ".deb") and path.stat().st_mtime < oldest:
+                path.unlink()
+        except FileNotFoundError:
+            continue  # removed by another build at the same time
+
+
+async def _base_image(settings: Settings, runner: Runner, recipe: Recipe, progress: Progress, fresh: bool) -> _Base:
+    sources = debian_archive.sources(recipe.suite)
+    inputs = [_FORMAT, recipe.encode().decode(), sources, *_hooks(recipe, "", "", ""), *_included(recipe),
+              *_EXCLUDED, *EXT4_OPTIONS, str(ROOT_SIZE)]  # fmt: skip
+    digest = hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:10]
+    base = _Base(settings.cache / "templates" / f"{recipe.suite}-{recipe.kind}-{digest}.ext4")
+    async with build_lock(base.image, progress):
+        if base.complete and not fresh:
+            base.touch()
+            built = datetime.datetime.fromtimestamp(base.facts()["built"])
+            progress(f"{recipe.default_name}: base image built before, on {built:%Y-%m-%d}")
+            return base
+        progress(f"{recipe.default_name}: bootstrapping Debian {recipe.suite} (takes half a minute or more)")
+        with build_directory(base.image) as work:
+            made = _Base(work / "root.ext4")
+            await _bootstrap(settings, runner, recipe, sources, made, progress)
+            python = await _python_in(runner, made.image)
+            made.facts_file.write_text(json.dumps({"python": python, "built": int(time.time())}))
+            # The facts come last: the entry counts as complete only with all three.
+            for source, target in (
+                (made.image, base.image),
+                (made.kernel_package, base.kernel_package),
+                (made.facts_file, base.facts_file),
+            ):
+                fsync_file(source)
+                source.replace(target)
+    return base
+
+
+def _included(recipe: Recipe) -> list[str]:
+    """The packages of the new system."""
+    wanted = (*_PACKAGES[recipe.kind], *_MERGED.get(recipe.suite, ()), *recipe.packages)
+    return list(dict.fromkeys(wanted))
+
+
+def _hooks(recipe: Recipe, files: str, kernel_fd: str, image_fd: str) -> list[str]:
+    """What is done in the new system, in order, up to its image. ``files``: where the recipe's files lie, by number."""
+    fetch = _FETCH_KERNEL.replace("META", META_PACKAGE).replace("FD", kernel_fd)
+    make_image = (
+        _IMAGE.replace("SIZE", str(ROOT_SIZE))
+        .replace("OPTIONS", f"{shlex.join(EXT4_OPTIONS)} -L root -J size=32 -i 65536")
+        .replace("FD", image_fd)
+    )
+    return [
+        _SETTLE,
+        *(
+            hook
+            for number, file in enumerate(recipe.files)
+            for hook in _file_hooks(f"{files}/{number}", file.path, file.mode)
+        ),
+        *(
+            f'echo {shlex.quote(f"I: recipe: {command}")} >&2; chroot "$1" /bin/sh -euc {shlex.quote(command)}'
+            for command in recipe.commands
+        ),
+        *([_SETTLE_KIND[recipe.kind]] if recipe.kind in _SETTLE_KIND else []),
+        'echo "I: fetching the kernel" >&2',
+        fetch,
+        _CLEAN,
+        'echo "I: making the image" >&2',
+        make_image,
+    ]
+
+
+def _file_hooks(source: str, path: str, mode: int) -> list[str]:
+    """Put a file of the recipe in. mmdebstrap's own ``upload`` crosses the user namespace of a build without root."""
+    target = shlex.quote(path)
+    return [
+        f'chroot "$1" mkdir -p {shlex.quote(str(Path(path).parent))}',
+        f"upload {shlex.quote(source)} {target}",
+        f'chroot "$1" chmod {mode:04o} {target}',
+    ]
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[int]:
+    """A new empty file, open for writing by programs that get its descriptor."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 async def _bootstrap(
-    runner: Runner, kind: str, release: str, sources: str, work: Path, image: Path, progress: Progress
+    settings: Settings, runner: Runner, recipe: Recipe, sources: str, made: _Base, progress: Progress
 ) -> None:
+    """Make a base image and fetch its kernel package, in one run of mmdebstrap."""
     root = os.geteuid() == 0
     if not root:
         _need_subordinate_ids()
-    fd = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.ftruncate(fd, ROOT_SIZE)
-        make = (
-            _IMAGE.replace("SIZE", str(ROOT_SIZE))
-            .replace("OPTIONS", f"{shlex.join(EXT4_OPTIONS)} -L root -J size=32 -i 65536")
-            .replace("FD", str(fd))
-        )
+    work = made.image.parent
+    for number, file in enumerate(recipe.files):
+        (work / str(number)).write_bytes(file.data)
+    with _new_file(made.image) as image, _new_file(made.kernel_package) as kernel:
+        os.ftruncate(image, ROOT_SIZE)
         argv: list[str | Path] = [
             "mmdebstrap",
             f"--mode={'root' if root else 'unshare'}",
             "--variant=minbase",
             "--format=null",
-            f"--include={','.join(KINDS[kind])}",
+            f"--include={','.join(_included(recipe))}",
             "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
-            *(f"--aptopt={line}" for line in await _proxies(runner)),
-            *(f"--customize-hook={hook}" for hook in (*_hooks(kind), make)),
+            *(f"--aptopt={line}" for line in await debian_archive.proxies(runner)),
+            *(f"--customize-hook={hook}" for hook in _hooks(recipe, str(work), str(kernel), str(image))),
         ]
-        keyring = archive_keyring()
+        keyring = debian_archive.keyring(bool(sources))
         if keyring is not None:
             argv.append(f"--keyring={keyring}")
-        argv += [release, "/dev/null", "-"]
-        memory = room_for_builds(_ROOM)
+        # Without sources mmdebstrap takes those that it knows for the suite.
+        argv += [recipe.suite, "/dev/null", *(["-"] if sources else [])]
+        memory = _room_in_memory(_ROOM)
+        name = recipe.default_name
         try:
             await runner.run(
-                argv, input=sources.encode(), timeout=_BUILD_SECONDS, pass_fds=(fd,), cwd=Path("/"),
+                argv, input=sources.encode(), timeout=_BUILD_SECONDS, pass_fds=(image, kernel), cwd=Path("/"),
                 env={"TMPDIR": str(memory)} if memory else None,
-                on_line=lambda line: progress(f"template {kind}: {line[3:]}") if line.startswith("I: ") else None,
+                failure_log=settings.cache / "logs" / f"mmdebstrap-{recipe.suite}-{recipe.kind}.log",
+                on_line=lambda line: progress(f"{name}: {line[3:]}") if _is_progress(line) else None,
             )  # fmt: skip
         except ToolError as error:
-            raise TemplateBuildError(f"Bootstrapping Debian {release} failed: {error}") from None
-        if not any(os.pread(fd, 4096, 0)[1080:1082]):
+            raise TemplateBuildError(f"Bootstrapping Debian {recipe.suite} failed: {error}") from None
+        if not any(os.pread(image, 4096, 0)[1080:1082]):
             raise TemplateBuildError("Bootstrapping Debian ended well, but the image has no file system")
-    finally:
-        os.close(fd)
+        if os.fstat(kernel).st_size == 0:
+            raise TemplateBuildError("Bootstrapping Debian ended well, but no kernel was fetched")
+
+
+def _is_progress(line: str) -> bool:
+    """Whether a line of mmdebstrap tells a person how far it is; those about hooks show scripts of ours."""
+    return line.startswith("I: ") and not line.startswith(("I: running --", "I: running special hook"))
+
+
+def _room_in_memory(needed: int) -> Path | None:
+    """A directory in memory for a build's temporary files; None when there is too little room."""
+    memory = Path("/dev/shm")
+    try:
+        return memory if free_bytes(memory) >= needed else None
+    except OSError:
+        return None
 
 
 def _need_subordinate_ids() -> None:
@@ -242,13 +391,6 @@ def _need_subordinate_ids() -> None:
             f"{name} has no subordinate ids in {path}, which building without root needs: "
             f"as root run 'usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}', or build as root"
         )
-
-
-async def _proxies(runner: Runner) -> list[str]:
-    """The host's proxies for apt, as options."""
-    done = await runner.run(["apt-config", "dump"], timeout=30)
-    lines = done.stdout.decode("utf-8", "replace").splitlines()
-    return [line for line in lines if line.startswith("Acquire::") and "::Proxy " in line and not line.endswith('"";')]
 
 
 async def _python_in(runner: Runner, image: Path) -> tuple[int, int] | None:
@@ -290,7 +432,7 @@ async def _put_files(runner: Runner, base: Path, final: Path, files: list[GuestF
         if len(said) > 1:  # the first line is its version
             raise TemplateBuildError(f"Files could not be put into the image: {' / '.join(said[1:5])}")
         fsync_file(image)
-        image.chmod(0o644)
+        image.chmod(0o600)  # the daemon alone reads it; qubes get a copy
         image.replace(final)
 
 

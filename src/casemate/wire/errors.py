@@ -224,6 +224,10 @@ class DeviceNotAssignedError(CasemateError):
     wire_name = "DeviceNotAssigned"
 
 
+class RecipeNotFoundError(CasemateError):
+    """A template was not built from a recipe, or the recipe is not known."""
+
+
 class BackupProfileNotFoundError(CasemateError):
     """No such profile of a backup."""
 

@@ -3,16 +3,19 @@
 ``admin.casemate.Probe`` boots a kernel to see whether KVM really runs a guest (once per boot of the host) and answers
 ``kvm REASON`` or ``tcg REASON``.
 
-``admin.casemate.template.Install+NAME`` with payload ``lean`` or ``systemd`` makes the template NAME from the image of
-that kind in the cache (building it if it is not there, which takes a minute) and installs its kernel. The first one
-becomes the default template, its kernel the default kernel.
+``admin.casemate.template.Install+NAME`` with a recipe (JSON, wire/recipe.py) as payload makes the template NAME from
+the image of that recipe in the cache (building it if it is not there, which takes a minute) and installs its kernel.
+The first one becomes the default template, its kernel the default kernel. ``admin.casemate.template.Rebuild`` puts the
+newest image of its recipe into a halted template, ``admin.casemate.template.Recipe`` tells the recipe.
 """
 
 from __future__ import annotations
 
 from casemate.api.context import Context
 from casemate.api.method import Access, method
+from casemate.model.domain import Domain
 from casemate.wire import names
+from casemate.wire.recipe import decode
 
 
 @method("admin.casemate.Probe", Access.EXECUTE)
@@ -22,6 +25,19 @@ async def probe(context: Context) -> str:
 
 
 @method("admin.casemate.template.Install", Access.EXECUTE)
-async def install(context: Context, arg: str, payload: str) -> None:
-    """Make a template from a built image."""
-    await context.templates.install(str(names.new_qube_name(arg)), payload)
+async def install(context: Context, arg: str, payload: bytes) -> None:
+    """Make a template from a recipe."""
+    await context.templates.install(str(names.new_qube_name(arg)), decode(payload))
+
+
+@method("admin.casemate.template.Rebuild", Access.EXECUTE)
+async def rebuild(context: Context, dest: Domain) -> None:
+    """Put the newest image of its recipe into a halted template."""
+    context.templates.recipe(dest)
+    await context.templates.rebuild(dest.name)
+
+
+@method("admin.casemate.template.Recipe", Access.READ)
+def recipe(context: Context, dest: Domain) -> bytes:
+    """What a template was built from, as JSON."""
+    return context.templates.recipe(dest).encode()
