@@ -25,7 +25,7 @@ class CloneTokens:
         self._tokens: OrderedDict[str, tuple[str, str, str]] = OrderedDict()
 
     def issue(self, qube: str, volume: str, owner: str = ADMIN) -> str:
-        """A fresh token for a volume; the oldest is forgotten when there are too many."""
+        """A fresh token for a volume; when there are too many, the oldest becomes invalid."""
         token = secrets.token_hex(16)
         self._tokens[token] = (qube, volume, owner)
         while len(self._tokens) > self.LIMIT:
@@ -33,7 +33,7 @@ class CloneTokens:
         return token
 
     def redeem(self, token: str, owner: str = ADMIN) -> tuple[str, str]:
-        """The qube and volume of a token, which is gone then. Only who asked for a token may use it."""
+        """The qube and volume of a token, which is then invalid. Only the caller that asked for a token may use it."""
         found = self._tokens.get(token)
         if found is None or found[2] != owner:
             raise CloneTokenNotFoundError("No such token of a volume to clone")

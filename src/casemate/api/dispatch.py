@@ -1,16 +1,15 @@
-"""Carries out one call: permission, form, lookup, handler; whatever happens, there is a reply."""
+"""Carries out one call: permission, form, lookup, handler. Whatever happens, there is a reply."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import secrets
-from asyncio import WriteTransport
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from casemate.api.context import Context
-from casemate.api.events import Stream
+from casemate.api.events import FrameSink, Stream
 from casemate.api.method import Access, Method
 from casemate.api.methods import METHODS, MISC
 from casemate.api.permissions import check_call
@@ -48,7 +47,7 @@ def seer(context: Context, request: Request) -> Callable[[str], bool]:
     return lambda name: context.may_see(request.source, word, name)
 
 
-def subscribe(context: Context, method: Method, request: Request, transport: WriteTransport) -> Stream:
+def subscribe(context: Context, method: Method, request: Request, transport: FrameSink) -> Stream:
     """Begin the stream that a STREAM call asks for; the handler gets the connection as ``transport``."""
     visible = None if request.source == ADMIN else seer(context, request)
     system = context.store.snapshot()
@@ -98,7 +97,7 @@ def _call(context: Context, method: Method, request: Request, system: Any, **mor
 
 
 def reply_to(error: Exception, request: Request | None) -> bytes:
-    """The reply that reports an error; a fault of ours is logged under an id, and only the id travels."""
+    """The reply that reports an error. A fault of the daemon is logged under an id, and only the id travels."""
     if isinstance(error, NotFoundError) and request is not None and request.source != ADMIN:
         # A qube that is not told of others cannot tell one that is missing from one that it may not see.
         error = PermissionDeniedError()

@@ -1,6 +1,12 @@
-"""Events: changes of the store and of machines, as upstream's frames, to every subscriber in one order.
+"""Sends events to subscribers: changes of the store and of machines, to all of them in one order.
 
-A subscriber that does not read is cut off after 1000 frames; nothing here waits for one.
+::
+
+    store (any thread) ── commits ──> events_of() ─┐
+    engine ── Bus ─────────────────────────────────┼──> Subscriptions ──> Subscription ──> FrameSink (a connection)
+    handlers ── publish() ─────────────────────────┘                      what its caller may hear about
+
+Nothing here waits for a subscriber: one that does not read is disconnected when QUEUE_LIMIT frames wait for it.
 """
 
 from __future__ import annotations
@@ -8,10 +14,10 @@ from __future__ import annotations
 import logging
 import select
 import threading
-from asyncio import AbstractEventLoop, WriteTransport, get_running_loop
+from asyncio import AbstractEventLoop, get_running_loop
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from casemate.model import changes as ch
 from casemate.model.system import System
@@ -34,19 +40,35 @@ Visible = Callable[[str], bool] | None
 """Whether the caller may know of a qube, by name; None for a caller that may know of all."""
 
 _DERIVED = {"default_netvm": "netvm", "default_dispvm": "default_dispvm", "default_guivm": "guivm"}
-"""Global properties whose change is a change of the qubes that use them as a default."""
+"""Global properties, and the properties of qubes whose default they are."""
+
+
+class FrameSink(Protocol):
+    """Where frames go: the transport of a connection, or a qrexec call that looks like one."""
+
+    def write(self, data: bytes) -> None:
+        """Send a frame, or buffer it."""
+
+    def close(self) -> None:
+        """End the stream when everything is sent."""
+
+    def abort(self) -> None:
+        """End the stream at once."""
+
+    def get_extra_info(self, name: str) -> Any:
+        """For ``"socket"`` the socket, or None."""
 
 
 class Subscription:
-    """One subscriber: frames go out as its socket takes them."""
+    """One subscriber. It is made when a call subscribes, and discarded when its connection is lost."""
 
-    def __init__(self, transport: WriteTransport, dest: str, visible: Visible = None) -> None:
-        """``visible`` says which qubes a caller that may not see all of them may hear about."""
+    def __init__(self, transport: FrameSink, dest: str, visible: Visible = None) -> None:
+        """``dest`` is the qube that events are wanted about, dom0 for all of them."""
         self._transport = transport
         self._dest = dest
         self._visible = visible
         self._known: set[str] = set()
-        """What was visible when it was last asked: a qube that is gone cannot be asked about any more."""
+        """What was visible when it was last asked. The policy cannot be asked about a qube that was removed."""
         self._waiting: deque[bytes] | None = None
         self.closed = False
         self.source = ADMIN
@@ -57,7 +79,7 @@ class Subscription:
         return self._dest in (ADMIN, subject) and (self._visible is None or not subject or self.sees(subject))
 
     def sees(self, name: str, gone: bool = False) -> bool:
-        """Whether the caller may hear about a qube; ``gone``: it was removed, what it was allowed before counts."""
+        """Whether the caller may hear about a qube; ``gone``: of a removed one, what was allowed before it went."""
         if self._visible is None:
             return True
         if gone:
@@ -87,7 +109,7 @@ class Subscription:
                 self.sees(name)
 
     def send(self, frame: bytes) -> None:
-        """Write a frame, or keep it until the socket takes more; cut off a subscriber that is too far behind."""
+        """Write a frame, or queue it until the socket takes more. Disconnects a subscriber that is too far behind."""
         if self.closed:
             return
         if self._waiting is None:
@@ -95,7 +117,7 @@ class Subscription:
         elif len(self._waiting) < QUEUE_LIMIT:
             self._waiting.append(frame)
         else:
-            _log.warning("a subscriber of events does not read; cut off after %d waiting frames", QUEUE_LIMIT)
+            _log.warning("a subscriber of events does not read; disconnected with %d frames waiting", QUEUE_LIMIT)
             self.closed = True
             self._transport.abort()
 
@@ -118,12 +140,12 @@ class Subscription:
             self._waiting.extend(waiting)
 
     def gone(self) -> bool:
-        """Whether the other side has closed its socket altogether (its half-close is normal)."""
+        """Whether the other side has closed its socket. A half-close is normal, so only a hang-up counts (POLLHUP)."""
         connection = self._transport.get_extra_info("socket")
         if self.closed or connection is None or connection.fileno() < 0:
             return True
         poll = select.poll()
-        poll.register(connection.fileno(), 0)
+        poll.register(connection.fileno(), 0)  # with no events asked for, poll(2) still reports POLLHUP and POLLERR
         return bool(poll.poll(0))
 
     def close(self) -> None:
@@ -140,7 +162,7 @@ class Stream(NamedTuple):
 
 
 class Subscriptions:
-    """All subscribers. Make it in the running loop; it hears the store's commits by itself."""
+    """All subscribers. Make it in the running loop; it subscribes to the store by itself."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -155,12 +177,13 @@ class Subscriptions:
 
     def add(
         self,
-        transport: WriteTransport,
+        transport: FrameSink,
         dest: str,
         visible: Visible = None,
         source: str = ADMIN,
     ) -> Subscription:
-        """A new subscriber, which is told first of all that it is one."""
+        """A new subscriber; its first event says that it is connected. Raises CasemateError where there are too
+        many."""
         self._subscribers = [s for s in self._subscribers if not s.gone()]
         if len(self._subscribers) >= MAX_SUBSCRIPTIONS:
             raise CasemateError(f"There are {MAX_SUBSCRIPTIONS} subscribers of events already")
@@ -203,7 +226,7 @@ class Subscriptions:
                 subscription.send(data)
 
     def _committed(self, changes: Sequence[ch.Change]) -> None:
-        # May be any thread. Whoever drains, drains in the order of commits.
+        # Called in the thread that committed. Events are sent in the loop's thread alone, in the order of commits.
         self._commits.append(changes)
         if threading.get_ident() == self._thread:
             self._drain()

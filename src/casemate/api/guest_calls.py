@@ -1,9 +1,14 @@
-"""Admin API calls that qubes make through qrexec: the broker's policy has decided, the stream is handed over here.
+"""Admin API calls that qubes make through qrexec.
 
-What can be known without the payload is checked before the caller hears anything: a method that does not exist, a
-target that does not, an argument where none belongs are refused as the policy refuses, so that a refusal never tells
-why. Then standard input up to its end is the payload, and the reply is standard output. What a qube tells about
-itself (``qubes.FeaturesRequest`` and its like) is answered by the exit status alone, 0 or 1.
+::
+
+    qube ── link ── broker: policy allows ──> GuestCalls.serve ──> _GuestCall ──> dispatch.py ──> handler
+
+The broker hands the stream over after the policy has decided. What can be checked without the payload is checked first:
+a method or a target that does not exist, or an argument where none belongs, is refused exactly as the policy refuses,
+so that a refusal never tells why. Then standard input up to its end is the payload, and the reply goes to standard
+output. What a qube says of itself (``qubes.FeaturesRequest`` and the like) is answered by the exit status alone, 0 or
+1.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from casemate.wire.errors import CallRefusedError, CasemateError, ProtocolError
 from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, ServiceSide, requested_target
 
 REQUEST_SECONDS = 30.0
+"""Seconds in which the payload has to be complete."""
 CALLS_OF_ONE_QUBE = 32
 """Limit of the Admin API: running API calls of one qube."""
 NEWS_BURST = 10.0
@@ -33,18 +39,18 @@ NEWS_PER_MINUTE = 10.0
 
 
 class GuestCalls:
-    """Serves calls of qubes."""
+    """Serves calls of qubes; made by the daemon, lives as long as it does."""
 
     def __init__(self, context: Context, *, request_seconds: float = REQUEST_SECONDS) -> None:
         self.context = context
         self.request_seconds = request_seconds
         self._busy: dict[str, int] = {}
         self._news: dict[str, tuple[float, float]] = {}
-        """By qube: how much it may still tell, and when that was."""
+        """A token bucket for each qube: how often it may still tell something, and when that was computed."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, stream: socket.socket, source: str, service: str, argument: str, target: str) -> None:
-        """Take over a copy of the stream of a call that the policy allows; CallRefusedError if it can never work."""
+        """Serve a call that the policy allows, on a copy of its stream; CallRefusedError if it can never work."""
         request = self._request(source, service, argument, target)
         try:
             method = self._known(request)
@@ -113,7 +119,7 @@ class _GuestCall(asyncio.Protocol):
         self._request = request
         self._side = ServiceSide()
         self._payload = bytearray()
-        # Header and all may be no longer than on the host's own socket.
+        # On the host's own socket the header counts too; a call must not be allowed here and too long there.
         header = len(f"{request.method}+{request.arg} {request.source} name {request.dest}") + 1
         self._most = most_bytes(f"{request.method}+".encode()) - header
         self._complete = False
@@ -149,7 +155,7 @@ class _GuestCall(asyncio.Protocol):
             self._fail(ProtocolError(f"The call is longer than {self._most} bytes"))
 
     def eof_received(self) -> bool:
-        """The caller is gone: a call whose payload was not complete is not carried out."""
+        """The caller is gone. A call whose payload is not complete is not carried out."""
         return False
 
     def _go(self) -> None:
@@ -162,9 +168,7 @@ class _GuestCall(asyncio.Protocol):
         try:
             self._method.check(request)
             if self._method.access is Access.STREAM:
-                self._subscription, self._discard = dispatch.subscribe(
-                    context, self._method, request, cast(Any, _Framed(self))
-                )
+                self._subscription, self._discard = dispatch.subscribe(context, self._method, request, _Framed(self))
                 return
         except Exception as error:
             self._answer(dispatch.reply_to(error, request))
@@ -184,7 +188,7 @@ class _GuestCall(asyncio.Protocol):
         self._answer(dispatch.reply_to(error, self._request))
 
     def _answer(self, reply: bytes) -> None:
-        """Send a reply and the end of the call; the status is 0, as the reply says itself how it went."""
+        """Send a reply and end the call. The exit status is 0, because an error is in the reply."""
         if self._over or self._transport.is_closing():
             return
         if self._request.method in MISC:
@@ -228,7 +232,7 @@ class _GuestCall(asyncio.Protocol):
             self._subscription.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The call is over, whoever ended it. What it asked for goes on."""
+        """The call is over. What it asked for goes on."""
         self._over = True
         if self._deadline is not None:
             self._deadline.cancel()
@@ -238,7 +242,7 @@ class _GuestCall(asyncio.Protocol):
 
 
 class _Framed:
-    """What a subscription needs of a transport, on a qrexec call."""
+    """A `FrameSink` that sends its frames as standard output of a qrexec call."""
 
     def __init__(self, call: _GuestCall) -> None:
         self._call = call

@@ -1,8 +1,9 @@
-"""Data for a volume: spooled to a file, then put in place as a whole. What is cut off changes nothing.
+"""Data for a volume: spooled to a file, then put in place as a whole. A transfer that breaks off changes nothing.
 
-Two ways lead here. The payload of ``admin.vm.volume.Import`` is the image; that of ``ImportWithSize`` begins with a
-line that says how many bytes follow, exactly. Or a program of this host asks ``internal.vm.volume.ImportBegin`` for a
-path, writes the image there and says ``ImportEnd``, as upstream's service program does.
+There are two ways to send it. Either the payload of ``admin.vm.volume.Import`` is the image; that of ``ImportWithSize``
+begins with a line that says how many bytes follow, exactly. Or a program of this host asks
+``internal.vm.volume.ImportBegin`` for a path, writes the image there and says ``ImportEnd``, as upstream's service
+program does.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ METHODS = frozenset({"admin.vm.volume.Import", "admin.vm.volume.ImportWithSize"}
 MAX_IMAGE = 1 << 44
 """Limit of the Admin API (bytes): image that is put into a volume."""
 IDLE_SECONDS = 600.0
-"""A program that writes nothing for so long has given up: its import makes room for another."""
+"""Seconds without a write after which another import may replace one: its program has died or given up."""
 _SIZE_LINE = 20
+"""Most digits of the first line of ImportWithSize; 2**63 has 19."""
 
 
 class Spool:
@@ -53,7 +55,7 @@ class Spool:
         await self._volumes.import_image(self._name, self._volume, self.path, size)
 
     def close(self, done: bool = False) -> None:
-        """Forget the file; idempotent."""
+        """Remove the file; idempotent. ``done``: whether its content was put in place."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -104,7 +106,7 @@ class Imports:
         return spool
 
     def take(self, domain: Domain, volume: str) -> Spool:
-        """The import that was begun, which is the caller's now; ProtocolError when there is none."""
+        """Hand the import that was begun over to the caller, who closes it; ProtocolError when there is none."""
         spool = self._spools.pop((domain.name, volume), None)
         if spool is None:
             raise ProtocolError(f"{domain.name}: no import into {printable(volume, 80)!r} was begun")
@@ -124,7 +126,8 @@ class Import:
         self._lock = threading.Lock()
 
     def feed(self, data: bytes) -> None:
-        """Take some more; call it in a thread. ProtocolError or StorageError once it cannot become right."""
+        """Take some more; call it in a thread. Raises ProtocolError or StorageError as soon as the data cannot be
+        right."""
         with self._lock:
             if self._spool.fd >= 0:
                 self._feed(data)
@@ -141,7 +144,7 @@ class Import:
         if self._got + len(data) > self._size:
             raise StorageError(f"There is more data than {self._size} bytes")
         try:
-            if data != bytes(len(data)):  # zeros stay a hole
+            if data != bytes(len(data)):  # a block of zeros stays a hole of the sparse file
                 view = memoryview(data)
                 at = self._got
                 while view:
@@ -152,7 +155,7 @@ class Import:
         self._got += len(data)
 
     async def finish(self) -> bytes:
-        """All has come: make it the volume's content; the reply. What is wrong is raised."""
+        """All data has come: make it the volume's content. Returns the reply, or raises what is wrong with the data."""
         done = False
         try:
             if self._line is not None or not self._got:
@@ -166,6 +169,6 @@ class Import:
             self.close(done)
 
     def close(self, done: bool = False) -> None:
-        """Forget the data; idempotent."""
+        """Remove the data; idempotent."""
         with self._lock:
             self._spool.close(done)

@@ -14,7 +14,7 @@ def page(title: str, *parts: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; what is special in a cell is made harmless."""
+    """A table of Markdown; ``|`` is escaped in cells."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(_cell(text) for text in row) + " |" for row in rows]
     return "\n".join(lines)
@@ -30,7 +30,7 @@ def code(text: str) -> str:
 
 
 def write(directory: Path, pages: dict[str, str]) -> None:
-    """Write pages that changed; say which."""
+    """Write the pages that changed, and print which."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in sorted(pages.items()):
         path = directory / name

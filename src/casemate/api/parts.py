@@ -17,7 +17,7 @@ from casemate.wire.recipe import Recipe
 
 
 class Machine(Protocol):
-    """What is known about a running qube."""
+    """The figures of a running qube."""
 
     @property
     def state(self) -> str:
@@ -41,7 +41,7 @@ class Machine(Protocol):
 
 
 class States(Protocol):
-    """The table of what every qube is doing."""
+    """The power states and figures of all qubes."""
 
     def all(self) -> Mapping[str, Machine]:
         """The qubes that are not halted, from memory."""
@@ -60,17 +60,17 @@ class Power(Protocol):
         """End a qube's machine."""
 
     async def pause(self, name: str) -> None:
-        """Stop a qube's time."""
+        """Stop a qube's processors."""
 
     async def unpause(self, name: str) -> None:
-        """Let a qube go on."""
+        """Let a paused qube run."""
 
     async def console(self, name: str) -> str:
         """The path of a terminal that is a running qube's console."""
 
 
 class Qubes(Protocol):
-    """Makes and removes qubes."""
+    """Creates and removes qubes."""
 
     async def create(
         self,
@@ -82,17 +82,17 @@ class Qubes(Protocol):
         *,
         creator: str = "dom0",
     ) -> object:
-        """Make a qube: its volumes and its entry in the store. ``pools`` maps volumes to pools."""
+        """Create a qube: its volumes and its entry in the store. ``pools`` maps volumes to pools."""
 
     async def remove(self, name: str) -> None:
         """Remove a halted qube: its entry and its volumes."""
 
 
 class Disposables(Protocol):
-    """Makes disposables."""
+    """Creates disposables."""
 
     async def create(self, template: str | None, creator: str = "dom0") -> str:
-        """Make a disposable of a template (None: the default one); its name."""
+        """Create a disposable of a template (None: the default one); its name."""
 
 
 class Volumes(Protocol):
@@ -105,7 +105,7 @@ class Volumes(Protocol):
         """Make a volume larger; ``size`` in bytes."""
 
     async def clear(self, name: str, volume: str) -> None:
-        """Make a volume of a halted qube as it was when it was new."""
+        """Replace a volume of a halted qube by an empty one."""
 
     async def import_image(self, name: str, volume: str, image: Path, size: int) -> None:
         """Replace a volume of a halted qube by a raw image of ``size`` bytes."""
@@ -117,7 +117,7 @@ class Volumes(Protocol):
         """The older states of a volume, oldest first."""
 
     async def revert(self, name: str, volume: str, revision: str) -> None:
-        """Make a volume of a halted qube as it was."""
+        """Give a volume of a halted qube the content of one of its older states."""
 
     def is_outdated(self, name: str, volume: str) -> bool:
         """Whether a qube runs on a state of its template that is not the newest."""

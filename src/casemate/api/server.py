@@ -1,4 +1,9 @@
-"""The Admin API's unix socket: exact framing, deadlines, limits; it always answers."""
+"""The Admin API's unix socket: one connection is one call, and every call gets a reply.
+
+The client sends its request and half-closes; `Connection` collects it, has ``dispatch.py`` carry it out, replies and
+closes. What the reply must not depend on is bounded here: the size of a request, the time to send it and to fetch the
+reply, and the number of connections.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +37,16 @@ MAX_CONNECTIONS = 2048
 GROUP = "qubes"
 """Upstream's group of users who administer the host: they may use the sockets at upstream's places."""
 _MAX_PATH = 107
+"""Bytes of a unix socket's path, without the NUL (unix(7), sun_path)."""
 _BACKLOG = 1024
+"""Connections that wait to be accepted: a burst of tools must not see ECONNREFUSED while the loop is busy."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection: one call, one reply."""
+    """One connection: one call, one reply. Made by `Server`, which keeps it until the connection is lost."""
 
     def __init__(self, server: Server, shared: bool = False) -> None:
-        """``shared``: the socket's own mode says who may connect."""
+        """``shared``: the mode of the socket's file decides who may connect, and the peer is not asked."""
         self._server = server
         self._shared = shared
         self._reader = RequestReader()
@@ -52,7 +59,7 @@ class Connection(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Check who it is and whether there is room; start the clock."""
+        """Check the peer and the number of connections; start the deadline."""
         self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
         try:
@@ -67,7 +74,7 @@ class Connection(asyncio.Protocol):
         self._deadline = loop.call_later(self._server.request_seconds, self._too_slow)
 
     def data_received(self, data: bytes) -> None:
-        """Collect the call."""
+        """Collect the request, or pass the data of an import on."""
         if self._answered:
             return
         if self._import is not None:
@@ -86,7 +93,8 @@ class Connection(asyncio.Protocol):
         self._take(request.payload)
 
     def _take(self, data: bytes) -> None:
-        """Keep data for a volume; nothing more is read until that is done, so that one sender cannot flood us."""
+        """Write data for a volume; nothing more is read until it is written, so that a fast sender cannot fill
+        memory."""
         transport = self._transport
         if transport is None:
             return
@@ -112,7 +120,7 @@ class Connection(asyncio.Protocol):
         self._deadline = asyncio.get_running_loop().call_later(self._server.request_seconds, self._too_slow)
 
     def eof_received(self) -> bool:
-        """The call is complete."""
+        """The request is complete: carry it out. True keeps the connection open for the reply."""
         if self._answered:
             return False
         if self._deadline is not None:
@@ -163,7 +171,7 @@ class Connection(asyncio.Protocol):
             self._deadline.cancel()
         self._transport.write(reply)
         self._transport.close()
-        # Who does not fetch its answer does not keep its place either.
+        # A client that does not read would hold its connection for ever.
         self._deadline = asyncio.get_running_loop().call_later(self._server.request_seconds, self.abort)
 
     def pause_writing(self) -> None:
@@ -177,7 +185,7 @@ class Connection(asyncio.Protocol):
             self._subscription.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection. What it asked for goes on: half a start helps nobody."""
+        """Clean up. A call that is under way goes on: a start that is half done helps nobody."""
         if self._import is not None and not self._answered and not self._complete:
             self._import.close()
         self._answered = True
@@ -194,7 +202,7 @@ class Connection(asyncio.Protocol):
 
 
 class Server:
-    """A listening socket that serves one family of methods: the Admin API's, or a smaller one."""
+    """A listening socket that serves one family of methods: the Admin API's, ``internal.*`` or ``qubes.*``."""
 
     def __init__(
         self,
@@ -215,10 +223,11 @@ class Server:
         self._second: asyncio.Server | None = None
         self._others: list[Path] = []
         self.last_active = 0.0
-        """Time of the loop when the last call ended."""
+        """When the last call ended, on the loop's clock."""
 
     async def start(self, path: Path) -> None:
-        """Listen on ``path``; a socket there that nobody listens on is replaced, one in use is refused."""
+        """Listen on ``path``. A socket file that a killed daemon left is replaced; one that is served raises
+        CasemateError."""
         listener = bind(path)
         self._path = path
         self._listener = await asyncio.get_running_loop().create_unix_server(
@@ -231,7 +240,7 @@ class Server:
         return self._path.name if self._path is not None else ""
 
     async def also(self, path: Path) -> None:
-        """Listen on another path too, if nobody else does and we may; for the members of GROUP too where it exists."""
+        """Listen on a second path too, if that is possible: members of GROUP may use it where the group exists."""
         shared = False
         try:
             listener = bind(path)
@@ -285,7 +294,7 @@ class Server:
 
 
 def bind(path: Path) -> socket.socket:
-    """A listening socket at ``path``, for this user only."""
+    """A listening socket at ``path``, for this user only; raises CasemateError where that cannot be had."""
     if len(os.fsencode(path)) > _MAX_PATH:
         raise CasemateError(f"{path} is too long for a socket; choose a shorter directory (CASEMATE_RUN)")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -301,7 +310,7 @@ def bind(path: Path) -> socket.socket:
                     path.unlink()
                 else:
                     raise CasemateError(f"{path}: another daemon listens there")
-        before = os.umask(0o177)
+        before = os.umask(0o177)  # bind(2) makes the file: no moment at which others can connect
         try:
             listener.bind(str(path))
         finally:

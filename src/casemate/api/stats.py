@@ -1,13 +1,12 @@
-"""Statistics of running qubes as a stream: a burst of frames each interval, one sampling for all subscribers."""
+"""Statistics of running qubes as a stream: each ``stats_interval`` all are sampled once, for all subscribers."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
-from asyncio import WriteTransport
 
-from casemate.api.events import MAX_SUBSCRIPTIONS, Subscription, Visible
+from casemate.api.events import MAX_SUBSCRIPTIONS, FrameSink, Subscription, Visible
 from casemate.api.parts import States
 from casemate.store.store import Store
 from casemate.wire.admin import ADMIN
@@ -16,7 +15,7 @@ from casemate.wire.events import Connected, Statistics
 
 
 class Stats:
-    """All subscribers of statistics; nothing is sampled while there are none."""
+    """All subscribers of statistics. Nothing is sampled while there are none."""
 
     def __init__(self, store: Store, states: States) -> None:
         self._store = store
@@ -25,7 +24,7 @@ class Stats:
         self._task: asyncio.Task[None] | None = None
         self._before: dict[str, tuple[float, int]] = {}
 
-    def add(self, transport: WriteTransport, dest: str, visible: Visible = None) -> Subscription:
+    def add(self, transport: FrameSink, dest: str, visible: Visible = None) -> Subscription:
         """A new subscriber; its first burst comes at once."""
         self._subscribers = [s for s in self._subscribers if not s.gone()]
         if len(self._subscribers) >= MAX_SUBSCRIPTIONS:

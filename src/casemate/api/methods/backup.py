@@ -1,4 +1,4 @@
-"""Methods of backups: there is none yet, so no profile of one exists either."""
+"""Methods of backups. Backups do not exist here yet, so there are no profiles and none is running."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from casemate.wire.errors import BackupProfileNotFoundError, NotImplementedHereE
 
 @method("admin.backup.{verb}", Access.EXECUTE, verb=("Execute", "Info"))
 async def backup(verb: str, arg: str) -> None:
-    """Make the backup that a profile describes, or tell about it: not supported here yet."""
+    """Make the backup that a profile describes, or describe it: not supported here yet."""
     names.argument(arg)
     raise NotImplementedHereError("Backups are not supported here yet")
 
 
 @method("admin.backup.Cancel", Access.EXECUTE)
 async def cancel(arg: str) -> None:
-    """End a running backup: none can be running."""
+    """Cancel a running backup: none can be running."""
     names.argument(arg)
     raise BackupProfileNotFoundError("No backup is running")

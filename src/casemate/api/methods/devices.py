@@ -87,7 +87,7 @@ def _given_options(pairs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_payload(device: DeviceRef, dest: Domain, pairs: Mapping[str, str]) -> None:
-    """What a payload says again must not contradict the call."""
+    """Refuse a payload that contradicts the call: some facts are in both."""
     same = {
         "backend_domain": device.backend,
         "port_id": device.port,
@@ -112,7 +112,7 @@ def _described(device: HostDevice, backend: str) -> dict[str, str]:
         "parent_devclass": device.klass if device.whole else "",
     }  # fmt: skip
     if device.size is not None:
-        # Facts beyond upstream's fixed keys travel as it lets classes add theirs.
+        # Upstream lets a class of devices add keys of its own with a leading "_".
         found.update({"_size": str(device.size), "_mode": "r" if device.readonly else "w"})
     return found
 
@@ -151,7 +151,8 @@ async def _offered(context: Context, dest: Domain) -> list[HostDevice]:
 
 
 def parse_offered(untrusted_keys: Mapping[str, bytes]) -> list[HostDevice]:
-    """The block devices that a qube says it has; what is not written as it should be is left out."""
+    """The block devices that a qube says it has. The qube is not trusted: a device with a malformed entry is left
+    out."""
     by_name: dict[str, dict[str, bytes]] = {}
     for path, untrusted_value in untrusted_keys.items():
         name, _, key = path.removeprefix(OFFERED_PREFIX).partition("/")

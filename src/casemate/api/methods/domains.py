@@ -1,4 +1,4 @@
-"""Methods about qubes as such: list, create, remove."""
+"""Methods that list, create and remove qubes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def listed(context: Context, domain: Domain) -> ListedQube:
 
 
 class _Lines:
-    """What stays the same in the list of all qubes while the collection does; the list is asked for all the time."""
+    """The parts of the list of all qubes that follow from the store, kept as long as its snapshot is the same.
+
+    Every tool begins with this list. Only the power states are put in at each call.
+    """
 
     def __init__(self, system: System) -> None:
         self.system = system
@@ -61,7 +64,7 @@ def _lines(system: System) -> _Lines:
 
 @method("admin.vm.List", Access.READ, shows_qubes=True)
 def list_qubes(context: Context, system: System, dest: Domain, sees: Callable[[str], bool], source: str) -> str:
-    """All qubes that the caller may see, with class, state and UUID; asked of a qube, that one only."""
+    """All qubes that the caller may see, with class, state and UUID; with a qube as destination only that one."""
     if dest is not system.admin:
         return build_list([listed(context, dest)])
     states = context.states.all()
@@ -115,7 +118,7 @@ def _template(arg: str, sees: Callable[[str], bool]) -> str | None:
 async def create(
     context: Context, sees: Callable[[str], bool], source: str, klass: str, payload: str, arg: str = ""
 ) -> None:
-    """Make a qube; the argument is its template, the payload ``name=NAME label=LABEL``."""
+    """Create a qube; the argument is its template, the payload ``name=NAME label=LABEL``."""
     name, label, _ = creation(payload, pooled=False)
     await context.qubes.create(klass, name, label, _template(arg, sees), creator=source)
 
@@ -124,14 +127,14 @@ async def create(
 async def create_in_pool(
     context: Context, sees: Callable[[str], bool], source: str, klass: str, payload: str, arg: str = ""
 ) -> None:
-    """Make a qube with its volumes, or some of them, in given pools."""
+    """Create a qube with all its volumes (``pool=``) or some (``pool:VOLUME=``) in given pools."""
     name, label, pools = creation(payload, pooled=True)
     await context.qubes.create(klass, name, label, _template(arg, sees), pools, creator=source)
 
 
 @method("admin.vm.{verb}.AdminVM", Access.EXECUTE, verb=("Create", "CreateInPool"))
 async def create_admin(verb: str, payload: str, arg: str = "") -> None:
-    """There is one AdminVM, this host: another is refused."""
+    """Always refused: the only AdminVM is this host."""
     raise ValueInvalidError("There is one AdminVM, and it is not created")
 
 
@@ -139,9 +142,11 @@ async def create_admin(verb: str, payload: str, arg: str = "") -> None:
 async def create_disposable(
     context: Context, system: System, dest: Domain, source: str, arg: str = "", payload: str = ""
 ) -> str:
-    """Make a disposable of the qube (of dom0: of the caller's default one); its name, with ``uuid`` its UUID.
+    """Create a disposable of the qube; its name, or with payload ``uuid`` its UUID.
 
-    There are no disposables that were started beforehand: argument ``preload`` is refused.
+    With dom0 as destination it is made of the caller's default template of disposables.
+
+    Disposables are not started in advance: argument ``preload`` is refused.
     """
     if arg == "preload":
         raise NotImplementedHereError("Disposables are not started before they are asked for")

@@ -1,4 +1,4 @@
-"""Methods of a qube's firewall: the rules are kept; nothing enforces them yet, as qubes have no network."""
+"""Methods of a qube's firewall. The rules are stored; nothing enforces them yet, because qubes have no network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from casemate.wire.firewall import format_rules, parse_rules
 
 
 def _owner(context: Context, dest: Domain) -> Domain:
-    """The qube whose rules count: a disposable without its own has those of its template."""
+    """The qube whose rules apply: a disposable without rules of its own has those of its template."""
     if not dest.has("netvm"):
         raise NotImplementedHereError(f"{dest.name} is a {dest.klass}: it has no firewall")
     if dest.klass == "DispVM" and dest.template is not None and not context.files.has_rules(dest.uuid):
@@ -23,13 +23,13 @@ def _owner(context: Context, dest: Domain) -> Domain:
 
 @method("admin.vm.firewall.Get", Access.READ)
 def get_rules(context: Context, dest: Domain) -> str:
-    """The rules of the qube, a line for each; what no rule mentions is dropped."""
+    """The rules of the qube, one a line. Traffic that no rule matches is dropped."""
     return format_rules(context.files.rules(_owner(context, dest).uuid))
 
 
 @method("admin.vm.firewall.Set", Access.EXECUTE)
 async def set_rules(context: Context, dest: Domain, payload: str = "") -> None:
-    """Replace the rules of the qube, all of them or, where one is wrong, none."""
+    """Replace all rules of the qube; where one is wrong, nothing is changed."""
     _owner(context, dest)
     await asyncio.to_thread(context.files.set_rules, dest.uuid, parse_rules(payload))
     context.events.publish(ev.FirewallChanged(dest.name))

@@ -25,7 +25,7 @@ from casemate.wire.errors import CasemateError, StorageError, printable
 _log = logging.getLogger(__name__)
 
 SUSPEND_SECONDS = 60.0
-"""How long qubes may take to get ready for the host's sleep, and to wake up."""
+"""Seconds that qubes may take to prepare for the host's sleep, and to wake up."""
 
 
 def _name_of(domain: Domain, name: str) -> str | None:
@@ -86,7 +86,7 @@ async def end_import(context: Context, dest: Domain, arg: str, payload: str) -> 
 async def _tell(context: Context, name: str, service: str, stdin: bytes = b"") -> None:
     try:
         status = await context.guests.run(name, service, "root", SUSPEND_SECONDS, stdin)
-        if status not in (0, 127):  # 127: the qube has no such service, which is its own affair
+        if status not in (0, 127):  # 127: the qube has no such service, which is no fault
             _log.warning("%s: %s ended with status %d", name, service, status)
     except TimeoutError:
         _log.warning("%s: %s took longer than %g s", name, service, SUSPEND_SECONDS)
@@ -110,7 +110,7 @@ async def suspend_before(context: Context) -> None:
     """The host is about to sleep: tell running qubes (qubes.SuspendPreAll), then pause them."""
     states = {name: str(machine.state) for name, machine in context.states.all().items()}
     before = sorted(name for name, state in states.items() if state in ("Paused", "Suspended"))
-    # On disk: the daemon that hears of the waking up may be another one.
+    # On disk, because another daemon may serve the call after the host has woken up.
     replace_file(_paused_before(context), "".join(f"{name}\n" for name in before).encode())
     running = sorted(name for name, state in states.items() if state == "Running")
     await asyncio.gather(*(_tell(context, name, "qubes.SuspendPreAll") for name in running))
@@ -119,7 +119,7 @@ async def suspend_before(context: Context) -> None:
 
 @method("internal.SuspendPost", Access.EXECUTE)
 async def suspend_after(context: Context) -> None:
-    """The host is awake: let those qubes go on that were not paused before, set their clocks and tell them."""
+    """The host is awake: unpause the qubes that ran before it slept, set their clocks and tell them."""
     try:
         before = set(_paused_before(context).read_text("ascii").split())
     except FileNotFoundError:

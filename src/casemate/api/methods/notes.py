@@ -1,4 +1,4 @@
-"""Methods of notes: what people write about a qube, for people to read."""
+"""Methods of notes: free text about a qube, written and read by people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from casemate.wire.errors import NotesError, ValueInvalidError
 
 
 def _sanitised(payload: bytes) -> str:
-    """The text without what could fool a terminal or a reader; other letters of the world stay."""
+    """The text with control and format characters replaced, which could fool a terminal or a reader."""
     try:
         text = payload.decode("utf-8", "strict")
     except UnicodeDecodeError as error:
@@ -34,6 +34,6 @@ def get_notes(context: Context, dest: Domain) -> str:
 
 @method("admin.vm.notes.Set", Access.EXECUTE)
 async def set_notes(context: Context, dest: Domain, payload: bytes = b"") -> None:
-    """Replace the notes about the qube; control characters become ``_``, empty text takes them away."""
+    """Replace the notes about the qube; control characters become ``_``, empty text removes them."""
     _check(dest)
     await asyncio.to_thread(context.files.set_notes, dest.uuid, _sanitised(payload))

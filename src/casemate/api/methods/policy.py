@@ -1,8 +1,10 @@
-"""Methods of the policy's files: list, read, replace, remove; a policy that does not parse is never put in place.
+"""Methods of the policy's files: list, read, replace, remove. A change after which the policy does not parse is
+refused.
 
 Files are ``STATE/policy.d/NAME.policy``, and for ``policy.include`` ``STATE/policy.d/include/NAME``. ``Get`` answers
-with a token, ``sha256:`` and the digest of the file, on a line before the text; ``Replace`` and ``Remove`` want that
-token back, so that nobody undoes what somebody else has just written. ``any`` fits every state, ``new`` no file.
+with a token, ``sha256:`` and the digest of the file, on a line before the text; ``Replace`` and ``Remove`` need
+that token, so that nobody undoes what somebody else has just written. The token ``any`` matches every state of the
+file, ``new`` only a file that does not exist.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ MAX_TEXT = 64 << 10
 """Limit of the Admin API (bytes): file of the policy, when replaced."""
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 DELIVERED = "90-default"
-"""The file that comes with Casemate, which is written anew at each start of the daemon."""
+"""The file that comes with Casemate; each start of the daemon writes it anew, so a change would be lost."""
 
 
 def _directory(context: Context, kind: str) -> Path:
@@ -67,7 +69,7 @@ def _require(path: Path, token: str) -> None:
 
 
 def _change(context: Context, path: Path, data: bytes | None) -> None:
-    """Put a file in place, or take it away, if the policy as a whole still parses then."""
+    """Write a file, or remove it (None), if the policy as a whole still parses with the change."""
     try:
         PolicyFiles(context.store.path.parent / "policy.d").load({path: data})
     except PolicyError as error:

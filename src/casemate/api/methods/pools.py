@@ -67,19 +67,19 @@ def add_pool(context: Context, system: System, arg: str, payload: str) -> None:
 
 @method("admin.pool.Remove", Access.WRITE)
 def remove_pool(system: System, arg: str) -> None:
-    """Remove a pool in which no volume lies."""
+    """Remove a pool that holds no volumes."""
     system.remove_pool(arg)
 
 
 @method("admin.pool.Set.revisions_to_keep", Access.WRITE)
 def set_revisions(context: Context, system: System, arg: str, payload: str) -> None:
-    """How many older states of its volumes a pool keeps; -1 for as many as the driver likes."""
+    """How many older states of its volumes a pool keeps; -1 leaves that to the driver."""
     _set_option(context, system, arg, "revisions_to_keep", payload)
 
 
 @method("admin.pool.Set.ephemeral_volatile", Access.WRITE)
 def set_ephemeral(context: Context, system: System, arg: str, payload: str) -> None:
-    """Whether volatile volumes of a pool are encrypted with a key that nobody keeps: no, so only ``False`` is true."""
+    """Whether volatile volumes are encrypted with a throw-away key. No driver does: only ``False`` is accepted."""
     _set_option(context, system, arg, "ephemeral_volatile", payload)
 
 

@@ -1,11 +1,9 @@
-"""Methods that start, stop and pause qubes, and tell their state."""
+"""Methods that start, stop and pause qubes, and report their state."""
 
 from __future__ import annotations
 
-from asyncio import WriteTransport
-
 from casemate.api.context import ALWAYS_RUNNING, Context
-from casemate.api.events import Stream, Visible
+from casemate.api.events import FrameSink, Stream, Visible
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.wire.admin import ADMIN
@@ -27,7 +25,7 @@ async def start(context: Context, dest: Domain) -> None:
 
 @method("admin.vm.Shutdown", Access.EXECUTE)
 async def shutdown(context: Context, dest: Domain, arg: str = "") -> None:
-    """Ask the qube to stop; ``force`` although others need it, ``wait`` until it has."""
+    """Ask the qube to shut down. ``force``: even if others get their network from it; ``wait``: until it has."""
     words = arg.split("+") if arg else []
     if not set(words) <= {"force", "wait"} or len(set(words)) != len(words):
         raise ValueInvalidError("The argument of Shutdown is made of 'force' and 'wait', joined with '+'")
@@ -42,19 +40,19 @@ async def kill(context: Context, dest: Domain) -> None:
 
 @method("admin.vm.Pause", Access.EXECUTE)
 async def pause(context: Context, dest: Domain) -> None:
-    """Stop the qube's time."""
+    """Stop the qube's processors."""
     await context.power.pause(machine(dest))
 
 
 @method("admin.vm.Unpause", Access.EXECUTE)
 async def unpause(context: Context, dest: Domain) -> None:
-    """Let the qube go on."""
+    """Let the paused qube run."""
     await context.power.unpause(machine(dest))
 
 
 @method("admin.vm.{word}", Access.EXECUTE, word=("Suspend", "Resume"))
 async def suspend(word: str, dest: Domain) -> None:
-    """Put the qube to sleep, or wake it: not supported here, pause it instead."""
+    """Suspend the qube, or wake it: not supported here; pause it instead."""
     raise NotImplementedHereError(f"{word} of {dest.name}: guests cannot be put to sleep here; pause them")
 
 
@@ -67,7 +65,7 @@ def current_state(context: Context, dest: Domain) -> str:
 
 
 @method("admin.vm.Stats", Access.STREAM, shows_qubes=True)
-def stats(context: Context, dest: Domain, transport: WriteTransport, visible: Visible) -> Stream:
+def stats(context: Context, dest: Domain, transport: FrameSink, visible: Visible) -> Stream:
     """A stream of ``vm-stats`` events about the qube, or about all that run (dom0)."""
     return Stream(context.stats.add(transport, dest.name, visible), context.stats.discard)
 
@@ -76,7 +74,7 @@ def stats(context: Context, dest: Domain, transport: WriteTransport, visible: Vi
 async def console(context: Context, dest: Domain, source: str) -> str:
     """The path of a terminal of this host that is the running qube's serial console.
 
-    Only programs of this host can use it: the root user, and where the daemon runs as a user that one.
+    Only programs of this host can use it, as root or as the user that the daemon runs as.
     """
     if source != ADMIN:
         raise NotImplementedHereError("A terminal of this host cannot be handed to a qube")

@@ -112,7 +112,8 @@ def _check_halted(context: Context, dest: Domain, name: str) -> None:
 
 
 def _check_seen(holder: Holder, name: str, text: str, sees: Callable[[str], bool]) -> None:
-    """Refuse a reference to a qube of which the caller may not know, as one to a qube that does not exist."""
+    """Refuse a reference to a qube that the caller may not see, in the same way as one to a qube that does not
+    exist."""
     if text and holder.declaration(name).kind.tag == "vm" and not sees(text):
         raise PermissionDeniedError
 

@@ -1,4 +1,4 @@
-"""Methods about the system as a whole, and our own: everything in one call.
+"""Methods about the system as a whole. Two of them are Casemate's own: the list of everything, and the status.
 
 ``admin.casemate.List`` answers with JSON, one object for each qube. Its payload, which may be empty, is JSON too::
 
@@ -19,14 +19,13 @@ A property that the qube's class lacks, or a feature that it does not have, is n
 from __future__ import annotations
 
 import json
-from asyncio import WriteTransport
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from casemate.api.context import Context
-from casemate.api.events import Stream, Visible
+from casemate.api.events import FrameSink, Stream, Visible
 from casemate.api.live import value
 from casemate.api.method import Access, method
 from casemate.model.classes import CLASSES
@@ -36,13 +35,13 @@ from casemate.wire.admin import ADMIN
 from casemate.wire.errors import ProtocolError
 
 _MOST_NAMES = 4096
-"""Properties or features that one call may name; a bound on the work that a client's mistake causes."""
+"""Properties or features that one call may name, so that a mistake of a client costs little."""
 _LIVE = frozenset(name for cls in CLASSES.values() for name in cls.live())
 """Properties whose values change without a change of the store: an answer with one of them cannot be kept."""
 
 
 @method("admin.Events", Access.STREAM, shows_qubes=True)
-def events(context: Context, dest: Domain, source: str, transport: WriteTransport, visible: Visible) -> Stream:
+def events(context: Context, dest: Domain, source: str, transport: FrameSink, visible: Visible) -> Stream:
     """A stream of events about the qube, or about everything (dom0)."""
     return Stream(context.events.add(transport, dest.name, visible, source), context.events.discard)
 
@@ -93,7 +92,10 @@ def list_all(context: Context, system: System, sees: Callable[[str], bool], sour
 
 
 class _Parts:
-    """What was said of qubes, as JSON before and after the state, as long as the snapshot is the same."""
+    """Answers about qubes, as JSON before and after the power state, kept as long as the snapshot is the same.
+
+    ``qvm-ls`` asks the same question again and again, and most of the answer follows from the store alone.
+    """
 
     WISHES = 16
 

@@ -9,7 +9,7 @@ from casemate.wire.admin import ADMIN
 from casemate.wire.errors import PermissionDeniedError
 
 OURS = ("guivm-", "audiovm-")
-"""Beginnings of tags that follow from properties and are nobody's to change."""
+"""Prefixes of tags that the daemon derives from properties; nobody else may change them."""
 
 
 def _check(tag: str, source: str) -> None:

@@ -43,28 +43,28 @@ async def info(context: Context, dest: Domain, arg: str) -> str:
 
 @method("admin.vm.volume.ListSnapshots", Access.EXECUTE)
 async def list_snapshots(context: Context, dest: Domain, arg: str) -> str:
-    """The older states of a volume that Revert can go back to, oldest first."""
+    """The older states of a volume, oldest first; each can be given to Revert."""
     dest.volume(arg)
     return "".join(f"{name}\n" for name in context.volumes.revisions(dest.name, arg))
 
 
 @method("admin.vm.volume.Revert", Access.EXECUTE)
 async def revert(context: Context, dest: Domain, arg: str, payload: str) -> None:
-    """Make a volume of a halted qube as it was; what it is now becomes an older state itself."""
+    """Give a volume of a halted qube the content of an older state. The present content becomes an older state."""
     dest.volume(arg)
     await context.volumes.revert(dest.name, arg, payload)
 
 
 @method("admin.vm.volume.Clear", Access.EXECUTE)
 async def clear(context: Context, dest: Domain, arg: str) -> None:
-    """Make a volume of a halted qube as it was when it was new: what was in it is gone."""
+    """Replace a volume of a halted qube by an empty one. Its content is lost."""
     dest.volume(arg)
     await context.volumes.clear(dest.name, arg)
 
 
 @method("admin.vm.volume.{verb}", Access.EXECUTE, verb=("Import", "ImportWithSize"))
 async def import_small(verb: str, dest: Domain, arg: str, payload: bytes = b"") -> None:
-    """Replace a volume by what the payload holds; the server hands the stream over (not for calls of qubes)."""
+    """Replace the content of a volume by the payload. Only tools of this host can send it, not qubes."""
     dest.volume(arg)
     raise NotImplementedHereError(f"{dest.name}: data for a volume is taken from this host's own tools only")
 
@@ -78,14 +78,14 @@ async def resize(context: Context, dest: Domain, arg: str, payload: str) -> None
 
 @method("admin.vm.volume.CloneFrom", Access.EXECUTE)
 async def clone_from(context: Context, dest: Domain, source: str, arg: str) -> str:
-    """A token that stands for the volume, to be given once to CloneTo."""
+    """A token for the volume, which CloneTo takes once."""
     dest.volume(arg)
     return context.tokens.issue(dest.name, arg, source)
 
 
 @method("admin.vm.volume.CloneTo", Access.EXECUTE)
 async def clone_to(context: Context, dest: Domain, source: str, arg: str, payload: str) -> None:
-    """Replace a volume by a copy of the one that the token stands for."""
+    """Replace the content of a volume by a copy of the volume that the token stands for."""
     dest.volume(arg)
     origin, volume = context.tokens.redeem(payload, source)
     if volume != arg:
@@ -108,7 +108,7 @@ def set_rw(dest: Domain, arg: str, payload: str) -> None:
 
 @method("admin.vm.volume.Set.ephemeral", Access.WRITE)
 def set_ephemeral(dest: Domain, arg: str, payload: str) -> None:
-    """Whether a volume is encrypted with a key that nobody keeps: no pool here can, so only ``False`` is true."""
+    """Whether a volume is encrypted with a throw-away key. No pool here can do that: only ``False`` is accepted."""
     volume = dest.volume(arg)
     if Bool().parse(payload):
         raise NotImplementedHereError(f"{dest.name}: volume {arg} cannot be encrypted by its pool")
