@@ -41,8 +41,10 @@ from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
 from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
+from casemate.engine.power import Power
 from casemate.engine.qube_files import QubeFiles
 from casemate.engine.reconcile import reconcile
+from casemate.engine.start_marks import StartMarks
 from casemate.engine.start_steps import AgentStep, DirectoryStep, LinkStep, MachineStep, VolumesStep
 from casemate.engine.states import States
 from casemate.engine.templates import Templates
@@ -129,10 +131,12 @@ def build(
         link,
         AgentStep(hypervisor, links),
     )
-    lifecycle = Lifecycle(settings, store, hypervisor, links, bus, states, locks, steps, link)
+    lifecycle = Lifecycle(store, hypervisor, links, bus, states, locks, StartMarks(settings), steps, link)
+    power = Power(store, hypervisor, links, bus, states, locks, lifecycle)
     journal = OperationJournal(settings.state / "intents")
     creator = Creator(settings, store, hypervisor, pools, locks, states, bus, journal, accounts, acceleration)
-    disposables = Disposables(store, creator, lifecycle, states)
+    disposables = Disposables(store, creator, power, states)
+    lifecycle.after_halt.append(disposables.remove_halted)
 
     volumes = Volumes(store, pools, locks, states)
     files = QubeFiles(store.path.parent / "qubes")
@@ -144,7 +148,7 @@ def build(
         store=store,
         events=events,
         states=states,
-        power=lifecycle,
+        power=power,
         qubes=creator,
         disposables=disposables,
         volumes=volumes,
@@ -167,7 +171,7 @@ def build(
 
     calls, prompters = Calls(), Prompters(settings.state / "prompter", runner)
     broker = Broker(
-        settings, listener, policy, systems, lifecycle, disposables, serve_on_host,
+        settings, listener, policy, systems, power, disposables, serve_on_host,
         prompters.ask, calls, prompters.notify,
     )  # fmt: skip
     return Parts(
@@ -184,7 +188,7 @@ def build(
         call_sockets=CallSockets(settings, policy, systems, prompters, calls),
         leases=LeaseServer(disposables.end),
         figures=Figures(hypervisor, states),
-        autostart=Autostart(settings, store.snapshot, lifecycle.start),
+        autostart=Autostart(settings, store.snapshot, power.start),
     )
 
 

@@ -24,7 +24,7 @@ from casemate.settings import Settings
 from casemate.storage.pools import Pools
 from casemate.store.store import Store
 from casemate.wire import events as ev
-from casemate.wire.errors import NotFoundError, NotHaltedError
+from casemate.wire.errors import NotHaltedError
 
 
 class Creator:
@@ -115,9 +115,7 @@ class Creator:
     async def remove(self, name: str) -> None:
         """Remove a halted qube with all its volumes. Refused while anything refers to it."""
         async with self._locks[name]:
-            domain = self._store.snapshot().domains.get(name)
-            if domain is None:
-                raise NotFoundError(name)
+            domain = self._store.snapshot().domains[name]
             if self._states.of(name) is not PowerState.HALTED:
                 raise NotHaltedError(f"{name} is running")
             self._bus.say(ev.DomainPreDelete(name))

@@ -171,9 +171,7 @@ class Devices:
         return Machine(domain.name, domain.uuid, owner.uid if owner is not None else None)
 
     def _running(self, name: str) -> Domain:
-        domain = self._store.snapshot().domains.get(name)
-        if domain is None:
-            raise NotFoundError(name)
+        domain = self._store.snapshot().domains[name]
         if self._states.of(name) not in (PowerState.RUNNING, PowerState.PAUSED):
             raise NotRunningError(f"{name} is not running")
         return domain

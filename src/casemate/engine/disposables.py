@@ -7,7 +7,7 @@ import secrets
 import time
 
 from casemate.engine.create import Creator
-from casemate.engine.lifecycle import Lifecycle
+from casemate.engine.power import Power
 from casemate.engine.states import States
 from casemate.host.hypervisor import PowerState
 from casemate.store.store import Store
@@ -26,13 +26,12 @@ _ATTEMPTS = 100
 class Disposables:
     """Makes disposables and removes them; owns the list of names in quarantine."""
 
-    def __init__(self, store: Store, creator: Creator, lifecycle: Lifecycle, states: States) -> None:
+    def __init__(self, store: Store, creator: Creator, power: Power, states: States) -> None:
         self._store = store
         self._creator = creator
-        self._lifecycle = lifecycle
+        self._power = power
         self._states = states
         self._last_use: dict[str, float] = {}
-        lifecycle.after_halt.append(self.remove_halted)
 
     async def create(self, template: str | None, creator: str = "dom0") -> str:
         """A new halted disposable of the disposable template (None: the default one); returns its name."""
@@ -67,7 +66,7 @@ class Disposables:
             return
         try:
             if self._states.of(name) is not PowerState.HALTED:
-                await self._lifecycle.kill(name)
+                await self._power.kill(name)
             else:
                 await self.remove_halted(name)
         except CasemateError as error:

@@ -14,7 +14,7 @@ from casemate.model.domain import Domain
 from casemate.model.volumes import Volume
 from casemate.storage.pools import Pools
 from casemate.store.store import Store
-from casemate.wire.errors import NotFoundError, NotHaltedError, StorageError, ValueInvalidError, VolumeNotFoundError
+from casemate.wire.errors import NotHaltedError, StorageError, ValueInvalidError, VolumeNotFoundError
 
 
 class Volumes:
@@ -91,10 +91,7 @@ class Volumes:
     def _halted(self, name: str) -> Domain:
         if self._states.of(name) is not PowerState.HALTED:
             raise NotHaltedError(f"{name} is running")
-        domain = self._store.snapshot().domains.get(name)
-        if domain is None:
-            raise NotFoundError(name)
-        return domain
+        return self._store.snapshot().domains[name]
 
     def _kept(self, name: str, volume: str, consequence: str) -> Volume:
         """A volume of a halted qube that outlives a stop; the error for another one says what follows."""

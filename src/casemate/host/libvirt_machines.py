@@ -7,9 +7,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import libvirt
@@ -26,7 +25,8 @@ from casemate.host.hypervisor import (
     MachineSpec,
     PowerState,
 )
-from casemate.host.libvirt_errors import code_of, translated
+from casemate.host.libvirt_connection import EventThread, LibvirtConnection
+from casemate.host.libvirt_errors import code_of
 from casemate.host.process import is_subreaper, watch_orphans
 from casemate.host.tsc import tsc_khz
 from casemate.settings import Settings
@@ -34,19 +34,12 @@ from casemate.wire.errors import DeviceBusyError, HypervisorError, NotHaltedErro
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_THREADS = 8
-_RECONNECTS = 2
-"""How often a call is tried anew when libvirt's daemon goes away; the first may meet the old one's last breath."""
 _RELEASE_SECONDS = 10.0
 """How long a guest may take to let go of a device. Emulated guests need half a second."""
 _NO_PORT = {"No more available PCI slots": HOTPLUG_PORTS, "No free USB ports": USB_PORTS}
 """What libvirt says when all ports of a bus are taken, and how many there are; it has no error code for that."""
 _ABSENT = (libvirt.VIR_ERR_NO_DOMAIN,)
 _OFF = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
-_LOST = (libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_NO_CONNECT)
-"""Codes of a connection whose other end has gone; a reset socket has a system error of the RPC layer instead."""
 
 _STATES = {
     libvirt.VIR_DOMAIN_NOSTATE: PowerState.RUNNING,
@@ -81,31 +74,6 @@ _UNDEFINE = (
 )
 
 
-class _EventThread:
-    """libvirt's own event loop, in a thread; there is one per process, whatever becomes of asyncio's loops."""
-
-    _started = False
-    _lock = threading.Lock()
-
-    @classmethod
-    def start(cls) -> None:
-        """Start it once, before the first connection."""
-        with cls._lock:
-            if not cls._started:
-                libvirt.registerErrorHandler(lambda _context, _error: None, None)  # each error is raised too
-                libvirt.virEventRegisterDefaultImpl()
-                threading.Thread(target=cls._run, name="libvirt events", daemon=True).start()
-                cls._started = True
-
-    @staticmethod
-    def _run() -> None:
-        while True:
-            try:
-                libvirt.virEventRunDefaultImpl()
-            except libvirt.libvirtError as error:
-                log.error("libvirt's event loop: %s", error)
-
-
 class LibvirtMachines(Hypervisor):
     """Machines of one installation, by the prefix of their names. Make one with connect()."""
 
@@ -113,79 +81,26 @@ class LibvirtMachines(Hypervisor):
     """What to forget with a definition."""
 
     def __init__(self, uri: str, prefix: str) -> None:
-        self._uri = uri
         self._prefix = prefix
         self._loop = asyncio.get_running_loop()
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="libvirt")
+        self._libvirt = LibvirtConnection(uri, self._hear)
         self._callbacks: list[Callable[[MachineEvent], None]] = []
-        self._opening = threading.Lock()
-        self._connection: Any = None
-        self._handle = -1
-
-    # -- connection
 
     async def open(self) -> None:
         """Open the connection; errors say which libvirt was meant."""
-        await self._call(f"connect to libvirt ({self._uri})", lambda connection: connection.getLibVersion())
-
-    def _connected(self) -> Any:
-        """The connection, opened again when its daemon has gone away meanwhile. In a pool thread."""
-        with self._opening:
-            if self._connection is None or self._connection.isAlive() != 1:
-                connection = libvirt.open(self._uri)
-                self._handle = connection.domainEventRegisterAny(
-                    None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._hear, None
-                )
-                try:
-                    connection.setKeepAlive(5, 3)
-                except libvirt.libvirtError:
-                    pass  # embedded: there is nobody to lose
-                self._connection = connection
-            return self._connection
-
-    def _drop(self, connection: Any) -> None:
-        """Use this connection no more."""
-        with self._opening:
-            if self._connection is connection:
-                self._connection = None
-
-    async def _call(self, action: str, work: Callable[[Any], T]) -> T:
-        """Run blocking calls of libvirt in a thread; again when its daemon was restarted meanwhile."""
-
-        def attempt() -> T:
-            with translated(action):
-                for _again in range(_RECONNECTS):
-                    connection = self._connected()
-                    try:
-                        return work(connection)
-                    except libvirt.libvirtError as error:
-                        if not _lost(error) and connection.isAlive() == 1:
-                            raise
-                        self._drop(connection)
-                return work(self._connected())
-
-        return await self._loop.run_in_executor(self._pool, attempt)
+        await self._libvirt.open()
 
     async def close(self) -> None:
         """Let go of libvirt; machines run on."""
-
-        def let_go() -> None:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.domainEventDeregisterAny(self._handle)
-                connection.close()
-
         self._callbacks.clear()
-        with translated("close the connection to libvirt"):
-            await self._loop.run_in_executor(self._pool, let_go)
-        self._pool.shutdown(wait=False)
+        await self._libvirt.close()
 
     # -- machines
 
     async def define(self, spec: MachineSpec) -> None:
         """Keep a definition; a left-over machine of another UUID under the same name is forgotten."""
         xml = self._xml(spec)
-        await self._call(f"define {spec.name}", lambda connection: self._define(connection, spec, xml))
+        await self._libvirt.call(f"define {spec.name}", lambda connection: self._define(connection, spec, xml))
 
     async def undefine(self, uuid: UUID) -> None:
         """Forget a definition; absent is fine."""
@@ -197,7 +112,7 @@ class LibvirtMachines(Hypervisor):
                 if code_of(error) not in _ABSENT:
                     raise
 
-        await self._call("undefine a machine", work)
+        await self._libvirt.call("undefine a machine", work)
 
     async def start_paused(self, spec: MachineSpec) -> None:
         """Define anew and create, paused; then its sockets belong to the machine's user."""
@@ -214,7 +129,7 @@ class LibvirtMachines(Hypervisor):
                 domain.destroy()
                 raise HypervisorError(f"Cannot start {spec.name}: {error}") from error
 
-        await self._call(f"start {spec.name}", work)
+        await self._libvirt.call(f"start {spec.name}", work)
 
     def _create(self, domain: Any) -> None:
         """Create a defined machine, paused: libvirt's drivers differ in how."""
@@ -247,11 +162,11 @@ class LibvirtMachines(Hypervisor):
 
     async def resume(self, uuid: UUID) -> None:
         """Let a paused machine run."""
-        await self._call("resume a machine", lambda connection: connection.lookupByUUID(uuid.bytes).resume())
+        await self._libvirt.call("resume a machine", lambda connection: connection.lookupByUUID(uuid.bytes).resume())
 
     async def pause(self, uuid: UUID) -> None:
         """Stop a machine's processors."""
-        await self._call("pause a machine", lambda connection: connection.lookupByUUID(uuid.bytes).suspend())
+        await self._libvirt.call("pause a machine", lambda connection: connection.lookupByUUID(uuid.bytes).suspend())
 
     async def destroy(self, uuid: UUID) -> None:
         """End a machine at once; absent or off is fine."""
@@ -263,7 +178,7 @@ class LibvirtMachines(Hypervisor):
                 if code_of(error) not in _OFF:
                     raise
 
-        await self._call("end a machine", work)
+        await self._libvirt.call("end a machine", work)
 
     async def info(self, uuid: UUID) -> MachineInfo | None:
         """One machine; None when libvirt does not know it."""
@@ -278,7 +193,7 @@ class LibvirtMachines(Hypervisor):
                 raise
             return self._machine(*found[0]) if found else None
 
-        return await self._call("ask for a machine", work)
+        return await self._libvirt.call("ask for a machine", work)
 
     async def list(self) -> list[MachineInfo]:
         """All machines of ours, in one call."""
@@ -287,7 +202,7 @@ class LibvirtMachines(Hypervisor):
             machines = (self._machine(domain, stats) for domain, stats in connection.getAllDomainStats(_STATS))
             return [machine for machine in machines if machine is not None]
 
-        return await self._call("list machines", work)
+        return await self._libvirt.call("list machines", work)
 
     def _machine(self, domain: Any, stats: dict[str, Any]) -> MachineInfo | None:
         name = domain.name()
@@ -327,7 +242,7 @@ class LibvirtMachines(Hypervisor):
                         ) from None
                 raise
 
-        await self._call(f"attach {disk.node}", work)
+        await self._libvirt.call(f"attach {disk.node}", work)
 
     async def detach_disk(self, uuid: UUID, target: str) -> None:
         """Ask for a disk back and wait until QEMU has closed it."""
@@ -349,7 +264,7 @@ class LibvirtMachines(Hypervisor):
                 if code_of(error) not in (*_OFF, libvirt.VIR_ERR_DEVICE_MISSING):
                     raise
 
-        await self._call(f"detach disk {target}", work)
+        await self._libvirt.call(f"detach disk {target}", work)
 
     async def host_disks(self) -> Mapping[UUID, Sequence[HostDisk]]:
         """The block devices of the host that machines have, from the descriptions of those that run."""
@@ -366,7 +281,7 @@ class LibvirtMachines(Hypervisor):
                         raise
             return found
 
-        return await self._call("list attached disks", work)
+        return await self._libvirt.call("list attached disks", work)
 
     # -- events
 
@@ -393,13 +308,6 @@ class LibvirtMachines(Hypervisor):
             callback(event)
 
 
-def _lost(error: libvirt.libvirtError) -> bool:
-    """Whether libvirt's daemon, not the machine, is what failed."""
-    return code_of(error) in _LOST or (
-        code_of(error) == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_error_domain() == libvirt.VIR_FROM_RPC
-    )
-
-
 def _with_clock(spec: MachineSpec) -> MachineSpec:
     """An emulated machine is told how fast its counter runs, as it may measure wrongly."""
     khz = tsc_khz() if spec.acceleration == "tcg" else None
@@ -412,7 +320,7 @@ async def connect(settings: Settings) -> Hypervisor:
         uri = libvirt_embed.prepare(settings)
     else:
         uri = f"qemu:///{settings.hypervisor}"
-    _EventThread.start()
+    EventThread.start()
     machines = LibvirtMachines(uri, settings.prefix)
     await machines.open()
     if is_subreaper() and threading.current_thread() is threading.main_thread():

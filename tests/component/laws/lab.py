@@ -25,7 +25,8 @@ from casemate.engine.links import LinkSpec
 from casemate.host.acceleration import Acceleration
 from casemate.host.domain_xml import child, head, to_text
 from casemate.host.hypervisor import MachineSpec
-from casemate.host.libvirt_machines import LibvirtMachines, _EventThread
+from casemate.host.libvirt_connection import EventThread
+from casemate.host.libvirt_machines import LibvirtMachines
 from casemate.host.process import Runner
 from casemate.model.system import PoolConfig
 from casemate.model.volumes import Volume
@@ -68,17 +69,17 @@ class TestDriver(LibvirtMachines):
     async def names(self) -> list[str]:
         """What libvirt lists of ours, asked without our adapter, once all its events so far have come."""
         self.marked.clear()
-        self._connection.defineXML(MARKER).undefine()
+        self._libvirt.connection.defineXML(MARKER).undefine()
         await asyncio.to_thread(self.marked.wait, 10)
         return sorted(
             d.name().removeprefix(self._prefix)
-            for d in self._connection.listAllDomains()
+            for d in self._libvirt.connection.listAllDomains()
             if d.name().startswith(self._prefix)
         )
 
     async def forget(self, name: str) -> None:
         """Undefine a machine behind everybody's back."""
-        self._connection.lookupByName(self._prefix + name).undefine()
+        self._libvirt.connection.lookupByName(self._prefix + name).undefine()
 
 
 class LabLinks:
@@ -194,7 +195,7 @@ async def serve(settings: Settings) -> None:
             system.set_text("default_pool", "touch")
             system.set_text("default_kernel", "none")
     assert isinstance(system.pools["touch"], PoolConfig)
-    _EventThread.start()
+    EventThread.start()
     machines = TestDriver("test:///default", settings.prefix)
     await machines.open()
     runner = Runner()

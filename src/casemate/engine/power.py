@@ -1,0 +1,137 @@
+"""What people and programs ask of a qube's machine: start, shutdown, kill, pause, unpause, console."""
+
+from __future__ import annotations
+
+import re
+
+from casemate.engine.bus import Bus
+from casemate.engine.lifecycle import Lifecycle
+from casemate.engine.links import Links
+from casemate.engine.operations import OperationLocks
+from casemate.engine.states import States
+from casemate.host.hypervisor import Hypervisor, PowerState
+from casemate.model.domain import Domain
+from casemate.store.store import Store
+from casemate.wire import events as ev
+from casemate.wire.errors import (
+    DisconnectedError,
+    InUseError,
+    NotPausedError,
+    NotRunningError,
+    NotStartedError,
+    ShutdownTimeoutError,
+    printable,
+)
+
+_TERMINAL = re.compile(r"/dev/pts/[0-9]{1,7}")
+LINK_SECONDS = 10
+"""Seconds that a link has for an answer. It answers at once; more means that it hangs."""
+
+
+class Power:
+    """Checks what is asked, announces it and carries it out.
+
+    Owns nothing: a qube's state is in the table of states, and the way up and down is the lifecycle's.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        hypervisor: Hypervisor,
+        links: Links,
+        bus: Bus,
+        states: States,
+        locks: OperationLocks,
+        lifecycle: Lifecycle,
+    ) -> None:
+        self._store = store
+        self._hypervisor = hypervisor
+        self._links = links
+        self._bus = bus
+        self._states = states
+        self._locks = locks
+        self._lifecycle = lifecycle
+
+    def is_running(self, name: str) -> bool:
+        """Whether the qube runs (not paused, not on its way up or down)."""
+        return self._states.of(name) is PowerState.RUNNING
+
+    async def start(self, name: str) -> None:
+        """Start a qube and wait until its agent answers. One that already runs is a success; so is a second start
+        of one that is starting."""
+        await self._lifecycle.start(name)
+
+    async def shutdown(self, name: str, force: bool = False, wait: bool = False) -> None:
+        """Ask the guest to power off; with ``wait`` return when it has, ShutdownTimeoutError if it does not in time."""
+        domain = self._started(name)
+        if not force:
+            users = [d.name for d in domain.connected_vms() if self._states.of(d.name) is not PowerState.HALTED]
+            if users:
+                raise InUseError(f"{name} provides network to running qubes: {', '.join(sorted(users))}")
+        if self._states.of(name) is PowerState.PAUSED:
+            raise NotRunningError(f"{name} is paused: unpause it, or kill it")
+        self._bus.say(ev.DomainPreShutdown(name, force))
+        self._states.put(name, domain.uuid, PowerState.HALTING)
+        try:
+            await self._links.ask(name, LINK_SECONDS, op="poweroff")
+        except DisconnectedError as error:
+            if self._states.of(name) is PowerState.HALTING:
+                self._states.put(name, domain.uuid, PowerState.RUNNING)
+                self._bus.say(ev.DomainShutdownFailed(name, printable(str(error))))
+                raise NotRunningError(f"{name} cannot be asked to shut down: {error}") from None
+        if wait:
+            try:
+                await self._lifecycle.wait_until_halted(name, domain.shutdown_timeout)
+            except TimeoutError:
+                if self._states.of(name) is PowerState.HALTING:
+                    self._states.put(name, domain.uuid, PowerState.RUNNING)
+                raise ShutdownTimeoutError(
+                    f"{name} did not shut down within {domain.shutdown_timeout} seconds"
+                ) from None
+
+    async def kill(self, name: str) -> None:
+        """End the machine at once."""
+        domain = self._started(name)
+        await self._hypervisor.destroy(domain.uuid)
+        await self._lifecycle.machine_ended(name)
+
+    async def pause(self, name: str) -> None:
+        """Stop the machine's time."""
+        domain = self._started(name)
+        self._bus.say(ev.DomainPrePaused(name))
+        async with self._locks[name]:
+            await self._hypervisor.pause(domain.uuid)
+            self._states.put(name, domain.uuid, PowerState.PAUSED)
+        self._bus.say(ev.DomainPaused(name))
+
+    async def unpause(self, name: str) -> None:
+        """Let a paused machine go on."""
+        domain = self._started(name)
+        if self._states.of(name) is not PowerState.PAUSED:
+            raise NotPausedError(f"{name} is not paused")
+        self._bus.say(ev.DomainPreUnpaused(name))
+        async with self._locks[name]:
+            await self._hypervisor.resume(domain.uuid)
+            self._states.put(name, domain.uuid, PowerState.RUNNING)
+        self._bus.say(ev.DomainUnpaused(name))
+
+    async def console(self, name: str) -> str:
+        """The path of a terminal that is the qube's serial console, from the moment its machine exists."""
+        if self._states.of(name) is PowerState.HALTED:
+            raise NotRunningError(f"{name} is not running")
+        try:
+            answer = await self._links.ask(name, LINK_SECONDS, op="terminal")
+        except DisconnectedError as error:
+            raise NotRunningError(f"{name} has no console yet, or no more: {error}") from None
+        path = answer.get("path")
+        if not isinstance(path, str) or not _TERMINAL.fullmatch(path):
+            raise NotRunningError(f"{name} has no console: {printable(str(answer.get('why', 'no terminal')), 200)}")
+        return path
+
+    def _started(self, name: str) -> Domain:
+        domain = self._store.snapshot().domains[name]
+        if domain.klass == "AdminVM":
+            raise NotStartedError(f"{name} is this host")
+        if self._states.of(name) is PowerState.HALTED:
+            raise NotStartedError(f"{name} is not started")
+        return domain
