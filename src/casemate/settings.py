@@ -1,4 +1,14 @@
-"""The few settings of an installation, read from the environment; one directory holds all state."""
+"""The few settings of an installation, read from the environment; one directory holds all state.
+
+::
+
+    CASEMATE_STATE   what must be kept             qubes.xml, pools/, kernels/, policy.d/
+    CASEMATE_RUN     what ends with the uptime     sockets, pid files, logs, qubes/NAME/ of each running qube
+    CASEMATE_CACHE   what can be made again        built templates and packages, shared by all states
+
+The daemon, the tools and the links read the same variables, so a whole installation moves with one of them. Several
+states can run side by side; ``prefix`` keeps their machines apart in libvirt.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +23,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 HYPERVISORS = ("embed", "session", "system")
+"""libvirt's driver inside the daemon, the user's libvirtd, or the system's."""
 
 
 class Settings:
@@ -105,12 +116,12 @@ class Settings:
 
     @property
     def api_socket(self) -> Path:
-        """The Admin API's socket."""
+        """The Admin API's socket, as ``Path``."""
         return self.run / "qubesd.sock"
 
     @property
     def internal_socket(self) -> Path:
-        """Where programs of this host ask what is not for qubes (``internal.*``)."""
+        """The socket of ``internal.*``: calls of programs of this host that are not open to qubes."""
         return self.run / "qubesd.internal.sock"
 
     @property
@@ -125,7 +136,7 @@ class Settings:
 
     @property
     def lease_socket(self) -> Path:
-        """Where a tool holds the disposables that it asked for."""
+        """The socket on which a tool keeps the disposables that it asked for: they end with its connection."""
         return self.run / "leases.sock"
 
     @property
@@ -135,22 +146,22 @@ class Settings:
 
     @property
     def policy_run_dir(self) -> Path:
-        """Directory of policy files that hide those of the same name until the next boot."""
+        """Directory of policy files that replace those of the same name until the next boot."""
         return self.run / "policy.d"
 
     @property
     def prompt_socket(self) -> Path:
-        """Where programs connect that ask the user about calls."""
+        """The socket of programs that ask the user about calls."""
         return self.run / "prompt.sock"
 
     @property
     def trace_socket(self) -> Path:
-        """Where programs connect that watch calls."""
+        """The socket of programs that watch calls as they happen."""
         return self.run / "trace.sock"
 
     @property
     def policy_socket(self) -> Path:
-        """Where qrexec daemons of others ask what the policy says."""
+        """The socket on which foreign qrexec daemons ask for decisions of the policy."""
         return self.run / "policy.sock"
 
     def qube_run(self, name: str) -> Path:

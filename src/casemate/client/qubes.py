@@ -1,4 +1,4 @@
-"""Qubes as seen by a client: a thin face over the calls of the Admin API. ``dest`` None means the system itself."""
+"""Qubes, as a client of the Admin API sees them: one method for each call. ``dest`` None means the system itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Qubes:
-    """All qubes of one daemon."""
+    """All qubes of one daemon. Every method may raise DaemonAccessError, or the error that the daemon reports."""
 
     def __init__(self, transport: Transport | None = None) -> None:
         self.transport = transport if transport is not None else Transport()
@@ -108,7 +108,7 @@ class Qubes:
     def create(
         self, klass: str, name: str, label: str, template: str | None = None, pools: dict[str, str] | None = None
     ) -> None:
-        """Make a qube; ``pools`` names the pool of a volume, and under ``""`` that of all."""
+        """Create a qube. ``pools`` maps a volume to its pool, or ``""`` to the pool of all volumes."""
         payload = f"name={name} label={label}"
         if not pools:
             self.call(f"admin.vm.Create.{klass}", template or "", ADMIN, payload)
@@ -163,4 +163,4 @@ class Qubes:
 
 
 NOT_CLONED = frozenset({"name", "qid", "uuid", "label", "template", "ip", "ip6", "mac", "dispid", "backup_timestamp"})
-"""Properties that belong to one qube alone, or are given at creation."""
+"""Properties that are unique to one qube, or are given at its creation."""

@@ -1,4 +1,4 @@
-"""Calls of the Admin API over its unix socket; the daemon is started on demand if nobody listens there."""
+"""Sends calls of the Admin API over its unix socket; starts the daemon if nobody listens there."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 DAEMON = (sys.executable, "-P", "-m", "casemate.daemon.main")
-"""``-P``: nothing is imported from the directory that a tool happens to be called in."""
+"""The program to start. ``-P``: nothing is imported from the directory that a tool happens to be called in."""
 START_SECONDS = 60.0
+"""Seconds until a started daemon must listen. It adopts running qubes first, which takes a moment on a busy host."""
 _POLL_SECONDS = 0.01
 _CHUNK = 65536
 _LOG_TAIL = 2000
+"""Bytes of the end of the daemon's log that are read for a message."""
 
 
 class Transport:
-    """Where the daemon is, and how to reach it. ``daemon`` is the program to start on demand; empty: never."""
+    """Reaches one daemon. ``daemon`` is the command that starts it on demand; empty: it is never started."""
 
     def __init__(self, settings: Settings | None = None, *, daemon: Sequence[str] | None = None) -> None:
         self.settings = settings if settings is not None else load()
@@ -42,8 +44,8 @@ class Transport:
         return parse_reply(b"".join(parts))
 
     def speak_for(self, source: str, method: str, payload: bytes) -> None:
-        """Hand on what a qube says of itself (``qubes.*``), on the socket for that; raises the daemon's error."""
-        with self.connect() as awake:  # starts the daemon if it must
+        """Pass on what a qube says of itself (``qubes.*``), on the socket for that; raises the error in the reply."""
+        with self.connect() as awake:  # starts the daemon where it does not run
             awake.close()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             try:
@@ -67,7 +69,7 @@ class Transport:
                     connection.sendall(data)
                 connection.shutdown(socket.SHUT_WR)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # the daemon has said why, and wants no more
+                pass  # the daemon refused before it had read everything; its reply says why
             parts = []
             while part := _receive(connection):
                 parts.append(part)
@@ -115,13 +117,14 @@ class Transport:
         """Start the daemon, unless another tool is just doing so, and wait until it listens."""
         run = self.settings.run
         try:
-            for directory in (self.settings.state, run):  # qubes' own users pass through, they see nothing
+            # 0711: QEMU of each qube, which runs as a user of its own, passes through and can list nothing.
+            for directory in (self.settings.state, run):
                 directory.mkdir(mode=0o711, parents=True, exist_ok=True)
             gate = os.open(run / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise DaemonAccessError(f"{error.filename or run}: {error.strerror}") from error
         try:
-            fcntl.flock(gate, fcntl.LOCK_EX)  # whoever has it gives up after START_SECONDS
+            fcntl.flock(gate, fcntl.LOCK_EX)  # waits no longer than START_SECONDS, after which its holder gives up
             connection = self._try_connect()
             if connection is not None:
                 return connection
@@ -147,7 +150,7 @@ class Transport:
             setsid=True,
         )
         deadline = time.monotonic() + START_SECONDS
-        # The socket's appearance is the event; nothing in the standard library tells of it.
+        # It is ready when its socket listens. The standard library has nothing that waits for that, hence polling.
         while time.monotonic() < deadline:
             connection = self._try_connect()
             if connection is not None:

@@ -1,6 +1,13 @@
-"""The Admin API's bytes: requests, replies, event frames, property and list lines. Sans-I/O, for both ends.
+"""The bytes of the Admin API: requests, replies, events, lines of properties and lists. Without I/O, for both ends.
 
-One connection carries one request, ended by the client's half-close, and one reply, or a stream of events.
+::
+
+    request   METHOD+ARG SOURCE name DEST NUL payload <client closes its writing side>
+    reply     0 NUL content                     2 NUL type NUL traceback NUL format NUL arguments… NUL
+    events    1 NUL subject NUL name NUL (key NUL value NUL)* NUL, again and again
+
+One connection carries one request, and one reply or a stream of events. The protocol is that of Qubes OS
+(core-admin-client), whose clients are stricter than its documentation in some places; comments say where.
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ LONG_REQUESTS = {
     "policy.Replace": 128 << 10,
     "policy.include.Replace": 128 << 10,
 }
-"""Methods whose calls may be longer, header and all; everything else keeps upstream's limit."""
+"""Methods whose requests may be longer, in bytes with the header. All others keep upstream's limit."""
 
 MAX_TOKEN = 65535
 """Limit of the Admin API (bytes): part of an event. Upstream's clients cannot read a longer one."""
@@ -49,11 +56,11 @@ CONNECTED = "connection-established"
 """The first event of every subscription."""
 
 _UNFORMATTED = frozenset({ProtocolError.wire_name, PermissionDeniedError.wire_name})
-"""Error types whose text upstream's clients show as it is; the text of all others goes through ``%``."""
+"""Error types whose text upstream's clients show as it is. They apply ``%`` to the text of all others."""
 
 
 def most_bytes(start: bytes | bytearray) -> int:
-    """How long the call may be that begins like this."""
+    """Most bytes of the request that begins with ``start``."""
     end = start.find(b"+", 0, 80)
     return LONG_REQUESTS.get(start[:end].decode("latin-1"), MAX_REQUEST) if end > 0 else MAX_REQUEST
 
@@ -76,14 +83,14 @@ def endpoint(text: str, what: str) -> str:
 
 
 def build_request(method: str, arg: str = "", dest: str = ADMIN, payload: bytes = b"", source: str = ADMIN) -> bytes:
-    """The bytes of a call; raises ProtocolError for one that no daemon would take."""
+    """The bytes of a call; raises ProtocolError for one that no daemon would accept."""
     data = f"{method}+{arg} {source} name {dest}\0".encode("ascii", "strict") + payload
     parse_request(data)
     return data
 
 
 def parse_request(data: bytes) -> Request:
-    """The call that complete bytes mean; raises ProtocolError."""
+    """The call in the complete bytes of a request; raises ProtocolError."""
     if len(data) > MAX_REQUEST and len(data) > most_bytes(data[:80]):
         raise ProtocolError(f"The call is longer than {most_bytes(data[:80])} bytes")
     header, found, payload = data.partition(b"\0")
@@ -112,7 +119,7 @@ def parse_request(data: bytes) -> Request:
 
 
 class RequestReader:
-    """Collects the bytes of one call, never more than a call may have."""
+    """Collects the bytes of one request, never more than a request may have."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -147,7 +154,7 @@ def success(content: str | bytes = b"") -> bytes:
 
 
 def failure(error: CasemateError) -> bytes:
-    """The reply to a call that did not. No traceback travels; ``%`` is doubled where clients format the text."""
+    """The reply to a call that failed. No traceback is sent; ``%`` is doubled where clients format the text."""
     text = str(error).replace("\0", "\\x00")
     if error.wire_name not in _UNFORMATTED:
         text = text.replace("%", "%%")
@@ -237,7 +244,8 @@ class EventReader:
             yield event
 
     def finish(self) -> None:
-        """The stream has ended: an error reply instead of events is raised, half a frame as well."""
+        """The stream has ended. Raises the error that was sent instead of events, or DaemonAccessError for half a
+        frame."""
         if self._data or not self._started:
             parse_reply(self._data)
             raise DaemonAccessError("The daemon's events are cut off")
@@ -273,7 +281,7 @@ class EventReader:
 
 
 class PropertyValue(Record):
-    """A property on the wire; ``default`` is None in an answer that does not say whether it is the default."""
+    """A property on the wire. ``default`` says whether the value is the default; None where a reply does not tell."""
 
     default: bool | None
     tag: str
@@ -287,7 +295,7 @@ def build_property(value: PropertyValue) -> str:
 
 
 def parse_property(line: str) -> PropertyValue:
-    """What a daemon's answer to a Get means; raises DaemonAccessError."""
+    """The property in a daemon's reply to Get; raises DaemonAccessError."""
     default = None
     if line.startswith("default="):
         word, _, line = line[8:].partition(" ")

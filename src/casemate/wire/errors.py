@@ -1,4 +1,10 @@
-"""Every error: its message, its name on the wire, the exit status it means."""
+"""Every error that may reach a user: a class has its name on the wire and the exit status of a tool.
+
+The message is for a person. It says what was asked, what is wrong, and where that helps what to do. Both ends of the
+Admin API use these classes: the daemon sends ``wire_name`` and the message, the client raises the class of that name.
+Names on the wire are those of Qubes OS, so that its clients, too, raise what they know. A module that needs an error of
+its own declares a subclass beside its user; `all_errors` finds it.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +14,21 @@ if TYPE_CHECKING:
 
 
 def printable(text: str, limit: int = 512) -> str:
-    """Text safe for a terminal or a log: ASCII 0x20..0x7e, the rest as ``\\xNN`` or ``\\uNNNN``, at most ``limit``."""
+    """Text that is safe on a terminal and in a log, at most ``limit`` characters long.
+
+    Characters other than ASCII 0x20 to 0x7e are written as ``\\xNN`` or ``\\uNNNN``.
+    """
     out = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in text)
     return out if len(out) <= limit else out[: limit - 3] + "..."
 
 
 class CasemateError(Exception):
-    """Base of all errors meant for a user.
-
-    ``wire_name`` is the exception name sent in an Admin API error reply (upstream's names, so that upstream's
-    clients branch on them); ``exit_status`` is what a command-line tool returns.
-    """
+    """Base of all errors meant for a user; any other exception is a fault of the program."""
 
     wire_name: ClassVar[str] = "QubesException"
+    """Name of the exception in an error reply; this one is what clients fall back to."""
     exit_status: ClassVar[int] = 1
+    """What a command-line tool returns."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message)
@@ -32,7 +39,7 @@ class CasemateError(Exception):
 
 
 class InternalError(CasemateError):
-    """A fault of ours; the message carries an id that is in the log."""
+    """A fault of the daemon; the message has an id under which the log says more."""
 
 
 class NotFoundError(CasemateError):
@@ -57,7 +64,7 @@ class QubeError(CasemateError):
 
 
 class InUseError(CasemateError):
-    """The qube is used by something else (a template of others, a net qube, running)."""
+    """Something else uses the qube: it is a template or a net qube of others, or it runs."""
 
     wire_name = "QubesVMInUseError"
 
@@ -109,7 +116,7 @@ class ValueInvalidError(CasemateError):
 
 
 class PropertyValueError(ValueInvalidError):
-    """A value that its property does not take."""
+    """A value that the property does not accept."""
 
     wire_name = "QubesPropertyValueError"
 
@@ -199,7 +206,7 @@ class DeviceAlreadyAssignedError(CasemateError):
 
 
 class DeviceUnrecognizedError(CasemateError):
-    """The device at that port is not the one that was meant."""
+    """Another device than the expected one is at that port."""
 
     wire_name = "UnrecognizedDevice"
 
@@ -215,7 +222,7 @@ class DeviceDeniedError(CasemateError):
 
 
 class DeviceBusyError(CasemateError):
-    """The device is in use, or the qube does not let go of it."""
+    """The device is in use, or the qube does not release it."""
 
 
 class DeviceNotAssignedError(CasemateError):
@@ -247,14 +254,14 @@ class NotImplementedHereError(CasemateError):
 
 
 class ProtocolError(CasemateError):
-    """Bytes that break a protocol. Constructed by upstream's clients without %-formatting."""
+    """Bytes that break a protocol. Upstream's clients construct it without %-formatting."""
 
     wire_name = "ProtocolError"
     exit_status = 125
 
 
 class PermissionDeniedError(CasemateError):
-    """The one denial, whatever the cause. Constructed by upstream's clients without %-formatting."""
+    """The denial, the same for every cause. Upstream's clients construct it without %-formatting."""
 
     wire_name = "PermissionDenied"
 
@@ -319,7 +326,7 @@ class PolicySyntaxError(CasemateError):
 
 
 class PolicyTokenError(CasemateError):
-    """The file is not in the state that the token tells of; nothing was changed."""
+    """The file is not in the state that the token stands for; nothing was changed."""
 
     wire_name = "PolicyAdminTokenException"
 
@@ -338,7 +345,7 @@ class CallRefusedError(CasemateError):
 
 
 def all_errors() -> list[type[CasemateError]]:
-    """Every error class, the base first: the table that clients map wire names with."""
+    """Every error class, the base first: clients look wire names up in this list."""
     found: list[type[CasemateError]] = [CasemateError]
     for cls in found:
         found.extend(sub for sub in cls.__subclasses__() if sub not in found)

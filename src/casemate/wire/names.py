@@ -1,4 +1,4 @@
-"""The one validator: text from outside becomes a typed name here, or is refused; nothing is rewritten.
+"""The only validator of names: text from outside becomes a typed name here, or is refused. Nothing is rewritten.
 
 Limits follow the protocol pages: bytes are decoded strictly as ASCII, checked for length, then matched whole.
 """
@@ -33,7 +33,7 @@ _WORD = _LETTERS + _DIGITS
 
 
 class _Grammar:
-    """What a name is made of: bytes it may start with, bytes that may follow, how long it may be."""
+    """The grammar of one kind of name: bytes it may start with, bytes that may follow, least and greatest length."""
 
     __slots__ = ("first", "high", "low", "rest", "what")
 
@@ -75,7 +75,7 @@ _NUMBER = _Grammar("number", _DIGITS, _DIGITS, 19)
 _PATH = _Grammar("database path", b"/", _WORD + b"_.:@-/", 63, low=2)
 
 RESERVED_QUBES = frozenset({"none", "default", "lost+found", "dom0", "domain-0", "null", "all"})
-"""Names that a new qube may not take, in any case: they are keywords somewhere (lesson L30)."""
+"""Names that a new qube may not take, in upper or lower case: each is a keyword of some tool or file system."""
 
 
 def text(raw: bytes | str, what: str = "text", limit: int = 65536) -> str:
@@ -107,7 +107,7 @@ def qube_name(raw: bytes | str) -> QubeName:
 
 
 def new_qube_name(raw: bytes | str) -> QubeName:
-    """Name that a new qube may take: not reserved, not ending in the suffix of a helper domain."""
+    """Name that a new qube may take: not reserved, and without the suffix ``-dm`` of Xen's stub domains."""
     name = qube_name(raw)
     if name.lower() in RESERVED_QUBES or name.endswith("-dm"):
         raise ValueInvalidError(f"The name {name!r} is reserved")
