@@ -1,4 +1,4 @@
-"""What a transaction changed: one typed value per fact, announced after the commit.
+"""Changes: what a transaction did, one object for each fact. They are checked by invariants and announced afterwards.
 
 Values are texts as the Admin API writes them; ``domain`` is the name of a qube, or None for a global property.
 """

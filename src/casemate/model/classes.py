@@ -1,4 +1,7 @@
-"""The classes of qubes: what each is able to, which volumes it has, which defaults differ."""
+"""The six classes of qubes: the roles of each, its volumes, and the defaults that differ.
+
+Nothing else knows which class has which properties or volumes. A seventh class would be one entry here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a property's value comes from while nobody set it; every default can say so in words."""
+"""Rules for the value of a property that nobody has set. Each can describe itself, for the reference page."""
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ def device_class(text: str) -> str:
 
 
 def port(text: str) -> str:
-    """Where a device is, in the words of its backend: ``loop0``, ``1-1``; or ANY."""
+    """Where a device is, as its backend names it: ``loop0``, ``1-1``; or ANY."""
     return text if text == ANY else _need(_PORT, text, "a port of a device")
 
 
 def identity(text: str) -> str:
-    """What a device is, in the words of its backend; or ANY."""
+    """What a device is, as its backend names it; or ANY."""
     return text if text == ANY else _need(_IDENT, text, "the identity of a device")
 
 
@@ -71,14 +71,14 @@ class DeviceRef:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A device that a qube is to get at its start: replaced, never changed."""
+    """A device that a qube gets at its start. A change replaces the object."""
 
     device: DeviceRef
     mode: str
     options: tuple[tuple[str, str], ...] = ()
     written: tuple[str, ...] | None = None
-    """Attributes that its element in the store has beside backend and port; None: all that there are now. Files of
-    older versions have fewer, and stay as they are until the assignment is changed."""
+    """Attributes that its element in the store had besides backend and port; None: all. Files of older versions have
+    fewer, and an assignment is written as it was read until it changes."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

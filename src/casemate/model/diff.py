@@ -1,4 +1,4 @@
-"""The changes that lead from one system to another: what to announce when a file was changed by somebody else."""
+"""The changes that lead from one system to another: what to announce when another program changed the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from casemate.model.system import System
 
 
 def changes_between(old: System, new: System) -> list[ch.Change]:
-    """Additions first, then what changed in place, then removals: the order in which nothing dangles."""
+    """Additions first, then changes in place, then removals: in this order no reference points to nothing."""
     found: list[ch.Change] = []
     found += [ch.LabelAdded(name) for name in new.labels if name not in old.labels]
     found += [ch.PoolAdded(name) for name in new.pools if name not in old.pools]
@@ -43,7 +43,7 @@ def changes_between(old: System, new: System) -> list[ch.Change]:
 
 
 def _is_another(old: State, new: State) -> bool:
-    """Whether a name now stands for another qube."""
+    """Whether another qube has the name now: one was removed, and one created."""
     return old.klass is not new.klass or old.values["uuid"] != new.values["uuid"]
 
 

@@ -119,14 +119,14 @@ class Domain(NetworkSettings):
             self._reset_texts()
 
     def own(self) -> None:
-        """Make sure that this qube's state is in no other system, because it is about to change."""
+        """Take a copy of the state if another system shares it, because it is about to change."""
         if self._system.domains.is_shared(self):
             self._state = self._state.copy()
             self._system.domains.took(self)
         self._state.text = None
 
     def _reset_texts(self) -> None:
-        """Size and source of some volumes of others follow from this qube: their texts do not hold any more."""
+        """Have qubes written anew whose volumes follow from their template: this one may be it."""
         for domain in self._system.domains.values():
             if any(one.snap_on_start for one in domain.configured_volumes()):
                 domain.own()
@@ -199,7 +199,7 @@ class Domain(NetworkSettings):
         self._reset_texts()
 
     def configured_volumes(self) -> Collection[Volume]:
-        """The volumes as they were configured, without what follows from the template."""
+        """The volumes as configured, without the size and source that follow from the template."""
         return self._state.volumes.values()
 
     def load_state(

@@ -14,10 +14,10 @@ from casemate.wire.errors import AlreadyExistsError, NotFoundError
 
 
 class Domains(Mapping[str, Domain]):
-    """All qubes: by name, by UUID, by qid; each lookup is one step however many there are.
+    """All qubes of one system, indexed by name, UUID and qid.
 
-    What is kept is states; a qube is made of its state when somebody asks for it, and is the same from then on. So
-    copying a system costs little, and old systems are not kept alive by new ones.
+    States are kept; the `Domain` of a state is made when somebody asks for it, and kept from then on. So to copy a
+    system is to copy three dictionaries, and a new system does not keep an old one alive.
     """
 
     def __init__(self, system: Whole) -> None:
@@ -29,14 +29,14 @@ class Domains(Mapping[str, Domain]):
         self._own: set[str] = set()
 
     def copy_to(self, other: Domains) -> None:
-        """Give ``other`` the same qubes; from now on both copy a state before they change it."""
+        """Give ``other`` the same qubes. From now on both copy a state before they change it (`Domain.own`)."""
         other._states = self._states.copy()
         other._by_uuid = self._by_uuid.copy()
         other._by_qid = self._by_qid.copy()
         self._own.clear()
 
     def is_shared(self, domain: Domain) -> bool:
-        """Whether another system may have this qube's state too. One not inserted yet is nobody else's."""
+        """Whether another system may have this qube's state too; a qube that is not inserted yet shares nothing."""
         name = str(domain.state.values["name"])
         return name not in self._own and self._states.get(name) is domain.state
 
@@ -47,7 +47,7 @@ class Domains(Mapping[str, Domain]):
         self._own.add(name)
 
     def states(self) -> Collection[State]:
-        """The states of all qubes; only read. The quick way to look at every qube."""
+        """The states of all qubes, which must not be changed: a quick way to look at every qube."""
         return self._states.values()
 
     def state(self, name: str) -> State | None:
@@ -61,7 +61,7 @@ class Domains(Mapping[str, Domain]):
         state = self._states.get(name)
         if state is None:
             raise NotFoundError(name)
-        # setdefault is one step, so that threads which ask at the same time get the same object.
+        # Threads may ask at the same time. setdefault is atomic, so that all get the same object.
         return self._made.setdefault(name, _class_of(state).of_state(self._system, state))
 
     def get(self, name: object, default: object = None) -> Domain | None:  # type: ignore[override]
@@ -127,7 +127,8 @@ class Domains(Mapping[str, Domain]):
         return name
 
     def replace_state(self, state: State, text: bytes) -> bool:
-        """Let a state take the place of the one with ``text``; False, and nothing done, where it is another qube's."""
+        """Replace the state that has ``text`` by a newer one; False, and nothing is done, where it is another
+        qube's."""
         old = self._states.get(cast(str, state.values["name"]))
         if old is None or old.text != text or old.klass is not state.klass:
             return False

@@ -1,4 +1,4 @@
-"""Features: a qube's free-form settings, name to text; ``""`` is false, any other text true."""
+"""Features: free-form settings of a qube, names with texts. Read as a flag, ``""`` is false and any other text true."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def feature_value(text: str) -> str:
 
 
 class Features(MutableMapping[str, str]):
-    """The features of one qube; a view that also changes them."""
+    """The features of one qube: a view of its state, through which they are changed."""
 
     __slots__ = ("_qube",)
 
@@ -62,7 +62,7 @@ class Features(MutableMapping[str, str]):
         self._values[name] = value
 
     def remove(self, name: str) -> None:
-        """Take a feature away; raises FeatureNotFoundError."""
+        """Remove a feature; raises FeatureNotFoundError."""
         old = self.find(name)
         self._qube.record(FeatureRemoved(self._qube.name, name, old))
         del self._values[name]
@@ -74,7 +74,11 @@ class Features(MutableMapping[str, str]):
         self.remove(name)
 
     def check(self, name: str, *, template: bool = False, netvm: bool = False, admin: bool = False) -> str | None:
-        """The value here, else along the templates, the net qubes, or of the admin qube; None if nowhere."""
+        """The value of the qube, else of the first of its templates (or net qubes) that has one, else of the admin
+        qube.
+
+        None where none of those that were asked for has the feature.
+        """
         for qube in self._lookup(template, netvm, admin):
             value = qube.state.features.get(name)
             if value is not None:

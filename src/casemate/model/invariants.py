@@ -1,6 +1,7 @@
-"""What must hold when a transaction ends; each function raises where it does not.
+"""Invariants: what must hold when a transaction ends. Each function raises an error that names what does not hold.
 
-Every relation is checked as a whole, so it does not matter which of its ends a transaction changed.
+A relation between two qubes is checked for the whole system, so it does not matter which of its ends was changed. Which
+changes can break an invariant is declared with it; after others it is not checked.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def device_backends_exist(system: System) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Invariant:
-    """Something that must hold, and what has to change for it not to hold any more."""
+    """Something that must hold, and the changes that can break it."""
 
     require: Callable[[System], None]
     """Raises where it does not hold."""
@@ -158,7 +159,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(device_backends_exist, frozenset(), (DeviceAssigned, DomainRemoved)),
     Invariant(net_qubes_fit, frozenset({"netvm", "default_netvm", "provides_network"})),
 )
-"""All invariants, those first that others rely on."""
+"""All invariants. Those that others rely on come first: a loop is only looked for among qubes that exist."""
 
 
 def check(system: System, changes: Sequence[Change] | None = None) -> None:
@@ -169,7 +170,7 @@ def check(system: System, changes: Sequence[Change] | None = None) -> None:
 
 
 def problems(system: System) -> list[str]:
-    """What does not hold, in words; empty for a sound system."""
+    """What does not hold, one message for each invariant; empty for a sound system."""
     found = []
     for invariant in INVARIANTS:
         try:

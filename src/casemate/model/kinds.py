@@ -1,8 +1,12 @@
 """Kinds of values: how a property's text is checked and read, how its value is written, what the wire calls it.
 
-A holder keeps the *stored* form of a value: plain and immutable, a reference by its name. ``resolve`` makes the
-value that code reads from it, ``store`` goes back. So a system can be copied without following references, and a
-file may name a qube before it defines it.
+::
+
+    text  ── parse ──>  stored  ── resolve(system) ──>  value that code reads
+          <─ format ──          <───── store ─────────
+
+A holder keeps the *stored* form of a value, which is plain and immutable; a reference is stored as a name. So a system
+is copied without following references, and a file may name a qube before it defines it.
 """
 
 from __future__ import annotations
@@ -55,7 +59,7 @@ class Registry(Protocol):
 
 
 class Kind(Generic[T]):
-    """One kind of value: text from outside becomes a stored value here, or is refused."""
+    """One kind of value. Text from outside becomes a stored value here, or raises ValueInvalidError."""
 
     tag: ClassVar[str] = "str"
     """The word for this kind on the wire: ``str``, ``int``, ``bool``, ``vm`` or ``label``."""
@@ -64,7 +68,7 @@ class Kind(Generic[T]):
     """Whether empty text is a value (none)."""
 
     def syntax(self) -> str:
-        """What a person may write, in words."""
+        """What a person may write, in words for the reference page and for help."""
         raise NotImplementedError
 
     def read(self, text: str) -> Stored:
@@ -72,13 +76,13 @@ class Kind(Generic[T]):
         raise NotImplementedError
 
     def parse(self, text: str) -> Stored:
-        """The stored value that ``text`` means, without looking whether what it refers to exists."""
+        """The stored value that ``text`` means. Whether a reference exists is not looked at (``require``)."""
         if not text and self.optional:
             return None
         return self.read(text)
 
     def require(self, stored: Stored, system: Registry) -> None:
-        """Check that what ``stored`` refers to exists in ``system``."""
+        """Raise where ``stored`` refers to something that ``system`` does not have."""
 
     def format(self, stored: Stored) -> str:
         """The text of a stored value; empty for none."""
@@ -123,7 +127,7 @@ class OptionalInt(_Int[int | None]):
 
 
 class Bool(Kind[bool]):
-    """Yes or no; the words that upstream's tools send are understood."""
+    """Yes or no. Besides ``True`` and ``False`` the words that upstream's tools send are understood."""
 
     tag = "bool"
     _TRUE = frozenset({"1", "yes", "true", "on"})

@@ -1,4 +1,4 @@
-"""Labels: the colours that tell a person how far a qube is trusted."""
+"""Labels: colours with names, by which a person sees how far a qube is trusted."""
 
 from __future__ import annotations
 

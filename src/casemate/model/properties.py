@@ -1,4 +1,15 @@
-"""Properties: a setting is declared once; store, API, tools and manual read the declaration."""
+"""Properties: a setting is declared once, as a class attribute; store, API, tools and manual read the declaration.
+
+::
+
+    class QubeSettings(Qube):
+        memory = Property(Int(1, 1 << 24, "MiB"), role=Role.LOCAL, default=FromTemplate(400), doc="…")
+
+    qube.memory                  the effective value: what was set, else the default
+    qube.memory = 600            checked by the kind, recorded as a change, stored
+    qube.set_text("memory", …)   the same from text of a person
+    QubeSettings.memory          the declaration
+"""
 
 from __future__ import annotations
 
@@ -21,15 +32,15 @@ class _Missing(Enum):
 
 
 MISSING = _Missing.MISSING
-"""Marks that there is no default, or no value for a class without the property."""
+"""Marks that a property has no default, or no value on a class without it. None is a value that can be set."""
 
 
 class Role(Flag):
-    """What a class of qubes is able to; a property belongs to one role, a class has several."""
+    """What qubes of a class are able to. A property belongs to one role; a class has several, and their properties."""
 
     ANY = auto()
     MANAGED = auto()
-    """Configured on this host: all but placeholders of qubes elsewhere."""
+    """Configured on this host: all qubes but placeholders of those on other machines."""
     LOCAL = auto()
     """Runs as a machine on this host."""
     TEMPLATE = auto()
@@ -53,9 +64,10 @@ class Setting(Enum):
 class Property(Generic[T]):
     """One setting of a qube or of the system.
 
-    ``role`` says which classes have it. ``absent`` is what reading the attribute gives on a class without it, so
-    that code need not ask for classes; where there is none, reading raises NoSuchPropertyError. ``kept`` is for a
-    property of Qubes OS that is stored and told but does nothing here, and says what it waits for.
+    ``kind`` is the kind of its values, ``default`` a rule or a constant. ``role`` says which classes have it.
+    ``absent`` is what reading the attribute gives on a class without it, so that code need not ask for classes; where
+    there is none, reading raises NoSuchPropertyError. ``kept`` is for a property of Qubes OS that is stored and told
+    but does nothing here, and says what it waits for.
     """
 
     name: str
@@ -142,7 +154,7 @@ class Holder:
         return None
 
     def record(self, change: Change) -> None:
-        """Note that something changed here; refuses where the system is a snapshot."""
+        """Note a change; raises RuntimeError where the system is a snapshot, which must not change."""
         raise NotImplementedError
 
     @classmethod

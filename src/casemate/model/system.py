@@ -1,4 +1,4 @@
-"""System: all qubes and the global settings; what one transaction changes as a whole."""
+"""System: all qubes, labels and pools and the global properties; what one transaction changes as a whole."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _of_host(kind: Int, doc: str) -> Property[int]:
 class System(Holder):
     """All qubes, labels, pools and global properties.
 
-    A snapshot is frozen: changing it is an error of the program. A transaction works on a copy, which is dropped if
+    A snapshot is frozen: to change it is a fault of the program. A transaction works on a copy, which is dropped if
     anything fails; ``changes`` collects what it did.
     """
 
@@ -123,7 +123,7 @@ class System(Holder):
         return system
 
     def copy(self) -> System:
-        """A copy that may be changed without this one noticing."""
+        """A copy that can be changed; this one stays as it is."""
         new = System()
         new._values = self._values.copy()
         new._labels = self._labels.copy()
@@ -222,7 +222,7 @@ class System(Holder):
         return domain
 
     def remove(self, name: str) -> None:
-        """Take a qube out of the system; the transaction is vetoed where something still refers to it."""
+        """Remove a qube. The transaction will fail where something still refers to it."""
         domain = self.domains[name]
         if isinstance(domain, Admin):
             raise QubeError(f"{name} cannot be removed")
@@ -241,7 +241,7 @@ class System(Holder):
         return label
 
     def remove_label(self, name: str) -> None:
-        """Take a label away; built-in ones stay, used ones veto the transaction."""
+        """Remove a label that is not built in. The transaction will fail where a qube has it."""
         label = self._labels.get(name)
         if label is None:
             raise LabelNotFoundError(f"No such label: {printable(name, 80)!r}")
@@ -273,7 +273,7 @@ class System(Holder):
         self._pools[name] = replace(pool, options={**pool.options, option: value})
 
     def remove_pool(self, name: str) -> None:
-        """Take a pool away; the transaction is vetoed where volumes lie in it."""
+        """Remove a pool. The transaction will fail where it holds volumes."""
         self.pool(name)
         self.record(PoolRemoved(name))
         del self._pools[name]

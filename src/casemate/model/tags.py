@@ -1,4 +1,4 @@
-"""Tags: names put on a qube, mostly for policy rules."""
+"""Tags: words attached to a qube, mostly to be named in rules of the policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_TAGS = 64
 
 
 class Tags(Collection[str]):
-    """The tags of one qube; a view that also changes them."""
+    """The tags of one qube: a view of its state, through which they are changed."""
 
     __slots__ = ("_qube",)
 
@@ -35,7 +35,7 @@ class Tags(Collection[str]):
         return len(self._values)
 
     def add(self, tag: str) -> None:
-        """Put a tag on the qube; one that is there already stays."""
+        """Add a tag; nothing happens where the qube has it."""
         tag = str(names.tag_name(tag))
         if tag in self._values:
             return
@@ -45,7 +45,7 @@ class Tags(Collection[str]):
         self._values.add(tag)
 
     def remove(self, tag: str) -> None:
-        """Take a tag off the qube; raises TagNotFoundError."""
+        """Remove a tag; raises TagNotFoundError."""
         if tag not in self._values:
             raise TagNotFoundError(f"{self._qube.name}: no tag {printable(tag, 80)!r}")
         self._qube.record(TagRemoved(self._qube.name, tag))

@@ -1,4 +1,4 @@
-"""Volumes: the configuration of a qube's disks, and which class has which; a volume a class lacks is None."""
+"""Volumes: how the disks of a qube are configured, and what new qubes get. A volume that a class lacks is None."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """One disk of a qube, as configured; replaced, never changed.
+    """One disk of a qube, as configured. A change replaces the object.
 
     ``vid`` is the volume's id within its pool, ``QUBE/VOLUME`` for those made here. ``snap_on_start``: each start
     gets a fresh overlay over ``source`` (the vid of the origin). ``save_on_stop``: what was written is kept. A
