@@ -1,12 +1,24 @@
-"""Systems for tests, built with the model's own verbs."""
+"""What tests of all kinds set up: systems built with the model's own verbs, states on disk, waiting.
+
+A test waits for a condition with a generous deadline (`wait_for`), because nobody knows how far another process has got
+on a busy machine; and it keeps its sockets in a directory with a short path (`short_directory`), because the name of a
+unix socket has 107 bytes at most.
+"""
 
 from __future__ import annotations
 
 import os
 import select
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from uuid import UUID
 
 from casemate.model.system import System
+from casemate.settings import Settings
 
 
 def uuid(number: int) -> UUID:
@@ -30,6 +42,30 @@ def small_system() -> System:
     system.add("DispVM", "disp7", uuid=uuid(5), template="base", dispid=7, properties={"auto_cleanup": True})
     system.changes.clear()
     return system
+
+
+def settings_in(directory: Path, *, cache: Path | None = None, prefix: str = "casemate-") -> Settings:
+    """The settings of a state that is all in one directory; ``cache`` for one that is shared with others."""
+    return Settings(directory, directory / "run", cache or directory / "cache", prefix=prefix)
+
+
+@contextmanager
+def short_directory(prefix: str = "cm") -> Iterator[Path]:
+    """A directory with a path short enough for unix sockets, removed at the end."""
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))  # noqa: S108
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> float:
+    """Wait until ``condition`` is true; how many seconds that took. Fails after ``seconds``."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < seconds, f"not within {seconds} s"
+        time.sleep(0.02)
+    return time.monotonic() - begin
 
 
 def gone(pid: int, seconds: float = 10) -> None:

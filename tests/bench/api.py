@@ -27,6 +27,7 @@ from casemate.settings import Settings
 from casemate.store.store import Store
 from casemate.wire import admin
 from tests.bench import figures
+from tests.builders import settings_in
 
 UPSTREAM = {
     "label.List": {10: 2420, 100: 1110, 1000: 172},
@@ -169,7 +170,7 @@ def measure(count: int) -> None:
     directory = Path(tempfile.mkdtemp(prefix="cmb", dir="/tmp"))  # noqa: S108  (unix sockets want short paths)
     try:
         populate(directory / "qubes.xml", count)
-        settings = Settings(directory, directory / "run", directory / "cache")
+        settings = settings_in(directory)
         name = f"work-{count - 1:04}"
         sock, echo = directory / "run" / "qubesd.sock", directory / "echo.sock"
         with program(sock, _daemon, str(directory)) as daemon:

@@ -29,9 +29,9 @@ from casemate.qrexec.decide import decide_now
 from casemate.qrexec.evaluate import Allow
 from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.system import Systems
-from casemate.settings import Settings
 from casemate.store.store import Store
 from tests.bench.figures import seconds, write
+from tests.builders import settings_in
 
 RULES = 5000
 QUBES = 1000
@@ -54,7 +54,7 @@ class Installation:
     """Policy and store in a directory, as the daemon has them."""
 
     def __init__(self, directory: Path) -> None:
-        self.settings = Settings(directory, directory / "run", directory / "cache")
+        self.settings = settings_in(directory)
         for path in (self.settings.policy_dir, self.settings.policy_run_dir):
             path.mkdir(mode=0o700, parents=True)
         self.file = self.settings.policy_dir / "30-user.policy"

@@ -23,11 +23,11 @@ from uuid import UUID
 from lxml import etree
 
 from casemate.model.system import System
-from casemate.settings import Settings
 from casemate.store import reader, writer
 from casemate.store.lock import FileLock
 from casemate.store.store import Store
 from tests.bench.figures import seconds, write
+from tests.builders import settings_in
 
 ROOT = Path(__file__).parents[2]
 SIZES = (10, 100, 1000, 5000)
@@ -245,7 +245,7 @@ def listing(table: Table, directory: Path) -> None:
         state = directory / f"state-{count}"
         state.mkdir()
         (state / "qubes.xml").write_bytes(writer.write(collection(count)))
-        settings = Settings(state, state / "run", state / "cache")
+        settings = settings_in(state)
         environment = {**os.environ, **settings.environment(), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
         bare = [sys.executable, "-I", "-S", "-c", "pass"]
         tool = [sys.executable, "-I", "-S", "-c", _LIST, str(ROOT / "src")]

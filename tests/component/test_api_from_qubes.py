@@ -22,11 +22,11 @@ from casemate.qrexec.evaluate import SystemInfo
 from casemate.qrexec.files import PolicyFiles, default_policy
 from casemate.qrexec.listener import CallListener
 from casemate.qrexec.system import system_info
-from casemate.settings import Settings
 from casemate.store.store import Store
 from casemate.wire.admin import EventReader, failure
 from casemate.wire.errors import PermissionDeniedError
 from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, HEADER, CallerSide
+from tests.builders import settings_in
 from tests.fakes.parts import FakeParts
 
 DENIED = failure(PermissionDeniedError())
@@ -59,7 +59,7 @@ admin.vm.tag.List       *       mgmt  other       allow target=mine
 
 class World:
     def __init__(self, directory: Path) -> None:
-        self.settings = Settings(state=directory, run=directory / "run", cache=directory / "cache")
+        self.settings = settings_in(directory)
         self.settings.policy_dir.mkdir()
         (self.settings.policy_dir / "30-test.policy").write_text(POLICY)
         (self.settings.policy_dir / "90-default.policy").write_text(default_policy())

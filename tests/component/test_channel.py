@@ -17,6 +17,7 @@ import pytest
 
 from casemate.qdb.client import QubesDB
 from casemate.wire.qrexec import exec_message
+from tests.builders import wait_for
 from tests.component.rig import Rig, rig
 
 
@@ -117,13 +118,6 @@ def test_a_caller_that_goes_ends_its_service(made: Rig) -> None:
     wait_for(lambda: (made.directory / "pid").exists())
     sock.close()
     wait_for(lambda: (made.directory / "over").exists())
-
-
-def wait_for(condition: object, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.01)
 
 
 def test_database_on_both_ends(made: Rig) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -21,6 +18,7 @@ from casemate.settings import Settings, load
 from casemate.store.store import Store
 from casemate.wire.admin import CONNECTED
 from casemate.wire.errors import CasemateError, DaemonAccessError, DisconnectedError
+from tests.builders import settings_in, short_directory
 
 KILLS = 6
 WORKERS = 8
@@ -28,11 +26,10 @@ WORKERS = 8
 
 @pytest.fixture
 def settings() -> Iterator[Settings]:
-    directory = Path(tempfile.mkdtemp(prefix="cm", dir="/tmp"))  # noqa: S108
-    found = Settings(directory, directory / "run", load().cache, prefix=f"casemate-killed-{os.getpid()}-")
-    yield found
-    clean_state(found)
-    shutil.rmtree(directory, ignore_errors=True)
+    with short_directory() as directory:
+        found = settings_in(directory, cache=load().cache, prefix=f"casemate-killed-{os.getpid()}-")
+        yield found
+        clean_state(found)
 
 
 class Client:

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import casemate
 from casemate.host.guest_kernel import BuiltKernel, build_kernel
 from casemate.host.process import Runner
 from casemate.settings import Settings, load
+from tests.builders import settings_in, short_directory
 
 SOURCE = Path(casemate.__file__).parent.parent
 
@@ -68,10 +68,9 @@ def kernel() -> BuiltKernel:
 @pytest.fixture
 def settings() -> Iterator[Settings]:
     """A state of its own, whose path is short enough for sockets."""
-    state = Path(tempfile.mkdtemp(prefix="cm", dir="/tmp"))  # noqa: S108
-    state.chmod(0o711)
-    yield Settings(state=state, run=state / "run", cache=load().cache, prefix="casemate-component-")
-    shutil.rmtree(state)
+    with short_directory() as state:
+        state.chmod(0o711)
+        yield settings_in(state, cache=load().cache, prefix="casemate-component-")
 
 
 @pytest.fixture

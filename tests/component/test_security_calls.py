@@ -35,6 +35,7 @@ from casemate.streams.stream import Handler
 from casemate.wire import qrexec
 from casemate.wire.errors import CasemateError, PolicyError, ProtocolError
 from casemate.wire.link import CALL
+from tests.builders import wait_for
 from tests.component.rig import SOURCE, Rig, rig
 from tests.component.two_qubes import Qubes, qubes
 
@@ -60,13 +61,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qubes]:
         made.rigs["vault"].service("test.Args", 'printf "%s|" "$#" "$@" "$QREXEC_SERVICE_ARGUMENT"')
         made.rigs["vault"].service("test.Disp", "cat")
         yield made
-
-
-def wait_for(true: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def log_of(one: Rig) -> bytes:

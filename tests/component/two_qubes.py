@@ -19,8 +19,8 @@ from casemate.qrexec.evaluate import QubeInfo, SystemInfo
 from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.host_service import run_on_host
 from casemate.qrexec.listener import CallListener
-from casemate.settings import Settings
 from casemate.wire.errors import CallRefusedError
+from tests.builders import settings_in
 from tests.component.rig import SOURCE, Rig
 
 NAMES = ("work", "vault", "hidden")
@@ -30,7 +30,7 @@ class Qubes:
     """``rigs`` by name; ``policy`` writes the one policy file; ``tool`` runs a guest's tool in a qube."""
 
     def __init__(self, directory: Path, names: tuple[str, ...]) -> None:
-        self.settings = Settings(state=directory, run=directory / "run", cache=directory / "cache")
+        self.settings = settings_in(directory)
         self.settings.policy_dir.mkdir()
         self.rigs: dict[str, Rig] = {}
         self.ended: list[str] = []

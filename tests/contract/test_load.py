@@ -16,9 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from casemate.client.qubes import Qubes
-from casemate.client.transport import Transport
-from casemate.settings import Settings
 from casemate.wire import admin
 from tests.fakes.daemon import FakeDaemon, running
 from tests.unit.test_api import exchange
@@ -29,8 +26,7 @@ LIST = admin.build_request("admin.vm.List")
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
     with running(tmp_path, request_seconds=2.0, max_connections=2048) as found:
-        base = found.socket.parent
-        qubes = Qubes(Transport(Settings(state=base.parent, run=base, cache=base / "cache"), daemon=()))
+        qubes = found.client()
         qubes.create("TemplateVM", "deb", "black")
         for number in range(20):
             qubes.create("AppVM", f"work{number}", "blue", "deb")

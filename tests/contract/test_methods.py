@@ -13,9 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.api.methods import METHODS
-from casemate.client.qubes import Qubes
-from casemate.client.transport import Transport
-from casemate.settings import Settings
 from casemate.wire import admin
 from casemate.wire.errors import CasemateError, ValueInvalidError, all_errors
 from tests.contract.upstream import CALLS, STREAMS, fits, names
@@ -30,15 +27,10 @@ ERROR = re.compile(rb"2\0([A-Za-z]+)\0\0[^\0]+\0")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeDaemon]:
     with running(tmp_path_factory.mktemp("d")) as found:
         for klass, name, template in (("TemplateVM", "deb", None), ("AppVM", "work", "deb"), ("AppVM", "dvm", "deb")):
-            client(found).create(klass, name, "blue", template)
-        client(found).set("dvm", "template_for_dispvms", "True")
+            found.client().create(klass, name, "blue", template)
+        found.client().set("dvm", "template_for_dispvms", "True")
         add_block(found.parts.sys, "loop0", loop__backing_file="/images/a")
         yield found
-
-
-def client(daemon: FakeDaemon) -> Qubes:
-    base = daemon.socket.parent
-    return Qubes(Transport(Settings(state=base.parent, run=base, cache=base / "cache"), daemon=()))
 
 
 def test_each_good_call_has_the_documented_reply(daemon: FakeDaemon) -> None:
@@ -49,7 +41,7 @@ def test_each_good_call_has_the_documented_reply(daemon: FakeDaemon) -> None:
 
 def test_the_two_streams_begin_as_documented(daemon: FakeDaemon) -> None:
     for method in STREAMS:
-        with client(daemon).transport._send(admin.build_request(method)) as connection:
+        with daemon.client().transport._send(admin.build_request(method)) as connection:
             connection.settimeout(20)
             frame = b"1\0\0connection-established\0\0"
             found = b""
@@ -112,7 +104,7 @@ def test_firewall_rules_are_checked_and_survive_a_restart(tmp_path: Path) -> Non
         "action=accept specialtarget=dns\n"
     )
     with running(tmp_path) as one:
-        qubes = client(one)
+        qubes = one.client()
         qubes.create("TemplateVM", "deb", "black")
         qubes.create("AppVM", "work", "red", "deb")
         qubes.call("admin.vm.firewall.Set", "", "work", good)
@@ -130,7 +122,7 @@ def test_firewall_rules_are_checked_and_survive_a_restart(tmp_path: Path) -> Non
         qubes.call("admin.vm.firewall.Set", "", "deb", "action=drop expire=1\naction=accept dst4=1.2.3.4\n")
         assert qubes.call("admin.vm.firewall.Get", "", "deb") == "action=accept dst4=1.2.3.4/32\n"
     with running(tmp_path) as other:
-        qubes = client(other)
+        qubes = other.client()
         assert qubes.call("admin.vm.firewall.Get", "", "work") == good
         qubes.remove("work")
         qubes.create("AppVM", "work", "red", "deb")
@@ -138,7 +130,7 @@ def test_firewall_rules_are_checked_and_survive_a_restart(tmp_path: Path) -> Non
 
 
 def test_notes_may_be_long_and_empty(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     text = "ä" * 100_000 + "\n\x1b[31m"
     qubes.call("admin.vm.notes.Set", "", "work", text)
     assert qubes.call("admin.vm.notes.Get", "", "work") == "ä" * 100_000 + "\n_[31m"
@@ -152,7 +144,7 @@ def test_notes_may_be_long_and_empty(daemon: FakeDaemon) -> None:
 
 
 def test_lesson_L14_a_policy_that_does_not_parse_changes_nothing(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     qubes.call("policy.Replace", "40-mine", payload="any\ntest.A * work dom0 allow\n")
     token, _, text = qubes.call("policy.Get", "40-mine").partition("\n")
     for payload, error in (
@@ -168,7 +160,7 @@ def test_lesson_L14_a_policy_that_does_not_parse_changes_nothing(daemon: FakeDae
 
 
 def test_the_old_name_of_memory_balancing(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     qubes.call("admin.vm.feature.Set", "service.meminfo-writer", "work", "")
     assert qubes.get("work", "maxmem") == (False, "int", "0")
     qubes.call("admin.vm.feature.Set", "service.meminfo-writer", "work", "1")
@@ -176,7 +168,7 @@ def test_the_old_name_of_memory_balancing(daemon: FakeDaemon) -> None:
 
 
 def test_who_shows_a_qube_is_also_a_tag(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     qubes.create("AppVM", "screen", "red", "deb")
     qubes.set("work", "guivm", "screen")
     assert "guivm-screen" in qubes.tags("work")
@@ -187,7 +179,7 @@ def test_who_shows_a_qube_is_also_a_tag(daemon: FakeDaemon) -> None:
 
 
 def test_data_for_a_volume_is_put_in_place_whole_or_not_at_all(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     qubes.create("AppVM", "vault", "red", "deb")
     image = bytes(range(256)) * 4096 + bytes(1 << 20) + b"end"
     head = b"admin.vm.volume.ImportWithSize+private dom0 name vault\0"
@@ -206,7 +198,7 @@ def test_data_for_a_volume_is_put_in_place_whole_or_not_at_all(daemon: FakeDaemo
 
 
 def test_statistics_of_what_runs(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     qubes.create("AppVM", "busy", "red", "deb")
     qubes.set(None, "stats_interval", "1")
     qubes.call("admin.vm.Start", "", "busy")

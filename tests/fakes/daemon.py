@@ -12,7 +12,10 @@ from casemate.api.context import Context
 from casemate.api.events import Subscriptions
 from casemate.api.methods import INTERNAL, MISC
 from casemate.api.server import Server
+from casemate.client.qubes import Qubes
+from casemate.client.transport import Transport
 from casemate.store.store import Store
+from tests.builders import settings_in
 from tests.fakes.parts import FakeParts
 
 
@@ -26,6 +29,10 @@ class FakeDaemon:
         self.loop: asyncio.AbstractEventLoop
         self.server: Server
         self.context: Context
+
+    def client(self) -> Qubes:
+        """A client of this daemon, which starts no other."""
+        return Qubes(Transport(settings_in(self.socket.parents[1]), daemon=()))
 
 
 @contextmanager

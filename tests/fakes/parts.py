@@ -23,7 +23,7 @@ from casemate.engine.operations import OperationLocks
 from casemate.host.hypervisor import HostDisk, PowerState
 from casemate.host.kernel_devices import KernelDevices
 from casemate.model.domain import Domain
-from casemate.settings import Settings, load
+from casemate.settings import load
 from casemate.storage.drivers import load as load_drivers
 from casemate.store.store import Store
 from casemate.wire import events as ev
@@ -42,6 +42,7 @@ from casemate.wire.errors import (
     StorageError,
 )
 from casemate.wire.recipe import Recipe
+from tests.builders import settings_in
 
 GUID = "0f5e6a1c-0000-4000-8000-000000000000"
 """That of each start: nothing here looks at it."""
@@ -395,7 +396,7 @@ class FakeParts:
         """What the API's handlers get."""
         self.bus.subscribe(events.publish)
         directory = self.store.path.parent
-        settings = Settings(state=directory, run=directory / "run", cache=directory / "cache")
+        settings = settings_in(directory)
         return Context(
             store=self.store,
             events=events,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.builders import short_directory
 from tests.live.world import World
 
 
@@ -16,14 +14,13 @@ from tests.live.world import World
 def world() -> Iterator[World]:
     """A state with the lean template."""
     # A short path: the names of unix sockets have a limit.
-    directory = Path(tempfile.mkdtemp(prefix="cm", dir="/tmp"))  # noqa: S108
-    made = World(directory)
-    try:
-        made.run("casemate", "template", "build", timeout=1800)
-        yield made
-    finally:
-        made.clean()
-        shutil.rmtree(directory, ignore_errors=True)
+    with short_directory() as directory:
+        made = World(directory)
+        try:
+            made.run("casemate", "template", "build", timeout=1800)
+            yield made
+        finally:
+            made.clean()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ import pytest
 
 from casemate.cli.loop_device import LoopDevice
 from casemate.host import qemu_access
-from tests.live.world import World, wait_for
+from tests.builders import wait_for
+from tests.live.world import World
 
 pytestmark = [pytest.mark.live, pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.world import TEMPLATE, World, wait_for
+from tests.builders import wait_for
+from tests.live.world import TEMPLATE, World
 
 pytestmark = [pytest.mark.live, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.live.world import TEMPLATE, World, wait_for
+from tests.builders import wait_for
+from tests.live.world import TEMPLATE, World
 
 pytestmark = pytest.mark.live
 

@@ -12,7 +12,8 @@ import pytest
 
 from casemate.qdb.client import QubesDB
 from casemate.wire.errors import DisconnectedError
-from tests.live.world import World, wait_for
+from tests.builders import wait_for
+from tests.live.world import World
 
 pytestmark = pytest.mark.live
 

@@ -12,7 +12,8 @@ import pytest
 
 from casemate.model.classes import CLASSES
 from casemate.model.system import System
-from tests.live.world import TEMPLATE, World, wait_for
+from tests.builders import wait_for
+from tests.live.world import TEMPLATE, World
 
 pytestmark = pytest.mark.live
 

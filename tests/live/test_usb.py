@@ -20,8 +20,9 @@ from casemate.host.apt import Apt
 from casemate.host.guest_kernel import compile_static, initramfs
 from casemate.host.initrd.modules import WANTED, load_order, module_directory
 from casemate.host.process import Runner
+from tests.builders import wait_for
 from tests.fakes.parts import add_usb_stick
-from tests.live.world import World, wait_for
+from tests.live.world import World
 
 pytestmark = [pytest.mark.live, pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")]
 

@@ -7,8 +7,6 @@ import secrets
 import select
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from casemate.cli.clean import clean_state, machines_of
@@ -111,12 +109,3 @@ class World:
     def clean(self) -> None:
         """End and remove everything."""
         clean_state(self.settings)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> float:
-    """Wait until something is so; returns how long it took."""
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < seconds, "did not happen in time"
-        time.sleep(0.02)
-    return time.monotonic() - begin

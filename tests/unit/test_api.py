@@ -16,8 +16,6 @@ from casemate.api.events import MAX_SUBSCRIPTIONS, QUEUE_LIMIT
 from casemate.api.method import Access, Method
 from casemate.api.methods import METHODS
 from casemate.client.qubes import Qubes
-from casemate.client.transport import Transport
-from casemate.settings import Settings
 from casemate.wire import admin
 from casemate.wire.errors import (
     AlreadyExistsError,
@@ -53,8 +51,7 @@ def qubes(daemon: FakeDaemon) -> Qubes:
 
 
 def client(daemon: FakeDaemon) -> Qubes:
-    base = daemon.socket.parent
-    found = Qubes(Transport(Settings(state=base.parent, run=base, cache=base / "cache"), daemon=()))
+    found = daemon.client()
     if "deb" not in daemon.store.snapshot().domains:
         found.create("TemplateVM", "deb", "black")
         found.create("AppVM", "work", "blue", "deb")

@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 
 from casemate.daemon.autostart import Autostart
-from casemate.settings import Settings
 from casemate.wire.errors import StartError
-from tests.builders import small_system
+from tests.builders import settings_in, small_system
 
 
 class Host:
     """A boot id in a file, and a record of starts; ``broken`` qubes cannot start."""
 
     def __init__(self, directory: Path) -> None:
-        self.settings = Settings(directory, directory / "run", directory / "cache")
+        self.settings = settings_in(directory)
         self.settings.run.mkdir()
         self.boot_id = directory / "boot_id"
         self.boot_id.write_text("first\n")

@@ -17,7 +17,7 @@ from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport
 from casemate.settings import Settings
 from casemate.wire.errors import DaemonAccessError
-from tests.builders import gone
+from tests.builders import gone, settings_in
 
 DAEMON = (sys.executable, "-m", "tests.fakes.daemon_process")
 
@@ -25,7 +25,7 @@ DAEMON = (sys.executable, "-m", "tests.fakes.daemon_process")
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    found = Settings(state=tmp_path, run=tmp_path / "run", cache=tmp_path / "cache")
+    found = settings_in(tmp_path)
     yield found
     for pid in started(found):
         try:

@@ -12,8 +12,6 @@ import pytest
 from casemate import devices as device_classes
 from casemate.api.methods.devices import parse_offered, parse_ref
 from casemate.cli.loop_device import LoopDevice
-from casemate.client.qubes import Qubes
-from casemate.client.transport import Transport
 from casemate.devices.block import DEVICE_CLASS as BLOCK
 from casemate.devices.device_class import Opening, Provider
 from casemate.devices.disks import DiskOptions
@@ -23,7 +21,6 @@ from casemate.host.kernel_devices import KernelDevices
 from casemate.host.qemu_access import with_entry
 from casemate.host.uevents import DeviceEvents
 from casemate.model.devices import Assignment, DeviceRef, denies
-from casemate.settings import Settings
 from casemate.store import reader, writer
 from casemate.wire.admin import CONNECTED
 from casemate.wire.errors import (
@@ -51,14 +48,9 @@ Host = dict[str, Provider]
 def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
     with running(tmp_path) as found:
         for klass, name, template in (("TemplateVM", "deb", None), ("AppVM", "one", "deb"), ("AppVM", "two", "deb")):
-            client(found).create(klass, name, "blue", template)
+            found.client().create(klass, name, "blue", template)
         add_block(found.parts.sys, "loop0", loop__backing_file="/images/a")
         yield found
-
-
-def client(daemon: FakeDaemon) -> Qubes:
-    base = daemon.socket.parent
-    return Qubes(Transport(Settings(state=base.parent, run=base, cache=base / "cache"), daemon=()))
 
 
 # -- what the host offers
@@ -240,7 +232,7 @@ def test_who_offers_an_assigned_device_cannot_be_removed() -> None:
 
 
 def test_a_device_goes_to_one_qube_at_a_time(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     attach, device = "admin.vm.device.block.Attach", "dom0+loop0"
     with pytest.raises(NotRunningError):
         qubes.call(attach, device, "one")
@@ -291,7 +283,7 @@ def test_two_qubes_that_want_a_device_at_once(daemon: FakeDaemon) -> None:
         return await asyncio.gather(*work, return_exceptions=True)
 
     for name in ("one", "two"):
-        client(daemon).call("admin.vm.Start", "", name)
+        daemon.client().call("admin.vm.Start", "", name)
     results = asyncio.run_coroutine_threadsafe(both(), daemon.loop).result(10)
     assert results.count(None) == 1
     assert sum(isinstance(one, DeviceAlreadyAttachedError) for one in results) == 1
@@ -299,7 +291,7 @@ def test_two_qubes_that_want_a_device_at_once(daemon: FakeDaemon) -> None:
 
 def test_a_file_goes_to_one_qube_at_a_time_whatever_loop_device_is_over_it(daemon: FakeDaemon, tmp_path: Path) -> None:
     """By its number, so that a link to it is it; several that only read may share it."""
-    qubes, attach = client(daemon), "admin.vm.device.block.Attach"
+    qubes, attach = daemon.client(), "admin.vm.device.block.Attach"
     image = tmp_path / "image"
     image.write_bytes(bytes(512))
     (tmp_path / "link").hardlink_to(image)
@@ -322,7 +314,7 @@ def test_a_file_goes_to_one_qube_at_a_time_whatever_loop_device_is_over_it(daemo
 
 
 def test_a_disk_and_its_part_are_one_device(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     disk_with_parts(daemon.parts.sys, "sdx", 65)
     for name in ("one", "two"):
         qubes.call("admin.vm.Start", "", name)
@@ -336,7 +328,7 @@ def test_a_disk_and_its_part_are_one_device(daemon: FakeDaemon) -> None:
 
 
 def test_assignments_and_their_events(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     device = "dom0+loop0"
     with qubes.transport.events("one") as events:
         events.next(10)
@@ -361,7 +353,7 @@ def test_assignments_and_their_events(daemon: FakeDaemon) -> None:
 
 
 def test_a_device_that_comes_goes_to_who_waits_for_it(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     qubes.call("admin.vm.device.block.Assign", "dom0+sdy", "one", "mode='auto-attach'")
     qubes.call("admin.vm.Start", "", "one")
 
@@ -385,7 +377,7 @@ def test_a_start_with_devices(daemon: FakeDaemon) -> None:
     from casemate.engine.steps import Start
     from casemate.wire.errors import StartError
 
-    qubes = client(daemon)
+    qubes = daemon.client()
     said: list[str] = []
 
     def up() -> None:
@@ -440,7 +432,7 @@ def test_a_loop_device_that_cannot_be_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_stick_is_a_usb_device_or_a_disk_but_goes_to_one_qube(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     add_usb_stick(daemon.parts.sys, "1-1", "sdx")
     listed = qubes.call("admin.vm.device.usb.Available", "", "dom0")
     assert listed.startswith("1-1:1234:abcd:S1:u00 ") and "_size='4096'" in listed and "interfaces='u080650'" in listed
@@ -459,7 +451,7 @@ def test_a_stick_is_a_usb_device_or_a_disk_but_goes_to_one_qube(daemon: FakeDaem
 
 
 def test_a_usb_device_without_a_disk_is_listed_and_refused(daemon: FakeDaemon) -> None:
-    qubes = client(daemon)
+    qubes = daemon.client()
     place = add_usb_stick(daemon.parts.sys, "1-2", "sdx")
     (place / "1-2:1.0/host0/target0:0:0/0:0:0:0/block/sdy").mkdir()  # a reader with two slots
     qubes.call("admin.vm.Start", "", "one")
@@ -471,7 +463,7 @@ def test_a_usb_device_without_a_disk_is_listed_and_refused(daemon: FakeDaemon) -
 
 
 def test_a_machine_has_a_usb_controller_only_if_its_qube_may_get_such_devices(daemon: FakeDaemon) -> None:
-    qubes, devices = client(daemon), daemon.parts.devices
+    qubes, devices = daemon.client(), daemon.parts.devices
 
     def controllers(name: str) -> frozenset[str]:
         return devices.controllers(daemon.store.snapshot().domains[name])

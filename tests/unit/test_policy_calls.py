@@ -28,8 +28,8 @@ from casemate.qrexec.evaluate import QubeInfo, SystemInfo
 from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.listener import CallListener
 from casemate.qrexec.policy_socket import parse_request
-from casemate.settings import Settings
 from casemate.wire.errors import CallRefusedError, ProtocolError, StartError
+from tests.builders import settings_in
 
 UUID = "00000000-0000-4000-8000-00000000000"
 POLICY = """
@@ -48,7 +48,7 @@ class World:
     """A broker with its sockets, over qubes that exist only by name; what it asks others to do is real sockets too."""
 
     def __init__(self, directory: Path, seconds: float = 5.0) -> None:
-        self.settings = Settings(directory, directory / "run", directory / "cache")
+        self.settings = settings_in(directory)
         for path in (self.settings.policy_dir, self.settings.policy_run_dir):
             path.mkdir(mode=0o700, parents=True)
         self.file = self.settings.policy_dir / "30-user.policy"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.builders import short_directory
 from tests.component.laws.daemon import Lab
 from tests.component.laws.processes import run
 
@@ -23,10 +22,9 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    directory = Path(tempfile.mkdtemp(prefix="lab", dir="/tmp"))  # noqa: S108  (unix sockets want short paths)
-    made = Lab(directory)
-    try:
-        yield made
-    finally:
-        made.close()
-        shutil.rmtree(directory)
+    with short_directory("lab") as directory:
+        made = Lab(directory)
+        try:
+            yield made
+        finally:
+            made.close()

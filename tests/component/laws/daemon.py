@@ -9,7 +9,7 @@ from pathlib import Path
 
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport
-from casemate.settings import Settings
+from tests.builders import settings_in
 
 ROOT = Path(__file__).parents[3]
 
@@ -18,7 +18,7 @@ class Lab:
     """The daemon of lab.py and programs that use it."""
 
     def __init__(self, directory: Path) -> None:
-        self.settings = Settings(directory, directory / "run", directory / "cache", prefix=f"lab-{os.getpid()}-")
+        self.settings = settings_in(directory, prefix=f"lab-{os.getpid()}-")
         for made in (self.settings.run, self.settings.policy_dir):
             made.mkdir(parents=True)
         path = f"{ROOT / 'src'}:{ROOT}"
