@@ -1,4 +1,4 @@
-"""Methods of devices: what the host and qubes offer, who has it, who is to get it.
+"""Methods of devices: which are offered, which are attached, which are assigned for each start.
 
 Which classes there are, and which of their devices can be given to qubes, is declared in ``casemate.devices``. A
 device is written ``BACKEND+PORT+IDENTITY`` in an argument, ``BACKEND:PORT:IDENTITY`` in an event, and
@@ -117,7 +117,7 @@ def _described(device: HostDevice, backend: str) -> dict[str, str]:
     return found
 
 
-# -- what there is
+# -- which devices are offered
 
 
 @method("admin.deviceclass.List", Access.READ)
@@ -171,7 +171,7 @@ def parse_offered(untrusted_keys: Mapping[str, bytes]) -> list[HostDevice]:
     return found
 
 
-# -- who is to get it
+# -- which devices are assigned
 
 
 def _place_filter(arg: str) -> tuple[str, str]:
@@ -181,7 +181,7 @@ def _place_filter(arg: str) -> tuple[str, str]:
 
 @method("admin.vm.device.{klass}.Assigned", Access.READ, klass=CLASSES)
 def list_assigned(klass: str, dest: Domain, arg: str = "") -> str:
-    """The devices that a qube is to get; the argument names one, ``BACKEND+PORT``."""
+    """The devices that are assigned to a qube; the argument names one, ``BACKEND+PORT``."""
     backend, where = _place_filter(arg)
     found = []
     for one in dest.devices:
@@ -203,7 +203,7 @@ def _given_line(dest: Domain, device: DeviceRef, mode: str, given: Iterable[tupl
 
 @method("admin.vm.device.{klass}.Assign", Access.WRITE, klass=CLASSES)
 def assign(context: Context, system: System, klass: str, dest: Domain, arg: str, payload: str = "") -> None:
-    """Give a qube a device at each start."""
+    """Assign a device: the qube gets it at each start."""
     device, pairs = parse_ref(klass, arg), _pairs(payload)
     system.domains.find(device.backend)
     given = options(_given_options(pairs))
@@ -216,20 +216,20 @@ def assign(context: Context, system: System, klass: str, dest: Domain, arg: str,
 
 
 def _ident_of(device: DeviceRef, pairs: Mapping[str, str]) -> str:
-    """Clients say the identity in the argument, in the payload or in both."""
+    """The identity of the device: clients put it into the argument, the payload or both."""
     said = pairs.get("device_id", ANY)
     return identity(said) if device.ident == ANY and said != UNKNOWN_INTERFACE else device.ident
 
 
 @method("admin.vm.device.{klass}.Unassign", Access.WRITE, klass=CLASSES)
 def unassign(klass: str, dest: Domain, arg: str) -> None:
-    """Give a qube a device no more."""
+    """Remove an assignment."""
     dest.devices.remove(_assigned(dest, parse_ref(klass, arg)))
 
 
 @method("admin.vm.device.{klass}.Set.assignment", Access.WRITE, klass=CLASSES)
 def set_assignment(klass: str, dest: Domain, arg: str, payload: str) -> None:
-    """Change how a qube is to get a device: required, auto-attach or ask-to-attach."""
+    """Change the mode of an assignment: required, auto-attach or ask-to-attach."""
     device = _assigned(dest, parse_ref(klass, arg))
     if payload not in MODES:
         raise ProtocolError(f"Not a mode of an assignment: {printable(payload, 40)!r}; there are {', '.join(MODES)}")
@@ -237,7 +237,7 @@ def set_assignment(klass: str, dest: Domain, arg: str, payload: str) -> None:
 
 
 def _assigned(dest: Domain, device: DeviceRef) -> DeviceRef:
-    """The assignment that is meant: exactly that device, or the only one of that port."""
+    """The assignment of exactly that device, or else the only one of that port."""
     if device in dest.devices:
         return device
     same = [one.device for one in dest.devices if one.device.place() == device.place()]
@@ -247,7 +247,7 @@ def _assigned(dest: Domain, device: DeviceRef) -> DeviceRef:
     return same[0]
 
 
-# -- who has it
+# -- which devices are attached
 
 
 @method("admin.vm.device.{klass}.Attached", Access.EXECUTE, klass=CLASSES)
@@ -261,13 +261,13 @@ async def list_attached(context: Context, klass: str, dest: Domain, arg: str = "
 
 
 def _attached_line(dest: Domain, klass: str, one: Attachment) -> str:
-    # Attached is attached: how it came about matters to Assigned only.
+    # As upstream answers: an attached device has the mode "manual", also where an assignment attached it.
     return _given_line(dest, DeviceRef(klass, ADMIN, one.port, one.ident), "manual", sorted(one.options.items()))
 
 
 @method("admin.vm.device.{klass}.Attach", Access.EXECUTE, klass=CLASSES)
 async def attach(context: Context, system: System, klass: str, dest: Domain, arg: str, payload: str = "") -> None:
-    """Give a running qube a device, until it stops or the device is detached."""
+    """Attach a device to a running qube, until the qube stops or the device is detached."""
     device, pairs = parse_ref(klass, arg), _pairs(payload)
     system.domains.find(device.backend)
     given = dict(options(_given_options(pairs)))
@@ -278,11 +278,11 @@ async def attach(context: Context, system: System, klass: str, dest: Domain, arg
 
 @method("admin.vm.device.{klass}.Detach", Access.EXECUTE, klass=CLASSES)
 async def detach(context: Context, klass: str, dest: Domain, arg: str) -> None:
-    """Take a device back from a running qube."""
+    """Detach a device from a running qube."""
     await context.devices.detach(dest.name, parse_ref(klass, arg))
 
 
-# -- what a qube may not have
+# -- which devices are denied
 
 
 def codes(text: str) -> list[str]:
@@ -300,12 +300,12 @@ def list_denied(dest: Domain) -> str:
 
 @method("admin.vm.device.denied.Add", Access.WRITE)
 def add_denied(dest: Domain, payload: str) -> None:
-    """Deny some interfaces of devices."""
+    """Deny devices with some interfaces."""
     dest.set_text("devices_denied", "".join(sorted({*codes(dest.text("devices_denied")), *codes(payload)})))
 
 
 @method("admin.vm.device.denied.Remove", Access.WRITE)
 def remove_denied(dest: Domain, payload: str) -> None:
-    """Allow some interfaces of devices again, or ``all``."""
+    """Allow devices with some interfaces again, or ``all``."""
     gone = set(codes(dest.text("devices_denied"))) if payload == "all" else set(codes(payload))
     dest.set_text("devices_denied", "".join(sorted({*codes(dest.text("devices_denied"))} - gone)))

@@ -1,7 +1,7 @@
-"""``qubes.*``: what qubes tell this host about themselves; ``source`` is the qube, whoever carries the call.
+"""``qubes.*``: what qubes tell this host about themselves. ``source`` is the qube, also where a program speaks for it.
 
-They come through qrexec and its policy, or from a program of this host on the socket ``qubesd.misc.sock``. All that a
-qube says is about itself alone, is checked word by word, and never overrides what a person has set.
+Calls come through qrexec and its policy, or from a program of this host on the socket ``qubesd.misc.sock``. A qube can
+say something about itself only. Each word of it is checked, and nothing overrides what a person has set.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ TOOLS = "/qubes-tools/"
 MAX_REQUESTED = 256
 """Limit of what a qube says of itself (features): features asked for at once."""
 MAX_VALUE = 128
+"""Limit of what a qube says of itself (characters): value of a feature."""
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 
 ONCE = ("qrexec", "gui", "gui-emulated")
-"""0 or 1, taken only where the qube has no such feature yet: a person's setting stays."""
+"""Features that are 0 or 1, accepted only while the qube has no such feature, so that a person's setting stays."""
 FREE = ("qubes-firewall", "vmexec")
-"""0 or 1, as the qube says."""
+"""Features that are 0 or 1, always as the qube says."""
 TEXT = ("os", "os-distribution", "os-distribution-like", "os-version", "os-eol", "qubes-agent-version")
-"""Text, as the qube says."""
+"""Features with a text, always as the qube says."""
 SUPPORTED = ("supported-service.", "supported-feature.", "supported-rpc.")
-"""Prefixes of ``1``; those of a kind that is asked for and that are not among them any more are taken away."""
+"""Prefixes of features that are 1. A request with some of one prefix removes the others that the qube has of it."""
 
 
 def requested(tree: Mapping[str, bytes], prefix: str) -> dict[str, str]:
-    """The features in a part of a qube's database; ProtocolError for names or values that none could have."""
+    """The features in a part of a qube's database; raises ProtocolError for an invalid name or value."""
     if len(tree) > MAX_REQUESTED:
         raise ProtocolError(f"More than {MAX_REQUESTED} features are asked for")
     found = {}
@@ -51,7 +52,8 @@ def requested(tree: Mapping[str, bytes], prefix: str) -> dict[str, str]:
 
 
 def apply_request(domain: Domain, asked: Mapping[str, str]) -> None:
-    """Give a qube of its own root those features that it asks for and may have; the others are ignored."""
+    """Give a qube without a template the features that it asks for and may have. Others are ignored, as upstream
+    does."""
     have = domain.features
     wanted: dict[str, str] = {}
     for name, value in asked.items():
@@ -71,7 +73,7 @@ def apply_request(domain: Domain, asked: Mapping[str, str]) -> None:
 
 @method("qubes.SyncAppMenus", Access.EXECUTE)
 async def sync_menus(context: Context, source: str, payload: bytes = b"") -> None:
-    """Take the entries of a qube's menus; those of a qube with a template are its template's."""
+    """Store the entries of a qube's menus. A qube with a template has its template's, and is refused."""
     domain = context.store.snapshot().domains.find(source)
     if domain.template is not None:
         raise ProtocolError(f"{domain.name} has its menus from its template")
@@ -100,7 +102,7 @@ async def _request(context: Context, source: str, prefix: str) -> None:
     asked = requested(await _written(context, domain.name, prefix), prefix)
     context.events.publish(ev.FeaturesRequest(domain.name, printable(repr(asked), 8000)))
     if domain.template is not None:
-        return  # what its template is decides
+        return  # a qube that is based on a template has the template's features
     first = not domain.features.get("qrexec") and asked.get("qrexec") == "1" and "qrexec" not in domain.features
     await _change(context, domain.name, lambda _system, qube: apply_request(qube, asked))
     if first:
@@ -109,23 +111,24 @@ async def _request(context: Context, source: str, prefix: str) -> None:
 
 @method("qubes.FeaturesRequest", Access.EXECUTE)
 async def request_features(context: Context, source: str) -> None:
-    """Take the features that a qube has written below ``/features-request/`` in its database."""
+    """Take over the features that a qube has written below ``/features-request/`` in its database."""
     await _request(context, source, REQUEST)
 
 
 @method("qubes.NotifyTools", Access.EXECUTE)
 async def notify_tools(context: Context, source: str) -> None:
-    """The same as older guests say it, below ``/qubes-tools/``."""
+    """The same from older guests, which write below ``/qubes-tools/``."""
     await _request(context, source, TOOLS)
 
 
 @method("qubes.NotifyUpdates", Access.EXECUTE)
 async def notify_updates(context: Context, source: str, payload: str) -> None:
-    """How many updates a qube could install: about itself, or a hint about its template while that does not run."""
+    """How many updates a qube could install. Of a qube with a template it is a hint about the template while that is
+    halted."""
     count = names.number(payload.strip(), "number of updates", 0, 1 << 31)
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     caller = context.store.snapshot().domains.find(source)
-    # A qube on an older state of its template may speak of updates that are installed there already.
+    # A qube that runs on an older state of its template may count updates that the template has installed since.
     outdated = any(
         volume is not None and context.volumes.is_outdated(caller.name, name) for name, volume in caller.volumes.items()
     )
