@@ -1,7 +1,7 @@
 # The two commands: make run, make test. Everything else is for work on Casemate itself (see HACKING.md).
 PYTHON = .venv/bin/python
 
-.PHONY: help setup setup-tests run test test-full test-root test-windows check fix bench clean docs fuzz
+.PHONY: help setup setup-tests run test test-full test-root test-busy test-windows check fix bench clean docs fuzz
 
 help: ## show what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,9 @@ SUITE = trixie
 GOALS = run test
 test-root: setup ## both commands in a bare root of SUITE=trixie|bookworm|sid, as root (GOALS=run: one of them)
 	@packaging/debian-root $(SUITE) sh -c 'for goal in $(GOALS); do make $$goal || exit 1; done'
+
+test-busy: setup-tests ## the suite three times in random order beside a load of four processes a core
+	@$(PYTHON) -m tests.busy 3
 
 test-windows: ## the store's locks by Windows' own Python, under Wine
 	@packaging/setup.sh windows

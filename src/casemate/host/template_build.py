@@ -91,7 +91,8 @@ printf '127.0.0.1 localhost\n::1 localhost\n' >"$1/etc/hosts"
 """
 
 # By the apt outside with the new system's configuration (mmdebstrap(1), MMDEBSTRAP_APT_CONFIG): it has the network, and
-# checks the package's hash against the suite's signed lists. The package goes to the descriptor that we were handed.
+# checks the package's hash against the suite's signed lists. mmdebstrap's own ``download`` then takes the package out:
+# not another descriptor of ours, because mmdebstrap's shells (dash) know none above 9, and it needs some itself.
 _FETCH_KERNEL = r"""
 set -eu
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
@@ -100,16 +101,12 @@ package=$(apt-cache depends META | sed -n 's/^ *Depends: *\(linux-image-[0-9][^ 
 mkdir "$1/kernel-package"
 cd "$1/kernel-package"
 apt-get -o APT::Sandbox::User= -q download "$package" >&2
-# Not by the shell: dash knows no descriptor above 9.
-/usr/bin/python3 -IS -c 'import shutil, sys
-with open(sys.argv[1], "rb") as source, open(int(sys.argv[2]), "wb") as target:
-    shutil.copyfileobj(source, target)' ./*.deb FD
-cd /
-rm -rf "$1/kernel-package"
+mv ./*.deb package
 """
 
 _CLEAN = r"""
 set -eu
+rm -r "$1/kernel-package"
 rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/* "$1/etc/resolv.conf"
 rm -f "$1/etc/machine-id" && : >"$1/etc/machine-id"
 """
@@ -270,9 +267,9 @@ def _included(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def _hooks(recipe: Recipe, files: str, kernel_fd: str, image_fd: str) -> list[str]:
+def _hooks(recipe: Recipe, files: str, kernel_package: str, image_fd: str) -> list[str]:
     """What is done in the new system, in order, up to its image. ``files``: where the recipe's files lie, by number."""
-    fetch = _FETCH_KERNEL.replace("META", META_PACKAGE).replace("FD", kernel_fd)
+    fetch = _FETCH_KERNEL.replace("META", META_PACKAGE)
     make_image = (
         _IMAGE.replace("SIZE", str(ROOT_SIZE))
         .replace("OPTIONS", f"{shlex.join(EXT4_OPTIONS)} -L root -J size=32 -i 65536")
@@ -292,6 +289,7 @@ def _hooks(recipe: Recipe, files: str, kernel_fd: str, image_fd: str) -> list[st
         *([_SETTLE_KIND[recipe.kind]] if recipe.kind in _SETTLE_KIND else []),
         'echo "I: fetching the kernel" >&2',
         fetch,
+        f"download /kernel-package/package {shlex.quote(kernel_package)}",
         _CLEAN,
         'echo "I: making the image" >&2',
         make_image,
@@ -328,7 +326,7 @@ async def _bootstrap(
     work = made.image.parent
     for number, file in enumerate(recipe.files):
         (work / str(number)).write_bytes(file.data)
-    with _new_file(made.image) as image, _new_file(made.kernel_package) as kernel:
+    with _new_file(made.image) as image:
         os.ftruncate(image, ROOT_SIZE)
         argv: list[str | Path] = [
             "mmdebstrap",
@@ -340,7 +338,7 @@ async def _bootstrap(
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
             *(f"--aptopt={line}" for line in await debian_archive.proxies(runner)),
-            *(f"--customize-hook={hook}" for hook in _hooks(recipe, str(work), str(kernel), str(image))),
+            *(f"--customize-hook={hook}" for hook in _hooks(recipe, str(work), str(made.kernel_package), str(image))),
         ]
         keyring = debian_archive.keyring(bool(sources))
         if keyring is not None:
@@ -351,7 +349,7 @@ async def _bootstrap(
         name = recipe.default_name
         try:
             await runner.run(
-                argv, input=sources.encode(), timeout=_BUILD_SECONDS, pass_fds=(image, kernel), cwd=Path("/"),
+                argv, input=sources.encode(), timeout=_BUILD_SECONDS, pass_fds=(image,), cwd=Path("/"),
                 env={"TMPDIR": str(memory)} if memory else None,
                 failure_log=settings.cache / "logs" / f"mmdebstrap-{recipe.suite}-{recipe.kind}.log",
                 on_line=lambda line: progress(f"{name}: {line[3:]}") if _is_progress(line) else None,
@@ -360,7 +358,7 @@ async def _bootstrap(
             raise TemplateBuildError(f"Bootstrapping Debian {recipe.suite} failed: {error}") from None
         if not any(os.pread(image, 4096, 0)[1080:1082]):
             raise TemplateBuildError("Bootstrapping Debian ended well, but the image has no file system")
-        if os.fstat(kernel).st_size == 0:
+        if not made.kernel_package.exists():
             raise TemplateBuildError("Bootstrapping Debian ended well, but no kernel was fetched")
 
 
