@@ -153,7 +153,7 @@ def test_actions() -> None:
     assert isinstance(result, Allow) and (result.user, result.notify, result.autostart) == ("root", True, True)
     result = ask("svc * work vault allow")
     assert isinstance(result, Allow) and (result.user, result.notify, result.autostart) == (None, False, True)
-    assert result.rule.place == "test.policy:1"
+    assert result.rule.location == "test.policy:1"
     result = ask("svc * work vault deny")
     assert isinstance(result, Deny) and result.notify and "test.policy:1" in result.reason
     result = ask("svc * work vault deny notify=no")
@@ -331,7 +331,7 @@ def test_files_are_read_in_order_and_others_ignored(tmp_path: Path) -> None:
     for name in (".hidden.policy", "10-a.policy~", "10-a.policy.rpmsave", "README", "#x.policy#"):
         write(tmp_path / name, "broken")
     (tmp_path / "sub.policy").mkdir()
-    assert [rule.place for rule in PolicyFiles(tmp_path).current().rules] == ["10-a.policy:1", "90-z.policy:1"]
+    assert [rule.location for rule in PolicyFiles(tmp_path).current().rules] == ["10-a.policy:1", "90-z.policy:1"]
 
 
 def test_includes(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_includes(tmp_path: Path) -> None:
     write(tmp_path / "legacy/old", "# old\nwork $anyvm allow,target=vault,user=root\n$include:legacy/rest\n")
     write(tmp_path / "legacy/rest", "$anyvm  $dispvm:dvm  deny\n")
     rules = PolicyFiles(tmp_path).current().rules
-    assert [(r.place, r.service, r.argument, str(r.source), str(r.target), r.action) for r in rules] == [
+    assert [(r.location, r.service, r.argument, str(r.source), str(r.target), r.action) for r in rules] == [
         ("more/one:1", "svc", None, "work", "*", "deny"),
         ("10.policy:2", "svc", None, "dvm", "*", "deny"),
         ("more/a.policy:1", "svc", None, "plain", "*", "deny"),

@@ -21,7 +21,7 @@ def write(path: Path, text: str) -> None:
 
 
 def places(files: PolicyFiles) -> list[str]:
-    return [rule.place for rule in files.current().rules]
+    return [rule.location for rule in files.current().rules]
 
 
 def services(files: PolicyFiles) -> list[str | None]:
@@ -78,7 +78,7 @@ def test_the_files_of_qubes_4_0(tmp_path: Path) -> None:
         "my.Service * @anyvm @anyvm ask default_target=vault",
         "last * * * deny",
     ]
-    assert rules[3].place == "35-compat.policy:2" and rules[2].place == f"{old}/my.Service+a:1"
+    assert rules[3].location == "35-compat.policy:2" and rules[2].location == f"{old}/my.Service+a:1"
     write(old / "my.Service+a", "work vault maybe")
     with pytest.raises(PolicyError, match=r"my\.Service\+a:1: 'maybe' is not"):
         files.current()

@@ -74,7 +74,7 @@ def clean_state(settings: Settings) -> None:
     forgotten += ["devices"] if os.geteuid() == 0 else []
     for what in forgotten if settings.store_file.exists() else []:
         environment = {**os.environ, **settings.environment()}
-        subprocess.run([sys.executable, "-m", "casemate.host.forget", what], env=environment, check=False)
+        subprocess.run([sys.executable, "-m", "casemate.host.clean_up", what], env=environment, check=False)
     links: set[int] = set()
     if (settings.run / "qubes").is_dir():
         for path in (settings.run / "qubes").glob("*.link"):

@@ -27,11 +27,11 @@ def run(qubes: Qubes, source: str, call: str, asked: str) -> int:
     decision = found.decision
     print(f"{service}+{argument or ''} of {source} to {printable(asked) or '(no target)'}: {verdict(decision)}")
     if decision.rule is not None:
-        print(f"\nThis rule decides:\n  {decision.rule.place}: {decision.rule}")
+        print(f"\nThis rule decides:\n  {decision.rule.location}: {decision.rule}")
     if found.near:
         print("\nThese come before it and nearly fit:" if decision.rule is not None else "\nThese nearly fit:")
         for rule, why in found.near:
-            print(f"  {rule.place}: {rule}\n      {why}")
+            print(f"  {rule.location}: {rule}\n      {why}")
     if found.line:
         what = "deny" if isinstance(decision, Allow) else "allow"
         where = view.directory / found.file if "/" not in found.file else found.file

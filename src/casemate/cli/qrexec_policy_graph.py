@@ -61,7 +61,7 @@ def dot(edges: Iterator[Edge], *, full: bool, labels: bool) -> str:
     lines: dict[str, None] = {}
     for source, target, service, rule in edges:
         label = f' label="{" ".join([service, *(rule.parameters() if full else [])])}"' if labels else ""
-        place = f' tooltip="{rule.place}"' if full else ""
+        place = f' tooltip="{rule.location}"' if full else ""
         lines[f'  "{source}" -> "{target}" [{f"color={_COLORS[rule.action]}{label}{place}"}];\n'] = None
     return "digraph g {\n" + "".join(lines) + "}\n"
 

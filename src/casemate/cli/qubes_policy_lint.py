@@ -60,7 +60,7 @@ def _installed(qubes: Qubes) -> int:
 
 def _warn(rules: tuple[Rule, ...]) -> None:
     for rule, before in hidden(rules):
-        print(f"{rule.place}: warning: never decides, {before.place} fits whatever it would fit")
+        print(f"{rule.location}: warning: never decides, {before.location} fits whatever it would fit")
 
 
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:

@@ -44,15 +44,15 @@ class BlockDevices:
                 if not self._is_used(part, used) and not self._is_used(disk, used):
                     yield from self._described(part, disk.name)
 
-    def _described(self, place: Path, whole: str) -> Iterator[HostDevice]:
+    def _described(self, directory: Path, whole: str) -> Iterator[HostDevice]:
         text = self._kernel.text
-        size = text(place, "size")
+        size = text(directory, "size")
         sectors = int(size) if size.isascii() and size.isdecimal() else 0
-        loop = text(place / "loop", "backing_file")
-        if sectors == 0 or (place.name.startswith("loop") and not whole and not loop):
+        loop = text(directory / "loop", "backing_file")
+        if sectors == 0 or (directory.name.startswith("loop") and not whole and not loop):
             return  # an empty card reader; a loop device without a file
-        disk = self._kernel.sys / "block" / whole if whole else place
-        number = text(place, "partition") if whole else ""
+        disk = self._kernel.sys / "block" / whole if whole else directory
+        number = text(directory, "partition") if whole else ""
         model = loop or " ".join(filter(None, (text(disk / "device", n) for n in ("vendor", "model"))))
         serial = text(disk / "device", "serial") or text(disk / "device", "wwid") or text(disk, "wwid")
         if loop:
@@ -60,18 +60,18 @@ class BlockDevices:
         else:
             ident = _NOT_IDENT.sub("-", serial)[:100] or f"{disk.name}-{sectors}"
         yield HostDevice(
-            NAME, place.name, f"{ident}:p{number}" if whole else ident, name=model or disk.name, serial=serial,
-            interfaces="b******", size=sectors * _SECTOR, readonly=text(place, "ro") == "1", whole=whole,
-            file=_identity(loop) if loop else "", node=place.name,
+            NAME, directory.name, f"{ident}:p{number}" if whole else ident, name=model or disk.name, serial=serial,
+            interfaces="b******", size=sectors * _SECTOR, readonly=text(directory, "ro") == "1", whole=whole,
+            file=_identity(loop) if loop else "", node=directory.name,
         )  # fmt: skip
 
-    def _is_used(self, place: Path, used: frozenset[str]) -> bool:
+    def _is_used(self, directory: Path, used: frozenset[str]) -> bool:
         """Whether the host uses a device: another device lies over it, or it is mounted or swapped to."""
         try:
-            held = any((place / "holders").iterdir())
+            held = any((directory / "holders").iterdir())
         except OSError:
             held = False
-        return held or place.name in used or self._kernel.text(place, "dev") in used
+        return held or directory.name in used or self._kernel.text(directory, "dev") in used
 
     def _used(self) -> frozenset[str]:
         """Numbers (``MAJOR:MINOR``) and names of the block devices that are mounted or swapped to."""

@@ -23,9 +23,9 @@ class PciDevices:
         return sorted(self._described(), key=lambda device: device.port)
 
     def _described(self) -> Iterator[HostDevice]:
-        for place in self._kernel.directories("bus/pci/devices"):
-            vendor, product, kind = (self._kernel.text(place, name)[2:] for name in ("vendor", "device", "class"))
-            port = place.name.removeprefix("0000:").replace(":", "_")
+        for directory in self._kernel.directories("bus/pci/devices"):
+            vendor, product, kind = (self._kernel.text(directory, name)[2:] for name in ("vendor", "device", "class"))
+            port = directory.name.removeprefix("0000:").replace(":", "_")
             yield HostDevice(NAME, port, f"0x{vendor}:0x{product}::p{kind}", vendor, product, interfaces=f"p{kind}")
 
     def resources(self, device: HostDevice) -> frozenset[str]:

@@ -36,19 +36,19 @@ class UsbDevices:
 
     def _described(self) -> Iterator[HostDevice]:
         text = self._kernel.text
-        for place in self._kernel.directories("bus/usb/devices"):
-            if ":" in place.name or not (place / "idVendor").exists():
+        for directory in self._kernel.directories("bus/usb/devices"):
+            if ":" in directory.name or not (directory / "idVendor").exists():
                 continue  # an interface, whose device is listed
-            vendor, product, kind = (text(place, name) for name in ("idVendor", "idProduct", "bDeviceClass"))
+            vendor, product, kind = (text(directory, name) for name in ("idVendor", "idProduct", "bDeviceClass"))
             codes = "".join(
                 "u" + "".join(text(one, f"bInterface{part}") for part in ("Class", "SubClass", "Protocol"))
-                for one in sorted(place.glob(f"{place.name}:*"))
+                for one in sorted(directory.glob(f"{directory.name}:*"))
             )
-            disk = _disk(place)
+            disk = _disk(directory)
             sectors = text(disk, "size") if disk is not None else ""
             yield HostDevice(
-                NAME, place.name, f"{vendor}:{product}:{text(place, 'serial')}:u{kind}", vendor, product,
-                text(place, "product"), text(place, "serial"), codes or f"u{kind:0<6}",
+                NAME, directory.name, f"{vendor}:{product}:{text(directory, 'serial')}:u{kind}", vendor, product,
+                text(directory, "product"), text(directory, "serial"), codes or f"u{kind:0<6}",
                 size=int(sectors) * _SECTOR if sectors.isascii() and sectors.isdecimal() else None,
                 readonly=disk is not None and text(disk, "ro") == "1",
                 node=disk.name if disk is not None else "",
@@ -85,9 +85,9 @@ class UsbDevices:
         self._disks.release(machine, self.list())
 
 
-def _disk(place: Path) -> Path | None:
+def _disk(directory: Path) -> Path | None:
     """The one disk of a USB storage device; None for other devices, and for readers with several slots."""
-    disks = list(place.glob(f"{place.name}:*/host*/target*/*/block/*"))
+    disks = list(directory.glob(f"{directory.name}:*/host*/target*/*/block/*"))
     return disks[0] if len(disks) == 1 else None
 
 

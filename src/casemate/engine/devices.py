@@ -89,7 +89,7 @@ class Devices:
             raise NotImplementedHereError(found.refusal)
         if device.backend != ADMIN:
             raise NotImplementedHereError(
-                f"{device.place()}: devices of other qubes cannot be attached here, only those of {ADMIN}"
+                f"{device.location()}: devices of other qubes cannot be attached here, only those of {ADMIN}"
             )
         found.check(options)
 
@@ -161,10 +161,10 @@ class Devices:
                 if device.backend == ADMIN and device.port == one.port:
                     break
             else:
-                raise DeviceNotAssignedError(f"{device.devclass} device {device.place()} is not attached to {name}")
-            self._bus.say(ev.DevicePreDetach(name, device.devclass, device.place()))
+                raise DeviceNotAssignedError(f"{device.devclass} device {device.location()} is not attached to {name}")
+            self._bus.say(ev.DevicePreDetach(name, device.devclass, device.location()))
             await self._providers[device.devclass].detach(self._machine(domain), one)
-            self._bus.say(ev.DeviceDetach(name, device.devclass, device.place()))
+            self._bus.say(ev.DeviceDetach(name, device.devclass, device.location()))
 
     def _machine(self, domain: Domain) -> Machine:
         owner = self._accounts.of(domain)
@@ -188,7 +188,7 @@ class Devices:
         same = [one for one in found if device.ident in (ANY, one.ident)]
         if not same:
             raise DeviceUnrecognizedError(
-                f"{device.devclass} device {device.place()} is another one than {printable(device.ident, 130)}"
+                f"{device.devclass} device {device.location()} is another one than {printable(device.ident, 130)}"
             )
         if len(same) > 1:
             raise ValueInvalidError(

@@ -129,5 +129,5 @@ class QubeFiles:
         self._write(uuid, "recipe.json", data)
 
     def remove(self, uuid: UUID) -> None:
-        """Forget the files of a qube that was removed."""
+        """Remove the files of a qube that was removed."""
         remove_tree(self._directory / str(uuid))

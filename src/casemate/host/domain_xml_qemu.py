@@ -27,19 +27,19 @@ _FIRST_SLOT = 2
 
 
 class _Slots:
-    """Places on the root bus, handed out in order. Fixed devices need no port of their own: each port costs an emulated
-    guest 35 ms of its start."""
+    """Hands out slots of the root bus in order. Fixed devices sit there directly: a port of its own for each would cost
+    an emulated guest 35 ms of its start."""
 
     def __init__(self) -> None:
         self._next = _FIRST_SLOT
 
     def take(self) -> int:
-        """The next place."""
+        """The number of the next slot."""
         self._next += 1
         return self._next - 1
 
     def put(self, element: etree._Element) -> None:
-        """Give a device the next place."""
+        """Give a device the next slot."""
         child(element, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{self.take():02x}", function="0x0")
 
 
@@ -123,14 +123,14 @@ def _disk(devices: etree._Element, disk: Disk) -> etree._Element:
 
 
 def _ports(devices: etree._Element, slots: _Slots) -> None:
-    """Empty ports for devices that come while the machine runs: functions of one place on the root bus."""
-    place = slots.take()
+    """Empty ports for devices that come while the machine runs. All are functions of one slot of the root bus."""
+    slot = slots.take()
     for number in range(HOTPLUG_PORTS):
         port = child(devices, "controller", type="pci", index=number + 1, model="pcie-root-port")
         child(port, "model", name="pcie-root-port")
-        child(port, "target", chassis=number + 1, port=f"0x{place << 3 | number:x}")
+        child(port, "target", chassis=number + 1, port=f"0x{slot << 3 | number:x}")
         child(
-            port, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{place:02x}", function=f"0x{number}",
+            port, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function=f"0x{number}",
             multifunction="on" if number == 0 else None,
         )  # fmt: skip
 

@@ -123,7 +123,7 @@ class Hypervisor(Protocol):
         """Keep a definition, so that the UUID is taken; replaces an earlier one. Nothing starts."""
 
     async def undefine(self, uuid: UUID) -> None:
-        """Forget a definition. Absent is fine."""
+        """Remove a definition. Absent is fine."""
 
     async def start_paused(self, spec: MachineSpec) -> None:
         """Define anew and create the machine; it does not run yet, its sockets exist."""

@@ -78,7 +78,7 @@ class LibvirtMachines(Hypervisor):
     """Machines of one installation, by the prefix of their names. Make one with connect()."""
 
     undefine_flags: int = _UNDEFINE
-    """What to forget with a definition."""
+    """What is removed with a definition."""
 
     def __init__(self, uri: str, prefix: str) -> None:
         self._prefix = prefix
@@ -98,12 +98,12 @@ class LibvirtMachines(Hypervisor):
     # -- machines
 
     async def define(self, spec: MachineSpec) -> None:
-        """Keep a definition; a left-over machine of another UUID under the same name is forgotten."""
+        """Keep a definition. A halted machine of another UUID that has the name is undefined: its qube is gone."""
         xml = self._xml(spec)
         await self._libvirt.call(f"define {spec.name}", lambda connection: self._define(connection, spec, xml))
 
     async def undefine(self, uuid: UUID) -> None:
-        """Forget a definition; absent is fine."""
+        """Remove a definition; absent is fine."""
 
         def work(connection: Any) -> None:
             try:
@@ -144,11 +144,11 @@ class LibvirtMachines(Hypervisor):
         try:
             return connection.defineXMLFlags(xml, 0)
         except libvirt.libvirtError:
-            if not self._forget_namesake(connection, spec):
+            if not self._undefine_namesake(connection, spec):
                 raise
         return connection.defineXMLFlags(xml, 0)
 
-    def _forget_namesake(self, connection: Any, spec: MachineSpec) -> bool:
+    def _undefine_namesake(self, connection: Any, spec: MachineSpec) -> bool:
         """Undefine a halted machine with our name but another UUID: left by a removal that was cut short."""
         try:
             namesake = connection.lookupByName(self._prefix + spec.name)
@@ -156,7 +156,7 @@ class LibvirtMachines(Hypervisor):
             return False
         if namesake.UUID() == spec.uuid.bytes or namesake.isActive():
             return False
-        log.warning("forgetting the machine %s of an earlier qube of that name", namesake.name())
+        log.warning("undefining the machine %s of an earlier qube of that name", namesake.name())
         namesake.undefineFlags(self.undefine_flags)
         return True
 

@@ -64,7 +64,7 @@ class DeviceRef:
         """As events have it: ``BACKEND:PORT:IDENTITY``."""
         return f"{self.backend}:{self.port}:{self.ident}"
 
-    def place(self) -> str:
+    def location(self) -> str:
         """Where it is: ``BACKEND:PORT``."""
         return f"{self.backend}:{self.port}"
 

@@ -193,7 +193,7 @@ class Broker:
                 self._notify("deny", source, service, argument, target)
             raise CallRefusedError(decision.reason, decision.cause)
         final = decision.remote or decision.target
-        self._calls.step(call, "decided", why=f"allowed by {decision.rule.place}", final=final)
+        self._calls.step(call, "decided", why=f"allowed by {decision.rule.location}", final=final)
         try:
             stream = await self._join(call, arg, decision)
         except CasemateError:
@@ -208,7 +208,7 @@ class Broker:
         service, final = call.service, decision.target
         is_ours = is_api_call(service, decision)
         if is_ours is False:
-            raise CallRefusedError(f"{decision.rule.place} allows all services, not this one of the host", "policy")
+            raise CallRefusedError(f"{decision.rule.location} allows all services, not this one of the host", "policy")
         if is_ours or final in ("@adminvm", "dom0"):
             ours, theirs = socket.socketpair()
             # A rule that sends a call about a qube to this host leaves what it is about; one that names another qube

@@ -70,7 +70,7 @@ async def decide(
     if not isinstance(first, Ask):
         return first
     if first.rule.default_target is not None and first.default_target is None:
-        log.warning("%s: default_target=%s is not among the targets", first.rule.place, first.rule.default_target)
+        log.warning("%s: default_target=%s is not among the targets", first.rule.location, first.rule.default_target)
     question = Question(source, service, argument, first.targets, first.default_target, dict(first.icons))
     chosen = await asker(question)
     answer = first.chosen(chosen)

@@ -141,7 +141,9 @@ class Ask:
     def chosen(self, target: str) -> Allow | Deny:
         """The decision once a person has chosen; only what is in the list can be."""
         found = self.final.get(target)
-        return found if found is not None else Deny(f"{self.rule.place}: what was chosen is not in the list", self.rule)
+        return (
+            found if found is not None else Deny(f"{self.rule.location}: what was chosen is not in the list", self.rule)
+        )
 
 
 Decision = Allow | Deny | Ask
@@ -189,7 +191,7 @@ def evaluate(policy: Policy, info: SystemInfo, source: str, service: str, argume
     if rule is None:
         return Deny("no rule fits")
     if rule.action is Action.DENY:
-        return Deny(f"denied by {rule.place}", rule, rule.notify)
+        return Deny(f"denied by {rule.location}", rule, rule.notify)
     if rule.action is Action.ALLOW:
         return _final(rule, request, rule.redirect or request.target, service, argument)
     return _ask(policy, rule, request, service, argument)
@@ -217,15 +219,15 @@ def _final(rule: Rule, request: _Request, target: str, service: str, argument: s
     """What comes of a call that may go to ``target``."""
     final = request if target == request.target else _Request(request.info, request.source, target)
     if final.target == DEFAULT:
-        return Deny(f"{rule.place} allows the call and names no target for it", rule)
+        return Deny(f"{rule.location} allows the call and names no target for it", rule)
     if final.is_disposable:
         if not _usable(final.qube) or final.qube is None:
-            return Deny(f"{rule.place}: there is no template for the disposable", rule)
+            return Deny(f"{rule.location}: there is no template for the disposable", rule)
         if not rule.autostart:
-            return Deny(f"{rule.place}: autostart=no, and a disposable does not run yet", rule)
+            return Deny(f"{rule.location}: autostart=no, and a disposable does not run yet", rule)
         return Allow(f"{DISPOSABLE}:{final.qube.name}", rule.user, rule.autostart, rule.notify, rule)
     if final.qube is None:
-        return Deny(f"{rule.place}: the target does not exist", rule)
+        return Deny(f"{rule.location}: the target does not exist", rule)
     if _same(final.qube, request.source):
         return Deny("a qube cannot call itself", rule)
     if final.qube.is_admin:
@@ -238,7 +240,7 @@ def _final(rule: Rule, request: _Request, target: str, service: str, argument: s
             return relayed
         runs, allow = relayed
     if not rule.autostart and not request.info.is_running(runs):
-        return Deny(f"{rule.place}: autostart=no, and the target does not run", rule)
+        return Deny(f"{rule.location}: autostart=no, and the target does not run", rule)
     return allow
 
 
@@ -248,15 +250,17 @@ def _relayed(
     """A call to a qube on another machine goes to its relay, as a call of the service that carries it there."""
     relay = request.info.find(remote.relayvm) if remote.relayvm else None
     if relay is None or relay.klass in (_CLASS_ADMIN, _CLASS_REMOTE) or not remote.transport_rpc:
-        return Deny(f"{rule.place}: {remote.name} has no relay (relayvm, transport_rpc) that could carry calls", rule)
+        return Deny(
+            f"{rule.location}: {remote.name} has no relay (relayvm, transport_rpc) that could carry calls", rule
+        )
     if _same(relay, request.source):
-        return Deny(f"{rule.place}: the relay of {remote.name} would call itself", rule)
+        return Deny(f"{rule.location}: the relay of {remote.name} would call itself", rule)
     transport, _, prefix = remote.transport_rpc.partition("+")
     words = [*([prefix] if prefix else []), remote.remote_name or remote.name, service, argument]
     try:
         call = str(names.service_name(transport)), str(names.argument("+".join(words)))
     except CasemateError as error:
-        return Deny(f"{rule.place}: the call cannot be carried to {remote.name}: {error}", rule)
+        return Deny(f"{rule.location}: the call cannot be carried to {remote.name}: {error}", rule)
     return relay, Allow(relay.name, rule.user, rule.autostart, rule.notify, rule, remote.name, call)
 
 
@@ -277,7 +281,7 @@ def _ask(policy: Policy, rule: Rule, request: _Request, service: str, argument: 
             found = request.info.find(shown.removeprefix(DISPOSABLE + ":"))
             icons[shown] = found.icon if found is not None else ""
     if not final:
-        return Deny(f"{rule.place}: there is nothing that could be chosen as a target", rule)
+        return Deny(f"{rule.location}: there is nothing that could be chosen as a target", rule)
     default = _shown(request, rule.default_target) if rule.default_target is not None else None
     return Ask(rule, tuple(sorted(final)), default if default in final else None, icons, final)
 

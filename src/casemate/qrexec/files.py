@@ -32,17 +32,17 @@ class _Reader(Includes):
         self._old = old
         self._instead = instead
         self.begun: DirectoryWatch | None = None
-        self.places: set[str] = set()
+        self.watched: set[str] = set()
         self.blind = False
 
     def _look_at(self, directory: Path) -> None:
         """Watch a directory before anything in it is read, so that no later change is missed."""
-        place = str(directory)
-        if place not in self.places:
-            self.places.add(place)
+        path = str(directory)
+        if path not in self.watched:
+            self.watched.add(path)
             if directory.is_symlink():
                 self._look_at(directory.parent)
-            if self.begun is not None and not self.begun.add(place):
+            if self.begun is not None and not self.begun.add(path):
                 self.blind = True
 
     def _shown(self, path: Path) -> str:
@@ -197,7 +197,7 @@ class PolicyFiles:
         # Where the system has no more watches to give, each decision reads everything: slow, and never out of date.
         self._blind = reader.blind
         if self._watch is not None:
-            self._watch.only(reader.places)
+            self._watch.only(reader.watched)
 
 
 def default_policy() -> str:

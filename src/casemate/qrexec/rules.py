@@ -37,7 +37,7 @@ class Rule:
     autostart: bool = True
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """``file:line``, for the log."""
         return f"{self.file}:{self.line}"
 

@@ -56,7 +56,7 @@ class Driver:
                 raise ValueInvalidError(f"Option {name} has characters that are not printable ASCII")
             option.check(text)
 
-    def place(self, options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    def location(self, options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         """The options that say where a pool is: two pools with the same ones are the same files."""
         return tuple((one.name, options.get(one.name, one.default)) for one in self.options if not one.changeable)
 

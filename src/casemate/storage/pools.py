@@ -43,7 +43,7 @@ class Pools:
         driver = self.drivers.get(config.driver)
         if driver is None:
             raise PoolNotFoundError(f"Pool {config.name} has driver {config.driver}, which this host does not have")
-        key = (config.name, driver.name, driver.place(config.options))
+        key = (config.name, driver.name, driver.location(config.options))
         if key not in self._opened:
             directory = self._settings.state / "pools" / config.name
             self._opened[key] = driver.open(Opening(config.options, directory, self._runner, self._group))

@@ -34,7 +34,7 @@ class VolumeFiles:
         self._group = opening.group
         self._extension = extension
 
-    def place(self, vid: str, mark: str = "") -> Path:
+    def path(self, vid: str, mark: str = "") -> Path:
         """The path of a volume's file. VolumeNotFoundError for what is no id of a volume."""
         qube, slash, volume = vid.partition("/")
         if not slash:
@@ -50,7 +50,7 @@ class VolumeFiles:
 
     def remove_directory(self, vid: str) -> None:
         """Remove temporary files of a removed volume, and the qube's directory if it was the last one."""
-        directory = self.place(vid).parent
+        directory = self.path(vid).parent
         for left in directory.glob(f".{vid.partition('/')[2]}.*") if directory.is_dir() else ():
             remove_tree(left)
         try:

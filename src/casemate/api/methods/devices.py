@@ -240,7 +240,7 @@ def _assigned(dest: Domain, device: DeviceRef) -> DeviceRef:
     """The assignment of exactly that device, or else the only one of that port."""
     if device in dest.devices:
         return device
-    same = [one.device for one in dest.devices if one.device.place() == device.place()]
+    same = [one.device for one in dest.devices if one.device.location() == device.location()]
     same = [one for one in same if one.devclass == device.devclass and ANY in (device.ident, one.ident)]
     if len(same) != 1:
         raise DeviceNotAssignedError(f"{device.devclass} device {device} is not assigned to {dest.name}")

@@ -59,17 +59,17 @@ class FileReflinkPool:
 
     def path(self, volume: Volume) -> Path:
         """Where the volume itself lies; for one that exists only while it runs, where it will lie."""
-        return self._files.place(volume.vid) if volume.save_on_stop else self._files.place(volume.vid, ".run")
+        return self._files.path(volume.vid) if volume.save_on_stop else self._files.path(volume.vid, ".run")
 
     def _existing(self, vid: str) -> Path:
-        path = self._files.place(vid)
+        path = self._files.path(vid)
         if not path.is_file():
             raise StorageError(f"volume {vid} is missing: there is no {path}")
         return path
 
     def has_left_overs(self, volume: Volume) -> bool:
         """True while something stands for the volume that ``stop`` would take away."""
-        return any(self._files.place(volume.vid, mark).exists() for mark in _MARKS if mark)
+        return any(self._files.path(volume.vid, mark).exists() for mark in _MARKS if mark)
 
     # -- changes of a volume that is not in use
 
@@ -99,7 +99,7 @@ class FileReflinkPool:
     async def remove(self, volume: Volume) -> None:
         """Remove the volume's files; with the last one the qube's directory."""
         for mark in _MARKS:
-            self._files.place(volume.vid, mark).unlink(missing_ok=True)
+            self._files.path(volume.vid, mark).unlink(missing_ok=True)
         self._older(volume).remove()
         self._locks.pop(volume.vid, None)
         self._files.remove_directory(volume.vid)
@@ -107,7 +107,7 @@ class FileReflinkPool:
     async def usage(self, volume: Volume) -> int:
         """Bytes on disk of all its files. Blocks that files share count for each of them, as stat(2) counts them."""
         older = self._older(volume)
-        files = [self._files.place(volume.vid), self._files.place(volume.vid, ".run")]
+        files = [self._files.path(volume.vid), self._files.path(volume.vid, ".run")]
         total = 0
         for path in (*files, *map(older.path, older.all())):
             try:
@@ -125,7 +125,7 @@ class FileReflinkPool:
     # -- older states
 
     def _older(self, volume: Volume) -> RevisionNames:
-        return RevisionNames(self._files.place(volume.vid))
+        return RevisionNames(self._files.path(volume.vid))
 
     def revisions(self, volume: Volume) -> list[str]:
         """The older states that the volume can go back to, oldest first."""
@@ -143,10 +143,10 @@ class FileReflinkPool:
 
     def is_outdated(self, volume: Volume) -> bool:
         """Whether a machine runs on a state of the source that is not the newest."""
-        base = self._files.place(volume.vid, ".base")
+        base = self._files.path(volume.vid, ".base")
         if not volume.snap_on_start or volume.source is None or not base.exists():
             return False
-        source = self._files.place(volume.source)
+        source = self._files.path(volume.source)
         return not source.exists() or not source.samefile(base)
 
     # -- starting and stopping
@@ -154,13 +154,13 @@ class FileReflinkPool:
     async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
         """The volume itself, or the copy that the machine writes."""
         account = None if owner is None else (owner.uid, owner.gid)
-        run = self._files.place(volume.vid, ".run")
+        run = self._files.path(volume.vid, ".run")
         if volume.snap_on_start:
             if volume.source is None:
                 raise StorageError(f"volume {volume.vid} has nothing that it is a snapshot of")
             async with self._locks[volume.source]:
                 source = self._existing(volume.source)
-                base = self._files.place(volume.vid, ".base")
+                base = self._files.path(volume.vid, ".base")
                 self._files.make_directory(base.parent)
                 base.unlink(missing_ok=True)
                 os.link(source, base, follow_symlinks=False)
@@ -185,12 +185,12 @@ class FileReflinkPool:
             async with self._locks[volume.vid]:
                 self._commit(volume)
         else:
-            self._files.place(volume.vid, ".run").unlink(missing_ok=True)
-            self._files.place(volume.vid, ".base").unlink(missing_ok=True)
+            self._files.path(volume.vid, ".run").unlink(missing_ok=True)
+            self._files.path(volume.vid, ".base").unlink(missing_ok=True)
 
     def _commit(self, volume: Volume) -> None:
         """Make what the machine wrote the volume. Killed at any instant, doing it again completes it."""
-        path, run = self._files.place(volume.vid), self._files.place(volume.vid, ".run")
+        path, run = self._files.path(volume.vid), self._files.path(volume.vid, ".run")
         if run.is_file():
             self._files.give(run, None)
             self._keep_as_revision(volume)
@@ -202,7 +202,7 @@ class FileReflinkPool:
 
     def _keep_as_revision(self, volume: Volume) -> None:
         """Give the volume's file a second name under which it stays when it is replaced, which must happen next."""
-        path, older = self._files.place(volume.vid), self._older(volume)
+        path, older = self._files.path(volume.vid), self._older(volume)
         if volume.revisions_to_keep > 0 and path.is_file():
             older.drop_current()  # of an earlier attempt that was killed before it replaced the file
             os.link(path, older.path(older.next()), follow_symlinks=False)
@@ -220,13 +220,13 @@ class FileReflinkPool:
     @contextmanager
     def _replacing(self, volume: Volume) -> Iterator[Path]:
         """A fresh empty file that becomes the volume when the block succeeds; the old one becomes a revision."""
-        with self._files.making(self._files.place(volume.vid)) as fresh:
+        with self._files.making(self._files.path(volume.vid)) as fresh:
             yield fresh
             self._keep_as_revision(volume)
         self._prune(volume)
 
     async def _replace_by_copy(self, volume: Volume, source: Path, size: int) -> None:
-        target = self._files.place(volume.vid)
+        target = self._files.path(volume.vid)
         await self._copy(source, target, None, size, lambda: self._keep_as_revision(volume))
         self._prune(volume)
 

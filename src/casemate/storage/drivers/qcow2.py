@@ -56,20 +56,20 @@ class Qcow2Pool:
 
     def path(self, volume: Volume) -> Path:
         """Where the volume itself lies; for one that exists only while it runs, where it will lie."""
-        return self._files.place(volume.vid) if volume.save_on_stop else self._files.place(volume.vid, ".run")
+        return self._files.path(volume.vid) if volume.save_on_stop else self._files.path(volume.vid, ".run")
 
     def _existing(self, vid: str) -> Path:
-        path = self._files.place(vid)
+        path = self._files.path(vid)
         if not path.is_file():
             raise StorageError(f"volume {vid} is missing: there is no {path}")
-        if self._files.place(vid, ".merge").exists():
+        if self._files.path(vid, ".merge").exists():
             raise StorageError(f"volume {vid} was left half merged; it is merged when its qube is stopped again")
         return path
 
     # -- older states
 
     def _older(self, vid: str) -> Revisions:
-        return Revisions(self._files.place(vid))
+        return Revisions(self._files.path(vid))
 
     def revisions(self, volume: Volume) -> list[str]:
         """The older states of a volume that it can go back to, oldest first."""
@@ -91,10 +91,10 @@ class Qcow2Pool:
 
     def is_outdated(self, volume: Volume) -> bool:
         """Whether a machine runs on a state of the origin that is not the newest."""
-        pin = self._files.place(volume.vid, ".base")
+        pin = self._files.path(volume.vid, ".base")
         if not volume.snap_on_start or volume.source is None or not pin.exists():
             return False
-        source = self._files.place(volume.source)
+        source = self._files.path(volume.source)
         return not source.exists() or not source.samefile(pin)
 
     async def _freeze(self, volume: Volume, account: tuple[int, int] | None) -> None:
@@ -118,7 +118,7 @@ class Qcow2Pool:
     @contextmanager
     def _replacing(self, volume: Volume, account: tuple[int, int] | None = None) -> Iterator[Path]:
         """A fresh file that becomes the volume when the block succeeds; the volume until now becomes a revision."""
-        path, older = self._files.place(volume.vid), self._older(volume.vid)
+        path, older = self._files.path(volume.vid), self._older(volume.vid)
         with self._files.making(path, account) as fresh:
             yield fresh
             self._files.give(fresh, None)
@@ -148,7 +148,7 @@ class Qcow2Pool:
         names = older.all()
         while len(names) > max(volume.revisions_to_keep, 0):
             oldest, mark = older.path(names[0]), older.mark(names[0])
-            upper = older.path(names[1]) if len(names) > 1 else self._files.place(volume.vid)
+            upper = older.path(names[1]) if len(names) > 1 else self._files.path(volume.vid)
             if older.below(upper):
                 mark.touch()
                 fsync_dir(mark.parent)
@@ -168,11 +168,11 @@ class Qcow2Pool:
 
     def has_left_overs(self, volume: Volume) -> bool:
         """True while something stands for the volume that ``stop`` would take away."""
-        return any(self._files.place(volume.vid, suffix).exists() for suffix in _SUFFIXES if suffix)
+        return any(self._files.path(volume.vid, suffix).exists() for suffix in _SUFFIXES if suffix)
 
     async def create(self, volume: Volume) -> None:
         """A new volume, with an empty file system where the guest expects one."""
-        target = self._files.place(volume.vid)
+        target = self._files.path(volume.vid)
         if volume.name != _FORMATTED:
             with self._replacing(volume) as fresh:
                 await self._files.tool("qemu-img", "create", "-q", "-f", FORMAT, fresh, str(volume.size))
@@ -212,7 +212,7 @@ class Qcow2Pool:
     async def remove(self, volume: Volume) -> None:
         """Remove the volume's files; with the last one the qube's directory."""
         for suffix in _SUFFIXES:
-            self._files.place(volume.vid, suffix).unlink(missing_ok=True)
+            self._files.path(volume.vid, suffix).unlink(missing_ok=True)
         self._older(volume.vid).remove()
         self._locks.pop(volume.vid, None)
         self._files.remove_directory(volume.vid)
@@ -227,7 +227,7 @@ class Qcow2Pool:
     async def usage(self, volume: Volume) -> int:
         """Bytes on disk of all its files; what it only reads is not its own."""
         total = 0
-        files = [self._files.place(volume.vid, suffix) for suffix in ("", ".run", ".merge")]
+        files = [self._files.path(volume.vid, suffix) for suffix in ("", ".run", ".merge")]
         older = self._older(volume.vid)
         for path in (*files, *map(older.path, older.all())):
             try:
@@ -247,13 +247,13 @@ class Qcow2Pool:
     async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
         """The volume itself, or what stands for it while it runs."""
         account = None if owner is None else (owner.uid, owner.gid)
-        run = self._files.place(volume.vid, ".run")
+        run = self._files.path(volume.vid, ".run")
         if volume.snap_on_start:
             if volume.source is None:
                 raise StorageError(f"volume {volume.vid} has nothing that it is a snapshot of")
             async with self._locks[volume.source]:
                 await self._flatten(volume.source)
-                pin = self._pin(self._existing(volume.source), self._files.place(volume.vid, ".base"))
+                pin = self._pin(self._existing(volume.source), self._files.path(volume.vid, ".base"))
             await self._overlay(run, pin, account)
             return Image(run, FORMAT, backing=((pin, FORMAT),), scratch=True)
         if not volume.save_on_stop:
@@ -295,18 +295,18 @@ class Qcow2Pool:
         if volume.save_on_stop:
             await self._merge(volume)
             async with self._locks[volume.vid]:
-                if self._files.place(volume.vid).is_file():
+                if self._files.path(volume.vid).is_file():
                     await self._prune(volume)
         else:
-            self._files.place(volume.vid, ".run").unlink(missing_ok=True)
-            self._files.place(volume.vid, ".base").unlink(missing_ok=True)
+            self._files.path(volume.vid, ".run").unlink(missing_ok=True)
+            self._files.path(volume.vid, ".base").unlink(missing_ok=True)
 
     async def _merge(self, volume: Volume) -> None:
         """Make a kept volume and its changes one file. Readers keep the old one, and it is kept as a revision; where
         neither is so, the changes are written into it, which costs as much as was changed. Killed at any instant, doing
         it again completes it."""
         vid = volume.vid
-        path, run, merge = self._files.place(vid), self._files.place(vid, ".run"), self._files.place(vid, ".merge")
+        path, run, merge = self._files.path(vid), self._files.path(vid, ".run"), self._files.path(vid, ".merge")
         async with self._locks[vid]:
             if merge.is_file():
                 await self._commit(merge, path)

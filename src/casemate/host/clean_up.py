@@ -1,6 +1,8 @@
-"""``python -m casemate.host.forget machines|devices``: for clean-up, when nothing of an installation runs any more.
+"""``python -m casemate.host.clean_up machines|devices``: the last of an installation, when nothing of it runs any more.
 
-``machines`` ends and forgets all of them in libvirt; ``devices`` takes back what its qubes' users were lent here.
+``machines`` ends all of its machines and undefines them in libvirt. ``devices`` takes back the access that its qubes'
+users have to devices of the host. ``casemate clean`` runs both in processes of their own, because it does not import
+libvirt itself.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from casemate.settings import load
 from casemate.wire.errors import CasemateError
 
 
-async def _forget() -> None:
+async def _undefine_machines() -> None:
     machines = await connect(load())
     try:
         for machine in await machines.list():
@@ -30,7 +32,7 @@ def main() -> int:
         if sys.argv[1:] == ["devices"]:
             take_all_back(users_of(load()))
         else:
-            asyncio.run(_forget())
+            asyncio.run(_undefine_machines())
     except CasemateError as error:
         sys.stderr.write(f"casemate: {error}\n")
         return 1
