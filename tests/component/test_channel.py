@@ -146,7 +146,7 @@ def test_a_killed_link_fails_calls_at_once_and_its_successor_serves(made: Rig) -
     link.wait()
     begin = time.monotonic()
     assert sock.recv(1) == b""
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 20  # the service would sleep for 60 s
     sock.close()
 
 

@@ -483,9 +483,7 @@ def test_lesson_L08_a_program_has_three_descriptors_and_the_end_travels(tmp_path
         with made.caller() as sock:
             sock.sendall(qrexec.exec_message("DEFAULT:QUBESRPC test.Eof work"))
             time.sleep(0.3)
-        begin = time.monotonic()
-        wait_for((tmp_path / "ended").exists, 5)
-        assert time.monotonic() - begin < 1
+        wait_for((tmp_path / "ended").exists)
 
 
 def test_lesson_L08_a_disposable_goes_with_its_caller(world: Qubes) -> None:

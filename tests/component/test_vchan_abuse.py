@@ -45,14 +45,14 @@ def quick_call(place: VchanPlace, name: str = "vault") -> None:
     begin = time.monotonic()
     found = place.client(name).call("DEFAULT:QUBESRPC echo dom0", b"data")
     assert (found.status, found.stdout) == (0, b"data")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30  # what it must not wait for takes longer
 
 
 def quick_call_of_qube(place: VchanPlace) -> None:
     begin = time.monotonic()
     found = place.client_vm(5).call("vault", "echo", b"data")
     assert (found.status, found.stdout) == (0, b"data")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30  # what it must not wait for takes longer
 
 
 def tell(sock: socket.socket, kind: int, body: bytes) -> None:

@@ -40,7 +40,7 @@ def resident() -> int:
 def served(daemon: FakeDaemon) -> None:
     begin = time.monotonic()
     assert exchange(daemon.socket, LIST).startswith(b"0\0dom0 ")
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 20  # a connection's own limit is 30 s
 
 
 def connect(daemon: FakeDaemon) -> socket.socket:

@@ -125,7 +125,7 @@ def test_killed_processes_leave_a_whole_store(path: Path) -> None:
     started = time.monotonic()
     with Store(path).write() as transaction:
         transaction.system.admin.features["after"] = "1"
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 20  # a lock that was left would be waited for 60 s
     assert not list(path.parent.glob(".*tmp*"))
 
 
@@ -147,7 +147,7 @@ def test_a_timeout_names_the_holder(path: Path) -> None:
         started = time.monotonic()
         with pytest.raises(LockTimeoutError) as caught, Store(path).write(0.3):
             raise AssertionError("the lock was not exclusive")
-        assert 0.25 < time.monotonic() - started < 2
+        assert 0.25 < time.monotonic() - started < 20
         assert str(holder.pid) in str(caught.value) and "casemate.store" in str(caught.value)
         holder.communicate(timeout=30)
         with Store(path).write(5) as transaction:

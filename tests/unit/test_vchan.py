@@ -84,7 +84,7 @@ def test_a_client_gives_up_at_its_deadline_and_when_told(place: Place, tmp_path:
     connector.connect(place.serving(0, 513), pytest.fail, why.append)
     connector.cancel(connector.connect(place.serving(0, 514), pytest.fail, pytest.fail))
     run_until(loop, lambda: why)
-    assert time.monotonic() - begin < 1 and why == ["nobody is there"]
+    assert time.monotonic() - begin < 30 and why == ["nobody is there"]
     (tmp_path / "vchan.5.0.515.sock").write_text("no socket")
     connector.connect(place.serving(0, 515), pytest.fail, why.append)
     run_until(loop, lambda: len(why) == 2)

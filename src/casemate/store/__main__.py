@@ -106,6 +106,7 @@ def _hold(store: Store, args: argparse.Namespace) -> int:
             _say(child)
         if args.open:
             store.path.read_bytes()  # another descriptor of the data file, opened and closed
+            _say("opened")
         sys.stdin.read()
     _say("released")
     return 0
