@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -24,11 +25,13 @@ from casemate.settings import Settings
 from casemate.storage.pools import Pools
 from casemate.store.store import Store
 from casemate.wire import events as ev
-from casemate.wire.errors import NotHaltedError
+from casemate.wire.errors import CasemateError, NotHaltedError
+
+log = logging.getLogger(__name__)
 
 
 class Creator:
-    """Creates and removes qubes. Lock order: the qube's operation lock, then the store."""
+    """Creates and removes qubes. Owns the operation journal. Lock order: the qube's operation lock, then the store."""
 
     def __init__(
         self,
@@ -81,7 +84,8 @@ class Creator:
             return domain
 
         async with self._locks[name]:
-            # A rehearsal on a copy tells what will be needed, and refuses what would be refused at the end.
+            # Volumes are made before the transaction, because nothing slow may happen inside one. The same change on a
+            # copy of the system says which volumes these are, and raises the errors that the transaction would raise.
             planned = add(self._store.snapshot().copy())
             volumes = [v for v in planned.configured_volumes() if is_kept(v)]
             entry = _entry("create", planned, volumes)
@@ -101,7 +105,7 @@ class Creator:
                 self._journal.end(entry)
                 raise
             self._journal.end(entry)
-            # Defined now, so that its UUID is its own from the beginning; nothing runs.
+            # libvirt refuses another machine of this UUID from now on. Nothing runs yet.
             spec = self._specify(domain)
             if spec is not None:
                 await self._hypervisor.define(spec)
@@ -154,16 +158,26 @@ class Creator:
         )
 
     async def clean_up(self) -> None:
-        """Finish or take back what a killed daemon was in the middle of."""
+        """Complete or take back what a killed daemon had in its journal. What fails stays there for the next daemon."""
         for entry in self._journal.unfinished():
-            stored = self._store.snapshot().domains.get(entry.name)
-            if stored is None or str(stored.uuid) != entry.uuid:
-                for pool, vid in entry.volumes:
-                    volume = Volume(name=vid.rpartition("/")[2], pool=pool, vid=vid)
-                    await self._pools.of(volume).stop(volume)
-                    await self._pools.of(volume).remove(volume)
-                await self._hypervisor.undefine(UUID(entry.uuid))
-            self._journal.end(entry)
+            try:
+                await self._clean_up_after(entry)
+            except CasemateError as error:
+                log.error("the %s of %s is not cleaned up yet: %s", entry.kind, entry.name, error)
+            else:
+                self._journal.end(entry)
+
+    async def _clean_up_after(self, entry: JournalEntry) -> None:
+        """Remove the volumes of a qube that the store does not have: a creation that was not saved yet, or a removal
+        that was saved already. In both cases the store decides, and a qube that it has is complete."""
+        stored = self._store.snapshot().domains.get(entry.name)
+        if stored is not None and str(stored.uuid) == entry.uuid:
+            return
+        for pool, vid in entry.volumes:
+            volume = Volume(name=vid.rpartition("/")[2], pool=pool, vid=vid)
+            await self._pools.of(volume).stop(volume)
+            await self._pools.of(volume).remove(volume)
+        await self._hypervisor.undefine(UUID(entry.uuid))
 
 
 def _entry(kind: str, domain: Domain, volumes: list[Volume]) -> JournalEntry:

@@ -1,6 +1,7 @@
-"""Ties the life of a disposable to a connection: when the tool that asked for it is gone, so is the disposable.
+"""Leases of disposables: a disposable ends when the tool that asked for it closes its connection, or dies.
 
-A tool connects to ``RUN/leases.sock``, writes the name of a disposable and a newline, and holds the connection.
+A tool connects to ``RUN/leases.sock``, writes the name of a disposable and a newline, and keeps the connection open. A
+lease has no time limit; the kernel closes the connection of a process that ends in whatever way.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from casemate.wire.names import qube_name
 log = logging.getLogger(__name__)
 
 _LONGEST = 64
+"""Bytes of a line: twice the longest name of a qube (31)."""
 
 
 class LeaseServer:
-    """The listening socket; ``end(name)`` removes a disposable and is a no-op for one that is gone."""
+    """Listens for leases. ``end(name)`` removes a disposable and does nothing for one that is gone."""
 
     def __init__(self, end: Callable[[str], Awaitable[None]]) -> None:
         self._end = end
@@ -37,7 +39,7 @@ class LeaseServer:
             os.umask(old)
 
     async def close(self) -> None:
-        """Stop listening. Disposables stay: their tools end them, or find another daemon that does."""
+        """Stop listening. Disposables stay: their tools end them, or lease them from the next daemon."""
         self._closing = True
         if self._server is not None:
             self._server.close()

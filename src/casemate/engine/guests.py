@@ -12,6 +12,7 @@ from casemate.wire.names import qube_name
 from casemate.wire.qrexec import CallerSide, Command, exec_message
 
 _DATABASE_SECONDS = 10.0
+"""Seconds for a whole answer. The database is in the link's memory, so that more means a link that hangs."""
 _CHUNK = 65536
 
 

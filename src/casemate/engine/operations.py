@@ -20,9 +20,9 @@ class _Entry:
 
 
 class OperationLocks:
-    """``async with locks[name]:``. A name's lock is forgotten with its last user, so names may come and go.
+    """``async with locks[name]:``. A lock exists while anybody has it or waits for it, so removed names cost nothing.
 
-    Two at a time are taken in order of names, and none is asked for by work that holds the store.
+    Whoever needs two takes them in order of names. Nobody asks for one while holding the store's lock.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What every qube is doing now: one table, fed by the hypervisor's events and by the engine's own intentions."""
+"""What every qube is doing now: one table, written by the engine's starts and stops and by the hypervisor's events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class States:
         return PowerState.HALTED if info is None else info.state
 
     def put(self, name: str, uuid: UUID, state: PowerState) -> None:
-        """The engine knows better than any event: a start or stop is in progress or over."""
+        """A start or stop of the engine's own begins or ends. This overrides whatever events said."""
         if state is PowerState.HALTED:
             self._known.pop(name, None)
             return
@@ -41,7 +41,7 @@ class States:
         self._known[name] = new
 
     def set_all(self, machines: Iterable[MachineInfo]) -> None:
-        """Fresh figures of all machines (one bulk call); transitions in progress stay what they are."""
+        """Take over fresh figures of machines. The state of a start or stop in progress stays as the engine put it."""
         for info in machines:
             old = self._known.get(info.name)
             if old is not None:
@@ -60,7 +60,7 @@ class States:
         self._known[info.name] = replace(info, start_time=start_time)
 
     def hear(self, event: MachineEvent) -> None:
-        """Follow pauses and resumes; starts and stops are the engine's to declare."""
+        """Follow pauses and resumes. Starts and stops are not taken from events: the engine puts them, in order."""
         old = self._known.get(event.name)
         state = _AFTER.get(event.kind)
         if old is not None and state is not None and old.state in (*_AFTER.values(), PowerState.RUNNING):

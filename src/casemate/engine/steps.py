@@ -15,7 +15,7 @@ from casemate.wire.api_event import ApiEvent
 
 @dataclass
 class Start:
-    """One attempt to start a qube: what its steps know and hand on."""
+    """One attempt to start a qube: what its steps share."""
 
     domain: Domain
     say: Callable[[ApiEvent], None]
@@ -23,7 +23,7 @@ class Start:
     guid: str = ""
     """The id of this start, in its events."""
     later: list[Callable[[], None]] = field(default_factory=list)
-    """What is announced when the start is over."""
+    """Called when the start is complete, to announce what clients must not hear before."""
     disks: dict[str, Disk] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     """How long each step took, for the log."""
@@ -40,7 +40,7 @@ class Step(Protocol):
         """Make it so."""
 
     async def down(self, domain: Domain) -> None:
-        """Take it back."""
+        """Take it away again."""
 
 
 async def take_up(steps: Sequence[Step], start: Start) -> None:

@@ -1,10 +1,10 @@
-"""Asks a person about a call: connected prompters one question at a time each, or a program for each question.
+"""Asks a person about a call: through a connected prompter, which shows one question at a time, or a program.
 
 A prompter connects to ``RUN/prompt.sock``; both sides write lines of JSON. It gets ``{"ask": QUESTION, "id": N,
 "seconds": S}`` and answers ``{"id": N, "answer": "allow:TARGET"}`` or ``{"id": N, "answer": "deny"}``; it gets
 ``{"withdrawn": N}`` when an answer is not wanted any more, and ``{"notify": {...}}`` for the user to see. Where none
 is connected the program ``STATE/prompter`` is run: the question on its standard input, the answer on its output.
-No prompter, one that goes away, one that breaks the protocol, and no answer in time: all mean no.
+Every failure means no: no prompter, one that goes away, one that breaks the protocol, no answer in time.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ ASK_SECONDS = 90.0
 PENDING_OF_ONE = 4
 """Limit of calls: waiting questions to the user about one qube's calls."""
 MAX_PROMPTERS = 16
+"""Connected prompters. A desktop session has one; each costs a descriptor."""
 MAX_LINE = 4096
+"""Bytes of a line that a prompter writes."""
 MAX_BACKLOG = 1 << 20
+"""Bytes that wait for a prompter to read them. One that has more is disconnected."""
 NOTES_PER_SECOND, NOTES_AT_ONCE = 0.5, 5.0
-"""How often the user is told of the calls of one qube."""
+"""Notices about one qube's calls: per second, and at once. More could not be read."""
 
 
 _DISPLAY = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
-"""What a program needs to show a window."""
+"""Variables of the environment that a program needs to show a window."""
 
 
 def _no(why: str) -> CallRefusedError:
@@ -69,7 +72,7 @@ class _Prompter:
 
 
 class Prompters:
-    """All who can ask the user."""
+    """Everybody who can ask the user. Owns the open questions and the queue of those that no prompter shows yet."""
 
     def __init__(self, program: Path, runner: Runner, seconds: float = ASK_SECONDS) -> None:
         self._program = program
@@ -88,14 +91,14 @@ class Prompters:
         self._server = await listen(path, self._serve, MAX_LINE)
 
     async def close(self) -> None:
-        """No more questions; those that wait are answered with no."""
+        """Take no more questions, and answer the open ones with no."""
         if self._server is not None:
             self._server.close()
         for pending in list(self._open):
             self._deny(pending, "the daemon stops")
 
     async def ask(self, question: Question) -> str:
-        """The chosen target; CallRefusedError where it is no."""
+        """The target that a person chose. CallRefusedError for no, for no answer, for too many questions at once."""
         same = [one.question for one in self._open if one.question.source == question.source]
         if len(same) >= PENDING_OF_ONE or any((q.service, q.argument, q.targets) ==
                                               (question.service, question.argument, question.targets)
@@ -118,7 +121,7 @@ class Prompters:
             self._withdraw(pending)
 
     def notify(self, resolution: str, source: str, service: str, argument: str, target: str) -> None:
-        """Tell the user what came of a call: ``allow``, ``deny`` or ``fail``; rarely enough to be read."""
+        """Show the user what became of a call: ``allow``, ``deny``, ``fail``. Notices above the rate are counted."""
         if not self._notes.allows(source):
             return
         body: dict[str, object] = {
@@ -157,7 +160,7 @@ class Prompters:
             raise ProtocolError("not an answer")
         pending = prompter.shows
         if pending is None or pending.id != number:
-            return  # it was withdrawn meanwhile
+            return  # the question was withdrawn while the answer was under way
         prompter.shows = None
         if not pending.answer.done():
             try:

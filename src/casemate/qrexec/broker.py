@@ -30,7 +30,8 @@ SETUP_SECONDS = 170.0
 """Limit of calls (seconds): time from request to connection, with a question to the user and the start of the target. A
 link waits a little longer, so that this error comes first."""
 CALLS_PER_SECOND, CALL_BURST = 100.0, 400.0
-"""What a link may pass on; one that keeps to its own limits, which are half of these, never meets them."""
+"""Calls that one link may ask for: per second, and at once. A link limits its qube to half of this, so only a link that
+was taken over gets here."""
 T = TypeVar("T")
 DISPOSABLE = "@dispvm:"
 
@@ -99,7 +100,7 @@ class Broker:
             task.cancel()
 
     def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Work that goes on when nobody waits for it any more."""
+        """Start work that goes on even if its caller is cancelled. The broker keeps it from being garbage collected."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -139,7 +140,7 @@ class Broker:
             self._refuse(connection, call, "gone", str(error))
         except Exception:
             log.exception("%s failed", call)
-            self._refuse(connection, call, "fault", "a fault of ours; see the log")
+            self._refuse(connection, call, "fault", "a bug; the log has the traceback")
         finally:
             if disposable is not None:
                 await self._disposables.end(disposable)
@@ -151,7 +152,7 @@ class Broker:
 
     async def _before_deadline(self, connection: socket.socket, work: Coroutine[Any, Any, T]) -> T:
         """The result of setting a call up, unless that takes too long or the caller goes away before."""
-        # The link says nothing until it has the answer: whatever comes before is its end.
+        # A link writes nothing between request and answer. So readable means that it has closed the connection.
         gone = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(connection, 1))
         task = self._task(work)
         try:
@@ -173,7 +174,7 @@ class Broker:
 
     @staticmethod
     async def _until_end(connection: socket.socket) -> int | None:
-        """Wait until the link lets go; the exit status that it may tell before."""
+        """Wait until the link closes the connection; the exit status, if it wrote one before."""
         loop, told = asyncio.get_running_loop(), b""
         while data := await loop.sock_recv(connection, 4096):
             told = (told + data)[-64:]
@@ -211,8 +212,8 @@ class Broker:
             raise CallRefusedError(f"{decision.rule.location} allows all services, not this one of the host", "policy")
         if is_ours or final in ("@adminvm", "dom0"):
             ours, theirs = socket.socketpair()
-            # A rule that sends a call about a qube to this host leaves what it is about; one that names another qube
-            # replaces that.
+            # The target of an API call is the qube that the call is about. A rule that sends the call to this host
+            # keeps it; a rule with target=OTHER replaces it.
             about = call.target if final in ("@adminvm", "dom0") else final
             with ours:
                 try:
@@ -240,7 +241,7 @@ class Broker:
             raise
 
     async def _start(self, name: str) -> None:
-        """Start a qube. It goes on when the caller goes away: others may wait for the same qube."""
+        """Start a qube. The start goes on if the caller goes away, because others may wait for the same qube."""
         try:
             await asyncio.shield(self._task(_start(self._power, name)))
         except CasemateError as error:
@@ -251,7 +252,7 @@ class Broker:
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
-            # It is not known yet by what name it will have to be removed.
+            # The disposable has no name yet. Whoever finishes making it removes it.
             self._task(_unmake(self._disposables, making))
             raise
         except CasemateError as error:

@@ -50,7 +50,7 @@ class CallSockets:
         self._said = ""
 
     async def open(self) -> None:
-        """Listen; say at once what is wrong with the policy."""
+        """Listen, and log at once if the policy is broken."""
         await self._prompters.start(self._settings.prompt_socket)
         await self._calls.start(self._settings.trace_socket)
         self._server = await listen(self._settings.policy_socket, self._serve, MAX_REQUEST)
@@ -77,7 +77,7 @@ class CallSockets:
         writer.write(await serve_request(data, self._policy, self._info, self._prompters.ask, self._told))
 
     def _told(self, request: PolicyRequest, decision: Allow | Deny) -> None:
-        """A decision for a qrexec daemon: log, trace and user hear of it as of those for our own qubes."""
+        """Log, trace and show a decision made for a qrexec daemon, as those for our own qubes are."""
         source = request.requested_source or request.source
         call = (source, request.service, request.argument, request.target)
         if isinstance(decision, Deny):
@@ -88,7 +88,7 @@ class CallSockets:
     # -- reports of a broken policy
 
     def _changed(self) -> None:
-        """The policy may have changed: look soon, if no call makes us look before."""
+        """The policy may have changed. Parse it after the debounce, unless a call has it parsed before."""
         asyncio.get_running_loop().remove_reader(self._fd)
         self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_again)
 

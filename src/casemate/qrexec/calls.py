@@ -1,8 +1,8 @@
-"""The calls under way: how many there may be, and what happens to each, told to whoever watches.
+"""The open calls of all qubes: counted, logged when refused, and reported live to whoever watches.
 
 A watcher connects to ``RUN/trace.sock`` and gets a line of JSON for each step of each call. While there are watchers
-``RUN/reports.sock`` takes the same lines, as datagrams, from tools of this host about calls that they make themselves;
-while there are none it does not exist, which is how tools know that nobody wants to hear of them.
+``RUN/reports.sock`` takes the same lines, as datagrams, from tools of this host about calls that they make themselves.
+It exists only while somebody watches, so that tools do not report for nobody.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ OPEN_OF_ONE = 128
 OPEN_OF_ALL = 1024
 """Limit of calls: open calls of all qubes."""
 MAX_REPORT = 2048
+"""Bytes of a tool's report."""
 MAX_BACKLOG = 1 << 20
+"""Bytes that wait for a watcher to read them. One that has more is disconnected."""
 LINES_PER_SECOND, LINES_AT_ONCE = 5.0, 50.0
-"""How many refusals of one qube are logged one by one."""
+"""Refusals of one qube that are logged: per second, and at once. The others are counted in the next line."""
 _FAILED = {125: "cannot be run", 127: "no such service"}
-"""Exit statuses by which the target says that the call did not come about."""
+"""Exit statuses by which a target's agent says that it could not run the service."""
 _KEYS = frozenset({"id", "phase", "at", "source", "service", "argument", "target", "why", "cause", "status", "final"})
 
 
@@ -53,7 +55,7 @@ class Call:
 
 
 class Calls:
-    """Counts calls, logs those that are refused, tells watchers."""
+    """Owns the numbers of open calls and the list of watchers."""
 
     def __init__(self) -> None:
         self._ids = itertools.count(1)
@@ -114,7 +116,7 @@ class Calls:
     # -- watchers
 
     async def start(self, path: Path) -> None:
-        """Let watchers connect; tools' reports come beside."""
+        """Let watchers connect at ``path``; reports of tools come to ``reports.sock`` beside it."""
         self._path = path.with_name("reports.sock")
         self._path.unlink(missing_ok=True)
         self._server = await listen(path, self._serve, 4096)

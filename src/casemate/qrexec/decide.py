@@ -1,4 +1,4 @@
-"""A decision from beginning to end: evaluate, ask a person where the policy says so, look again after the answer."""
+"""A whole decision: evaluate the policy, ask a person if a rule says so, and evaluate again after the answer."""
 
 from __future__ import annotations
 

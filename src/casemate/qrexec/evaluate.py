@@ -1,4 +1,4 @@
-"""Decides about a call: the policy, the system as it is, who calls what where. Pure."""
+"""Decides about a call from the policy and the system: Allow, Deny, or Ask a person. Pure."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def evaluate(policy: Policy, info: SystemInfo, source: str, service: str, argume
 
 
 def _requested(info: SystemInfo, target: str) -> str:
-    """The target in one spelling; a qube that does not exist is as good as none."""
+    """The target in one spelling. A qube that does not exist counts as no target: nobody can probe for names."""
     if target.startswith("@"):
         return target
     found = info.find(target)
@@ -295,8 +295,11 @@ def _shown(request: _Request, target: str) -> str | None:
 
 
 def _targets(policy: Policy, request: _Request, service: str, argument: str) -> list[str]:
-    """What the rules for this caller and service together let it reach: from the last to the first, each adds or
-    takes away what it names."""
+    """All targets that the rules let this caller reach with this service.
+
+    Rules are applied from the last to the first, each adding or removing the targets it names, so that an earlier rule
+    overrides a later one, as it does in a decision.
+    """
     found: set[str] = set()
     for rule in reversed(policy.of_source(service, argument, request.source.source_words)):
         if rule.action is Action.DENY:

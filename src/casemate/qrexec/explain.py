@@ -1,4 +1,4 @@
-"""Says why the policy decides as it does: which rule, which earlier ones nearly fitted, what would change it. Pure."""
+"""Explains a decision: the rule that decides, earlier rules that nearly fit, a rule that would change it. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from casemate.qrexec.tokens import ADMIN, DEFAULT, DISPOSABLE, HOST, Kind, Token
 USER_FILE = "30-user.policy"
 """Where a new rule is suggested when it may go anywhere before the one that decides."""
 NEAR = 10
+"""Rules that nearly fit, at most; more would hide the nearest ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Everything that there is to say about a decision."""
+    """A decision and what a person may want to know about it."""
 
     decision: Decision
     near: tuple[tuple[Rule, str], ...]
@@ -59,7 +60,8 @@ def _change(
     place = (USER_FILE, 0) if rule is None or rule.file > USER_FILE else (rule.file, rule.line)
     if wanted == "deny" or name == DEFAULT:
         return line, *place
-    # Would it? A qube that calls itself, or a template that makes no disposables, is refused by no rule.
+    # Some calls are denied whatever the rules say: of a qube to itself, to a template that makes no disposables. For
+    # those no line is suggested. The test is a policy with one rule that allows everything.
     trial = Rule(0, USER_FILE, 1, service, None, Token(Kind.ALL), Token(Kind.ALL), Action.ALLOW)
     words = HOST if name == HOST else target
     if isinstance(evaluate(Policy([trial]), info, caller.name, service, argument, words), Allow):

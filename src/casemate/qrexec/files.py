@@ -1,4 +1,4 @@
-"""The policy's files: which are read, in which order, and when again. What cannot be read denies everything."""
+"""The policy's files: which are read, in which order, and when again. One that cannot be read denies everything."""
 
 from __future__ import annotations
 
@@ -25,25 +25,29 @@ _OLD_COPIES = (".rpmsave", ".rpmnew", ".swp", "~")
 
 
 class _Reader(Includes):
-    """Reads files of a policy and remembers in which directories it looked."""
+    """Reads files of a policy, and watches each directory that it reads from.
+
+    ``watch`` gets the directories; None: nobody watches. ``unwatched``: some directory could not be watched.
+    ``instead`` has contents that count in place of files (None: there is no such file), to try a change out.
+    """
 
     def __init__(self, directory: Path, old: Path, instead: Mapping[Path, bytes | None]) -> None:
         self._directory = directory
         self._old = old
         self._instead = instead
-        self.begun: DirectoryWatch | None = None
+        self.watch: DirectoryWatch | None = None
         self.watched: set[str] = set()
-        self.blind = False
+        self.unwatched = False
 
     def _look_at(self, directory: Path) -> None:
-        """Watch a directory before anything in it is read, so that no later change is missed."""
+        """Watch a directory. This comes before reading, so that a change between the two is not missed."""
         path = str(directory)
         if path not in self.watched:
             self.watched.add(path)
             if directory.is_symlink():
                 self._look_at(directory.parent)
-            if self.begun is not None and not self.begun.add(path):
-                self.blind = True
+            if self.watch is not None and not self.watch.add(path):
+                self.unwatched = True
 
     def _shown(self, path: Path) -> str:
         return printable(str(path.relative_to(self._directory) if path.is_relative_to(self._directory) else path), 120)
@@ -132,8 +136,9 @@ class _Reader(Includes):
 class PolicyFiles:
     """The policy in a directory; parsed once, and again when a file or directory of it has changed.
 
-    A file in the directory ``over`` hides the one of the same name; so a policy can be changed until the next boot.
-    Both must be there. The files that ``!compat-4.0`` means are in ``qubes-rpc/policy`` beside the directory.
+    A file in the directory ``over`` replaces the file of the same name; as that directory is emptied at each boot, so
+    is the change. Both directories must exist. The directive ``!compat-4.0`` reads ``qubes-rpc/policy`` beside the
+    directory.
     """
 
     def __init__(self, directory: Path, over: Path | None = None) -> None:
@@ -143,21 +148,21 @@ class PolicyFiles:
         self._watch: DirectoryWatch | None = None
         self._policy: Policy | None = None
         self._error = ""
-        self._blind = False
+        self._unwatched = False
 
     def current(self) -> Policy:
-        """The policy as the files have it now; PolicyError while any of them is broken: deny everything then.
+        """The policy as the files have it now. PolicyError while any file is broken; then every call is denied.
 
-        While nothing has changed this asks the kernel one question, however many files there are.
+        While nothing has changed this costs one read(2) of the inotify descriptor, however many files there are.
         """
-        if self._watch is None or self._watch.changed() or self._blind:
+        if self._watch is None or self._watch.changed() or self._unwatched:
             self._reload()
         if self._policy is None:
             raise PolicyError(self._error)
         return self._policy
 
     def fileno(self) -> int:
-        """A descriptor that is readable when the policy may have changed since ``current`` was called; -1: none."""
+        """A descriptor that becomes readable when the policy may have changed since ``current``; -1 for none."""
         return -1 if self._watch is None else self._watch.fileno()
 
     def close(self) -> None:
@@ -187,15 +192,15 @@ class PolicyFiles:
         try:
             if self._watch is None:
                 self._watch = DirectoryWatch()
-            reader.begun = self._watch
+            reader.watch = self._watch
         except OSError:
-            reader.blind = True
+            reader.unwatched = True
         try:
             self._policy = self._read(reader)
         except PolicyError as error:
             self._error = str(error)
-        # Where the system has no more watches to give, each decision reads everything: slow, and never out of date.
-        self._blind = reader.blind
+        # When a directory could not be watched (no watches left), each decision reads all files again: slow but right.
+        self._unwatched = reader.unwatched
         if self._watch is not None:
             self._watch.only(reader.watched)
 

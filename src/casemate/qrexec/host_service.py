@@ -1,4 +1,4 @@
-"""Runs a service of this host for a qube: finds its program and leaves the call to a process of its own."""
+"""Runs a service of this host for a qube: finds its program and starts a process that serves the call."""
 
 from __future__ import annotations
 

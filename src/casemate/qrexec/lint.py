@@ -1,4 +1,4 @@
-"""Looks for what is wrong with policy files, and for rules that can never decide anything. Pure but for includes."""
+"""Finds rules that can never decide anything because an earlier one always fits first. Pure."""
 
 from __future__ import annotations
 

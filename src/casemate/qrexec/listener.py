@@ -23,7 +23,7 @@ from casemate.wire.qrexec import parse_call, requested_target
 log = logging.getLogger(__name__)
 
 MAX_REQUEST = 4096
-"""Bytes of a request. Longest parts: a service with its argument (64 + 1 + 64) and a target (63), in JSON."""
+"""Bytes of a request: several times the longest service with its argument (wire.qrexec.MAX_CALL) and target."""
 REQUEST_SECONDS = 10.0
 """Seconds that a link has for its request after it connected. It writes the whole request at once."""
 MAX_WAITING = 256

@@ -1,4 +1,4 @@
-"""Sockets beside the Admin API that only the user of the daemon, and root, may use."""
+"""Listens on sockets that only the daemon's own user and root may use, and checks that with the kernel."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def is_ours(connection: socket.socket) -> bool:
 
 
 async def listen(path: Path, handler: Handler, longest: int) -> asyncio.Server:
-    """Serve connections at a path; ``longest`` is the most that a line may have."""
+    """Serve connections at a path. ``longest`` is the number of bytes after which a line is given up."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if is_ours(writer.get_extra_info("socket")):
                 await handler(reader, writer)
         except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # the other end has gone, or does not speak our language
+            pass  # the client has gone, or does not keep to the protocol
         finally:
             writer.close()
 

@@ -1,4 +1,4 @@
-"""The policy's language: lines to rules. Any line that is not understood makes the whole policy unusable."""
+"""Parses the policy language: lines to rules. One line that is not understood makes the whole policy unusable."""
 
 from __future__ import annotations
 
@@ -106,7 +106,11 @@ class Parser:
             raise PolicyError(f"not a directive, or not its arguments: {printable(line, 80)!r}")
 
     def _compat(self, name: str, number: int) -> None:
-        """The old files: by service; of one service those for an argument first, each the last word on its argument."""
+        """Add the rules of the old files, sorted by service.
+
+        A file for one argument comes before the one for all arguments. What it does not mention is denied, because
+        Qubes OS 4.0 read the more specific file alone.
+        """
         files = []
         for call, shown, text in self._includes.old():
             service, plus, argument = call.partition("+")
@@ -145,7 +149,7 @@ class Parser:
         return handle
 
     def _rule(self, name: str, number: int, words: list[str]) -> None:
-        # The same words come again and again: each is checked once.
+        # Large policies repeat the same words, so each is checked once.
         service, argument = _known(self._services, (words[0], words[1]), _service)
         source = _known(self._sources, words[2], tokens.source)
         target = _known(self._targets, words[3], tokens.target)

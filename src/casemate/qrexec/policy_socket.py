@@ -1,4 +1,4 @@
-"""The policy daemon's protocol: what a qrexec daemon asks for each call of its qube, and the answer. No I/O.
+"""The protocol of upstream's policy daemon: a qrexec daemon's question about a call, and the answer. No I/O.
 
 A request is lines ``KEY=VALUE`` and an empty line. ``source``, ``intended_target`` and ``service_and_arg`` must be
 there; ``assume_yes_for_ask``, ``just_evaluate`` (``yes`` or ``no``) and ``requested_source`` may. The answer is lines
@@ -32,7 +32,7 @@ _FLAGS = {"yes": True, "no": False}
 
 @dataclass(frozen=True, slots=True)
 class PolicyRequest:
-    """A request that is understood."""
+    """A parsed request."""
 
     source: str
     target: str
@@ -127,6 +127,7 @@ def answer(decision: Allow | Deny, request: PolicyRequest, info: SystemInfo) -> 
 
 
 Told = Callable[[PolicyRequest, Allow | Deny], None]
+"""Called with each decision, for log, trace and user."""
 
 
 def _log(request: PolicyRequest, decision: Allow | Deny) -> None:
@@ -138,7 +139,7 @@ def _log(request: PolicyRequest, decision: Allow | Deny) -> None:
 async def serve_request(
     data: bytes, files: PolicyFiles, info: Callable[[], SystemInfo], asker: Asker, told: Told = _log
 ) -> bytes:
-    """The answer to a whole request; empty when it is not understood. ``told`` hears of each decision."""
+    """The answer to a whole request; empty, which means no, when it is not understood."""
     try:
         request = parse_request(data)
     except ProtocolError as error:

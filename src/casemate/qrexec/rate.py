@@ -1,4 +1,4 @@
-"""How often something may happen, for each of many names: so many at once, then so many a second."""
+"""Limits how often something may happen, per name: a number at once, then a number per second (token bucket)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 
 _MOST_NAMES = 4096
+"""Names that are remembered. The longest unused one goes first; it would be full again in any case."""
 
 
 class Rate:
-    """Token buckets by name. Names that have been quiet are forgotten."""
+    """Token buckets by name."""
 
     def __init__(self, per_second: float, at_once: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
@@ -19,7 +20,7 @@ class Rate:
         self._held: dict[str, int] = {}
 
     def allows(self, name: str) -> bool:
-        """Whether it may happen now; what may not is counted."""
+        """Take a token; False, and counted, when there is none."""
         now = self._clock()
         left, since = self._buckets.pop(name, (self._at_once, now))
         left = min(self._at_once, left + (now - since) * self._per_second)
@@ -32,5 +33,5 @@ class Rate:
         return good
 
     def held_back(self, name: str) -> int:
-        """How often it did not happen since this was last asked."""
+        """How often ``allows`` was False since this was last called."""
         return self._held.pop(name, 0)

@@ -71,9 +71,9 @@ def choices(service: str, argument: str) -> tuple[Choice, Choice, Choice]:
 class Policy:
     """All rules in order, and where to find those that fit.
 
-    They are indexed by service and argument, then by source, then by target, as they are written. A call knows all
-    words that mean its source and its target (names, tags, class ...), so a decision looks those up and compares
-    nothing: it costs the same however many rules there are.
+    The index is a tree of dictionaries: service and argument, then source, then target, each as the rule spells it. For
+    a call, all words are known by which a rule could mean its source and its target (name, UUID, tags, class ...). A
+    decision looks these words up and takes the first rule found, so its cost does not grow with the number of rules.
     """
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:

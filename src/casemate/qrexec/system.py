@@ -1,4 +1,4 @@
-"""The store's system as the policy sees it: each qube looked at once, and again when the store has changed."""
+"""The store's system as the policy sees it. What is known of a qube is kept until the store changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from casemate.wire.errors import CasemateError
 
 
 def info_of(domain: Domain) -> QubeInfo:
-    """What the policy may know of a qube; its power state is asked for when it matters."""
+    """What the policy may know of a qube. The power state is not part of it: it is looked up when a rule needs it."""
 
     def name_of(prop: str) -> str | None:
         found = getattr(domain, prop) if domain.has(prop) else None
@@ -36,7 +36,7 @@ def info_of(domain: Domain) -> QubeInfo:
 
 
 def system_info(system: System, state: Callable[[str], str]) -> SystemInfo:
-    """A system that does not change any more; ``state`` gives a qube's power state as it is now."""
+    """The policy's view of a snapshot of the store; ``state`` returns a qube's power state now."""
     known: dict[str, QubeInfo | None] = {}
 
     def find(text: str) -> QubeInfo | None:
@@ -58,7 +58,7 @@ def system_info(system: System, state: Callable[[str], str]) -> SystemInfo:
 
 
 class Systems:
-    """The newest system information; made anew only when the store has given another system."""
+    """Returns the policy's view of the newest snapshot. Makes a new one only when the snapshot is another object."""
 
     def __init__(self, snapshot: Callable[[], System], state: Callable[[str], str]) -> None:
         self._snapshot = snapshot

@@ -1,4 +1,4 @@
-"""Tokens of the policy: what may stand for a source, a target, a redirection; parsed once, compared often."""
+"""Tokens of the policy language: what a rule can write for source, target and redirection."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _group(text: str) -> Token | None:
 
 
 def source(text: str) -> Token:
-    """A source; disposables by template are allowed and never match, as upstream has it."""
+    """A source. ``@dispvm:NAME`` is accepted and never matches, as in Qubes OS: disposables have names of their own."""
     found = _group(text)
     if found is None:
         exact = _exact(text)

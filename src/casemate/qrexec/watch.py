@@ -1,4 +1,4 @@
-"""Tells when something in the directories of the policy has changed: inotify(7), asked without waiting."""
+"""Says whether something in the directories of the policy has changed, by inotify(7); never waits."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class DirectoryWatch:
         return self._fd
 
     def add(self, directory: str) -> bool:
-        """Watch a directory; where it is not there, the nearest one above in which it could appear.
+        """Watch a directory. If it does not exist, watch the nearest parent in which it could appear.
 
-        False where that is not possible: the system has no more watches to give.
+        False when the kernel has no more watches for this user (fs.inotify.max_user_watches).
         """
         for _ in range(64):
             if self._add(directory):
@@ -53,7 +53,7 @@ class DirectoryWatch:
         return bool(found >= 0)
 
     def changed(self) -> bool:
-        """Take what has happened so far; whether there was anything."""
+        """Read all events so far; whether there were any."""
         found = False
         while True:
             try:
@@ -64,7 +64,7 @@ class DirectoryWatch:
                 return found
 
     def only(self, directories: set[str]) -> None:
-        """Watch these no longer than needed: forget all others that were added, but not what stands in for one."""
+        """Drop all watches except those on these directories and on parents that are watched in place of one."""
         for directory in list(self._watches):
             if not any(wanted == directory or wanted.startswith(directory + "/") for wanted in directories):
                 self._libc.inotify_rm_watch(self._fd, self._watches.pop(directory))

@@ -37,7 +37,9 @@ class Pools:
 
     async def room(self, name: str) -> tuple[int, int] | None:
         """Size and used bytes of what a pool lies on; None while that cannot be known."""
-        return await self._open(self._store.snapshot().pool(name)).room()
+        config = self._store.snapshot().pool(name)
+        # A collection from another host can have pools whose driver is not here. They are shown all the same.
+        return await self._open(config).room() if config.driver in self.drivers else None
 
     def _open(self, config: PoolConfig) -> Pool:
         driver = self.drivers.get(config.driver)

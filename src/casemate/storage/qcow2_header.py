@@ -1,7 +1,8 @@
 """Checks the header of a qcow2 file that a machine could write, before any tool of the host opens the file (pure).
 
-A hijacked QEMU can make the header of its own disk name any file of the host as backing or data file. Tools are
-therefore given only files whose header says what we made it say. Source: QEMU's docs/interop/qcow2.txt.
+A hijacked QEMU can write any file of the host into the header of its own disk, as backing or data file; a tool that
+followed that would read or write the file for it. So tools get only files whose header says what we wrote into it.
+Source: QEMU's docs/interop/qcow2.txt.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from pathlib import Path
 from casemate.wire.errors import StorageError
 
 HEADER_BYTES = 65536
-"""How much of a file is looked at: our headers end within the first cluster."""
+"""Bytes that are read. The headers that we make end within the first cluster of 64 KiB."""
 
 _FIXED = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 _CLUSTER = 65536
 _DIRTY = 1
-"""The one incompatible feature that may be set: an image that was not closed in order."""
+"""The one incompatible feature that may be set: QEMU sets it while the image is open, and a crash leaves it."""
 _END, _BACKING_FORMAT, _FEATURE_NAMES = 0, 0xE2792ACA, 0x6803F857
 
 
@@ -67,7 +68,7 @@ class Facts:
     layered: bool
     """Whether the file lies over another."""
     metadata_end: int
-    """Where the tables that a new file has end; a file that is no longer has nothing of its own in it."""
+    """Where the tables of a new file end, in bytes. A file that is not longer than this has no data of its own."""
 
 
 def facts(path: Path) -> Facts:

@@ -1,13 +1,20 @@
-"""Volumes as qcow2 files in a directory; works on any file system.
+"""Volumes as qcow2 files in a directory, in layers. Works on any file system.
 
 ``DIR/QUBE/VOLUME.qcow2`` is a volume that is kept. Beside it there may be:
 
 - ``VOLUME.run.qcow2``    what its machine writes: the overlay of a volume that is thrown away, a fresh volatile one,
                           or the changes of a volume that others are based on even while it runs
-- ``VOLUME.base.qcow2``   a second name of the file that the overlay lies over, so that it stays for this machine when
-                          the origin is replaced; and its count of names tells whether a volume has readers
+- ``VOLUME.base.qcow2``   the pin: a second name (hard link) of the file below the overlay. The file stays for this
+                          machine when the source is replaced, and its link count says whether anybody reads it
 - ``VOLUME.merge.qcow2``  changes that are being merged into the volume in place; until they are, nobody may read it
-- ``VOLUME@TIME.qcow2``   an older state of the volume (revisions.py)
+- ``VOLUME@TIME.qcow2``   an older state of the volume (qcow2_revisions.py)
+
+::
+
+    thrown away    source.qcow2 ◀── VOLUME.run.qcow2 ◀── the machine writes         stop: .run is removed
+    kept           VOLUME@TIME.qcow2 ◀── VOLUME.qcow2 ◀── the machine writes        stop: nothing to do
+    kept, shared   VOLUME.qcow2 ◀── VOLUME.run.qcow2 ◀── the machine writes         stop: .run is merged into VOLUME
+                     ◀── overlays of qubes that are based on it
 
 Formats are always named, never guessed: a guest can write a qcow2 header into what it is told is raw. A file that a
 machine could write is checked (qcow2_header.py) and then only opened by a tool that runs as that machine's user.
@@ -46,7 +53,7 @@ class Qcow2Pool:
     def __init__(self, opening: Opening) -> None:
         self._files = VolumeFiles(opening, ".qcow2")
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """One per volume: nobody begins to read it while it is replaced or merged."""
+        """One per volume: held while it is replaced or merged, and while somebody begins to read it."""
 
     async def room(self) -> tuple[int, int] | None:
         """Size and used bytes of the file system that the pool lies on; None while there is no such directory."""
@@ -98,9 +105,10 @@ class Qcow2Pool:
         return not source.exists() or not source.samefile(pin)
 
     async def _freeze(self, volume: Volume, account: tuple[int, int] | None) -> None:
-        """Keep the volume as it is: it becomes a revision, and the volume an empty layer over that.
+        """Keep the present content as a revision, before a run.
 
-        Costs no copy, however large the volume is. Killed at any instant, the volume is the one or the other.
+        The file gets the revision's name, and an empty layer over it becomes the volume. No data is copied. A process
+        killed at any instant leaves the volume as it was, or as the layer.
         """
         path, older = self._existing(volume.vid), self._older(volume.vid)
         older.settle()
@@ -127,7 +135,7 @@ class Qcow2Pool:
                 os.link(path, older.path(older.next()), follow_symlinks=False)
 
     async def _flatten(self, vid: str) -> None:
-        """Make a volume stand on its own, so that others can be based on it."""
+        """Make a volume one file without layers below it, so that others can be based on it."""
         path = self._existing(vid)
         older = self._older(vid)
         older.settle()
@@ -138,10 +146,11 @@ class Qcow2Pool:
                 self._files.give(fresh, None)
 
     async def _prune(self, volume: Volume) -> None:
-        """Forget the oldest states until no more than are to be kept are left.
+        """Remove the oldest states until no more than are to be kept are left.
 
-        A state that others lie over takes in what the next one changed, and then its place; so this costs as much as
-        was changed between the two. Until it is done a mark says that the state is gone.
+        If the next state is a layer over the oldest, its changes are written into the oldest file, which then gets its
+        name. That costs as much as was changed between the two. Meanwhile a mark says that the oldest state is gone,
+        because its file is neither the one nor the other.
         """
         older = self._older(volume.vid)
         older.settle()
@@ -302,9 +311,12 @@ class Qcow2Pool:
             self._files.path(volume.vid, ".base").unlink(missing_ok=True)
 
     async def _merge(self, volume: Volume) -> None:
-        """Make a kept volume and its changes one file. Readers keep the old one, and it is kept as a revision; where
-        neither is so, the changes are written into it, which costs as much as was changed. Killed at any instant, doing
-        it again completes it."""
+        """Put the changes of a run (``.run``) into the kept volume.
+
+        While others read the volume, or when its state is to be kept, both are copied into a new file, and the old one
+        stays under its other names. Else the changes are written into the volume, which costs as much as was changed.
+        If the process is killed at any instant, calling this again completes it.
+        """
         vid = volume.vid
         path, run, merge = self._files.path(vid), self._files.path(vid, ".run"), self._files.path(vid, ".merge")
         async with self._locks[vid]:
