@@ -94,7 +94,7 @@ def test_preferences(shell: Shell) -> None:
     assert (shell("qvm-prefs work memory"), shell("qvm-prefs work netvm")) == ("400\n", "")
     assert "MiB" in shell("qvm-prefs work --help-properties")
     shell("qvm-prefs work memory lots", status=1)
-    assert shell.err == "qvm-prefs: error: work: memory: Invalid number: 'lots'\n"
+    assert shell.err == "qvm-prefs: error: work: memory: Invalid number: 'lots'; it has 1 to 19 characters: digits\n"
     shell("qvm-prefs work nothing", status=1)
     shell("qvm-prefs nobody", status=2)
     shell("qvm-prefs work --default", status=2)
@@ -338,3 +338,41 @@ def test_devices(shell: Shell) -> None:
     assert "No such file" in shell.err
     shell("qvm-start work --hddisk=dom0:sda")
     assert shell("qvm-block ls work") == ""
+
+
+WORDS = {
+    "qvm-tags work add é": "é",
+    "qvm-prefs work é": "é",
+    "qvm-prefs work label é": "ASCII",
+    "qvm-create é -l red": "ASCII",
+    "qvm-create x -l é": "ASCII",
+    "qvm-volume info é:root": "No such qube",
+    "qvm-pool info é": "é",
+    "qvm-service work é on": "é",
+    "qvm-features work a é": "ASCII",
+    "qvm-features é a": "No such qube",
+    "qvm-notes é": "No such qube",
+    "qvm-firewall é list": "No such qube",
+    "qvm-pool add é qcow2": "ASCII",
+    "qubes-prefs é": "é",
+    "qvm-run -u é work true": "é",
+    "qvm-run é true": "é",
+    "qvm-run --dispvm=é true": "No such qube",
+    "qvm-block attach work é:é": "é",
+    "qvm-template install é": "cannot be built here",
+    "qvm-clone work é": "ASCII",
+    "qvm-create x -l mauve": "there are red, orange",
+    "qvm-create a/b -l red": "1 to 31 characters: letters, digits",
+}
+"""Command lines with a word that no name can have, and what the answer must contain."""
+
+
+@pytest.mark.parametrize(("line", "said"), WORDS.items())
+def test_words_that_no_name_can_have_are_refused_in_words(shell: Shell, line: str, said: str) -> None:
+    try:
+        shell(line, status=1)
+    except AssertionError:
+        shell(line, status=2)
+    # A terminal's own encoding may not know the letter; it is shown escaped then, never as a fault of ours.
+    assert said.replace("é", "xe9") in shell.err.replace("é", "xe9")
+    assert "Traceback" not in shell.err and "codec" not in shell.err

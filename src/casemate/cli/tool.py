@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN, ListedQube
 from casemate.wire.errors import CasemateError, NotFoundError, printable
+from casemate.wire.names import foreign
 
 USAGE = 2
 """Exit status where the command line is wrong, or names a qube that does not exist."""
@@ -110,6 +111,11 @@ def run(parser: argparse.ArgumentParser, body: Body, argv: Sequence[str] | None)
     except CasemateError as error:
         say_error(parser.prog, error)
         return error.exit_status
+    except UnicodeEncodeError as error:
+        # A word that a protocol wants in ASCII, and that nothing has looked at before.
+        typed = error.object[error.start : error.end]
+        say_error(parser.prog, f"Only ASCII characters are possible here, not {foreign(typed)}")
+        return USAGE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -256,7 +256,7 @@ class LabelRef(Kind[Label]):
 
     def require(self, stored: Stored, system: Registry) -> None:
         if stored not in system.labels:
-            raise LabelNotFoundError(f"No such label: {stored!r}")
+            raise LabelNotFoundError(f"No such label: {stored!r}; there are {', '.join(system.labels)}")
 
     def resolve(self, stored: Stored, system: Registry) -> Label:
         return system.labels[str(stored)]

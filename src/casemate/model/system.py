@@ -189,19 +189,23 @@ class System(Holder):
             raise ValueInvalidError(f"Not a class for new qubes: {printable(str(klass), 40)!r}")
         values: dict[str, Stored] = {"name": str(names.new_qube_name(name)), "qid": self.next_qid, "uuid": uuid}
         if label not in self._labels:
-            raise LabelNotFoundError(f"No such label: {printable(label, 80)!r}")
+            raise LabelNotFoundError(f"No such label: {printable(label, 80)!r}; there are {', '.join(self._labels)}")
         values["label"] = label
         if any(name.lower() == other.lower() for other in self.domains if other != name):
             raise AlreadyExistsError(f"A qube exists whose name differs from {name!r} only in case")
         if cls.has("template"):
             base = template or self.stored("default_template")
             if base is None:
-                raise NoTemplateError(f"A {cls.class_name} needs a template and there is no default")
+                raise NoTemplateError(
+                    f"{cls.class_name} {name} needs a template, and there is none yet: casemate template build"
+                    if not any(d.klass == "TemplateVM" for d in self.domains.values())
+                    else f"{cls.class_name} {name} needs a template: name one, or set default_template"
+                )
             if self.domains.get(base) is None:
                 raise NotFoundError(str(base))
             values["template"] = base
         elif template is not None:
-            raise ValueInvalidError(f"A {cls.class_name} has no template")
+            raise ValueInvalidError(f"A qube of class {cls.class_name} has no template")
         if dispid is not None:
             values["dispid"] = dispid
         domain = cls(self, values)

@@ -16,6 +16,7 @@ from casemate.wire import names
 from casemate.wire.errors import (
     CasemateError,
     DaemonAccessError,
+    NotFoundError,
     PermissionDeniedError,
     ProtocolError,
     ValueInvalidError,
@@ -83,7 +84,11 @@ def endpoint(text: str, what: str) -> str:
 
 
 def build_request(method: str, arg: str = "", dest: str = ADMIN, payload: bytes = b"", source: str = ADMIN) -> bytes:
-    """The bytes of a call; raises ProtocolError for one that no daemon would accept."""
+    """The bytes of a call. ProtocolError for one that no daemon would accept, and for what a person typed that no
+    name can have: NotFoundError for the qube, ValueInvalidError for the rest."""
+    if not dest.isascii():
+        raise NotFoundError(dest)
+    names.text(arg, f"argument of {method}")
     data = f"{method}+{arg} {source} name {dest}\0".encode("ascii", "strict") + payload
     parse_request(data)
     return data

@@ -48,7 +48,7 @@ class NotFoundError(CasemateError):
     wire_name = "QubesVMNotFoundError"
 
     def __init__(self, name: str = "", message: str | None = None) -> None:
-        super().__init__(message if message is not None else f"No such qube: {printable(name)!r}")
+        super().__init__(message if message is not None else f"No such qube: '{printable(name)}'")
 
 
 class AlreadyExistsError(CasemateError):

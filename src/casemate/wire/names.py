@@ -50,6 +50,22 @@ class _Grammar:
             return False
         return not raw or (raw[0] in self.first and not raw.translate(None, self.rest))
 
+    def rule(self) -> str:
+        """The grammar in words, for who has broken it."""
+        first, rest = _in_words(bytes(self.first)), _in_words(self.rest)
+        begin = rest if first == rest else f"{rest}; the first is one of {first}"
+        length = f"{self.low} to {self.high}" if self.low < self.high else f"{self.high}"
+        return f"it has {length} characters: {begin}"
+
+
+def _in_words(allowed: bytes) -> str:
+    left, words = set(allowed), []
+    for group, word in ((_LETTERS, "letters"), (_LOWER, "small letters"), (_DIGITS, "digits")):
+        if left.issuperset(group):
+            words.append(word)
+            left.difference_update(group)
+    return ", ".join([*words, *(chr(code) for code in sorted(left))])
+
 
 _QUBE = _Grammar("qube name", _LETTERS, _WORD + b"_-", 31)
 """Limit of names (characters): qube."""
@@ -84,16 +100,25 @@ def text(raw: bytes | str, what: str = "text", limit: int = 65536) -> str:
         try:
             raw = raw.decode("ascii", "strict")
         except UnicodeDecodeError:
-            raise ValueInvalidError(f"{what} is not ASCII") from None
-    if len(raw) > limit or not raw.isascii():
-        raise ValueInvalidError(f"{what} is too long or not ASCII")
+            raise ValueInvalidError(f"The {what} may have ASCII characters only") from None
+    if not raw.isascii():
+        raise ValueInvalidError(f"The {what} may have ASCII characters only, not {foreign(raw)}")
+    if len(raw) > limit:
+        raise ValueInvalidError(f"The {what} has {len(raw)} characters, {limit} are allowed")
     return raw
+
+
+def foreign(raw: str) -> str:
+    """The characters of a text that are not ASCII, each once, safe to show: letters as they are."""
+    found = dict.fromkeys(c for c in raw if not c.isascii())
+    shown = [c if c.isalpha() else f"U+{ord(c):04X}" for c in list(found)[:8]]
+    return ", ".join(shown) + (" …" if len(found) > 8 else "")
 
 
 def _checked(grammar: _Grammar, raw: bytes | str, what: str = "") -> str:
     value = text(raw, what or grammar.what, 65536)
     if not grammar.matches(value.encode("ascii")):
-        raise _invalid(what or grammar.what, value)
+        raise ValueInvalidError(f"Invalid {what or grammar.what}: {printable(value, 80)!r}; {grammar.rule()}")
     return value
 
 
