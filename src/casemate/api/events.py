@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from casemate.model import changes as ch
+from casemate.model.classes import following
 from casemate.model.system import System
 from casemate.store.store import Store
 from casemate.wire import events as ev
@@ -38,9 +39,6 @@ MAX_OF_ONE_QUBE = 8
 
 Visible = Callable[[str], bool] | None
 """Whether the caller may know of a qube, by name; None for a caller that may know of all."""
-
-_DERIVED = {"default_netvm": "netvm", "default_dispvm": "default_dispvm", "default_guivm": "guivm"}
-"""Global properties, and the properties of qubes whose default they are."""
 
 
 class FrameSink(Protocol):
@@ -289,8 +287,7 @@ def _derived(domain: str | None, name: str, system: System) -> Iterator[ApiEvent
         if name == "label":
             yield ev.PropertyChanged(domain, "icon")
         return
-    following = _DERIVED.get(name)
-    if following is not None:
+    for dependent in following(name):
         for qube in system.domains.ordered():
-            if qube.has(following) and not qube.is_set(following) and following not in qube.defaults:
-                yield ev.PropertyChanged(qube.name, following)
+            if qube.has(dependent) and not qube.is_set(dependent) and dependent not in qube.defaults:
+                yield ev.PropertyChanged(qube.name, dependent)

@@ -16,7 +16,8 @@ from casemate.api.method import Access, Method
 from casemate.api.methods import INTERNAL, METHODS, MISC, MODULES
 from casemate.api.pages import code, page, table, write
 from casemate.api.plugin_pages import device_classes, storage_drivers
-from casemate.model.classes import CLASSES
+from casemate.engine.machine import TARGETS
+from casemate.model.classes import CLASSES, all_properties
 from casemate.model.domain import Domain
 from casemate.model.invariants import INVARIANTS
 from casemate.model.properties import Holder, Property, Setting
@@ -46,7 +47,7 @@ def properties() -> str:
         "\n".join(f"* {name}: {_sentence(inspect.getdoc(cls) or '')}." for name, cls in CLASSES.items()),
         table(
             ("Property", "Classes", "Type", "Value", "Default", "May be set", "What it is for"),
-            (_property_row(name, prop, _classes(name), _defaults(name)) for name, prop in _all_properties().items()),
+            (_property_row(name, prop, _classes(name), _defaults(name)) for name, prop in all_properties().items()),
         ),
         "## Of the system",
         table(
@@ -62,13 +63,6 @@ def _sentence(text: str) -> str:
     """The first sentence without its full stop, to stand within another."""
     first = " ".join(text.strip().split("\n\n")[0].split()).rstrip(".")
     return first[:1].lower() + first[1:] if first[1:2].islower() or first[1:2] == " " else first
-
-
-def _all_properties() -> dict[str, Property[Any]]:
-    found: dict[str, Property[Any]] = {}
-    for cls in CLASSES.values():
-        found.update(cls.properties())
-    return dict(sorted(found.items()))
 
 
 def _classes(name: str) -> str:
@@ -91,11 +85,15 @@ def _defaults(name: str) -> str:
     return "; ".join([usual, *(f"{klass}: {words}" for klass, words in said.items() if words != usual)]).strip("; ")
 
 
+def _when(prop: Property[Any]) -> str:
+    return "while halted" if prop.while_halted else _WHEN[prop.setting]
+
+
 def _property_row(name: str, prop: Property[Any], classes: str | None, default: str) -> tuple[str, ...]:
     start = (code(name),) if classes is None else (code(name), classes)
     value = prop.kind.syntax() if prop.setting is not Setting.READ_ONLY else ""
     doc = f"{prop.doc} *Without effect: {prop.kept}.*" if prop.kept else prop.doc
-    return (*start, prop.kind.tag, value, default, _WHEN[prop.setting], doc)
+    return (*start, prop.kind.tag, value, default, _when(prop), doc)
 
 
 # ---------------------------------------------------------------------------------------------------------- volumes
@@ -107,14 +105,18 @@ def volumes() -> str:
     return page(
         "Volumes",
         "What a new qube of each class gets. A volume that a class does not have is absent everywhere: it is neither "
-        "created nor shown nor given to the machine. A qube gets them as `/dev/vda` (root), `/dev/vdb` (private) and "
-        "`/dev/vdc` (volatile).",
+        f"created nor shown nor given to the machine. A qube gets them as {_disks()}.",
         table(("Class", *VOLUME_NAMES), rows),
         "*kept*: what was written stays. *layer*: each start gets a fresh layer over the volume of the template, which "
         "is thrown away at stop. *fresh*: empty at each start. Sizes are limits: the files grow as they are written. "
         "`qvm-ls -d` shows what they take; the Admin API's `admin.vm.volume.*` changes them "
         "([methods](methods.md)).",
     )
+
+
+def _disks() -> str:
+    """Which disk of the guest each volume is."""
+    return ", ".join(f"{code(f'/dev/{disk}')} ({volume})" for volume, disk in TARGETS.items())
 
 
 def _volume(cls: type[Domain], name: str) -> str:

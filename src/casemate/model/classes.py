@@ -6,12 +6,13 @@ Nothing else knows which class has which properties or volumes. A seventh class 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from casemate.model.defaults import Computed, Default, Fixed
+from casemate.model.defaults import Computed, Default, Fixed, FromSystem
 from casemate.model.domain import Domain
-from casemate.model.properties import Role
+from casemate.model.properties import Property, Role
 from casemate.model.volumes import (
     KEPT_PRIVATE,
     KEPT_ROOT,
@@ -93,3 +94,23 @@ CLASSES: Mapping[str, type[Domain]] = MappingProxyType(
     {cls.class_name: cls for cls in (Admin, App, Disposable, Remote, Standalone, Template)}
 )
 """Every class by its name on the wire, in order of names."""
+
+
+@cache
+def all_properties() -> Mapping[str, Property[Any]]:
+    """The properties of qubes of all classes by name, in order of names."""
+    found = {name: prop for cls in CLASSES.values() for name, prop in cls.properties().items()}
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+@cache
+def tagged() -> tuple[str, ...]:
+    """Names of the properties whose values are also tags."""
+    return tuple(name for name, prop in all_properties().items() if prop.tagged)
+
+
+@cache
+def following(name: str) -> tuple[str, ...]:
+    """Names of the properties whose default is the global property of that name, and nothing before it."""
+    rules = {prop.name: prop.default for prop in all_properties().values()}
+    return tuple(n for n, rule in rules.items() if isinstance(rule, FromSystem) and rule.name == name)

@@ -49,10 +49,12 @@ class Whole(Registry, Protocol):
 
 
 def _reference(
-    doc: str, default: Default | None = None, role: Role = Role.LOCAL, kept: str = ""
+    doc: str, default: Default | None = None, role: Role = Role.LOCAL, kept: str = "", tagged: bool = False
 ) -> Property[Domain | None]:
     """A property that names another qube, or none."""
-    return Property(DomainRef(optional=True), role=role, default=default, absent=None, doc=doc, kept=kept)
+    return Property(
+        DomainRef(optional=True), role=role, default=default, absent=None, doc=doc, kept=kept, tagged=tagged
+    )
 
 
 class Domain(NetworkSettings):
@@ -68,14 +70,14 @@ class Domain(NetworkSettings):
     """What a qube must be able to, to be a template of this class."""
 
     template: Property[Domain | None] = Property(
-        DomainRef(), role=Role.BASED, absent=None, doc="Template that this qube is based on."
+        DomainRef(), role=Role.BASED, absent=None, doc="Template that this qube is based on.", while_halted=True
     )
     netvm = _reference("Qube that provides network to this one; empty for none.", FromSystem("default_netvm"))
     default_dispvm = _reference(
         "Template of the disposables that this qube opens.", FromSystem("default_dispvm"), Role.MANAGED
     )
-    guivm = _reference("Qube that shows this one's windows.", FromSystem("default_guivm"))
-    audiovm = _reference("Qube that plays this one's sound.", FromSystem("default_audiovm"))
+    guivm = _reference("Qube that shows this one's windows.", FromSystem("default_guivm"), tagged=True)
+    audiovm = _reference("Qube that plays this one's sound.", FromSystem("default_audiovm"), tagged=True)
     management_dispvm = _reference(
         "Template of the disposable that manages this qube.",
         FromTemplate(FromSystem("management_dispvm")),

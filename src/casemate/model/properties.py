@@ -64,10 +64,13 @@ class Setting(Enum):
 class Property(Generic[T]):
     """One setting of a qube or of the system.
 
-    ``kind`` is the kind of its values, ``default`` a rule or a constant. ``role`` says which classes have it.
-    ``absent`` is what reading the attribute gives on a class without it, so that code need not ask for classes; where
-    there is none, reading raises NoSuchPropertyError. ``kept`` is for a property of Qubes OS that is stored and told
-    but does nothing here, and says what it waits for.
+    ``kind`` is the kind of its values, ``default`` a rule or a constant, ``doc`` a sentence for the reference page.
+    ``role`` says which classes have it. ``absent`` is what reading the attribute gives on a class without it, so that
+    code need not ask for classes; where there is none, reading raises NoSuchPropertyError.
+
+    ``kept`` is for a property of Qubes OS that is stored and told but does nothing here, and says what it waits for.
+    ``while_halted``: a running machine is built on it, so it changes only while the qube is halted. ``tagged``: the
+    qube also has the tag ``PROPERTY-VALUE``, so that rules of the policy can name the qubes with that value.
     """
 
     name: str
@@ -82,6 +85,8 @@ class Property(Generic[T]):
         setting: Setting = Setting.FREE,
         absent: T | _Missing = MISSING,
         kept: str = "",
+        while_halted: bool = False,
+        tagged: bool = False,
     ) -> None:
         self.kind = kind
         self.doc = doc
@@ -92,6 +97,8 @@ class Property(Generic[T]):
         self.setting = setting
         self.absent = absent
         self.kept = kept
+        self.while_halted = while_halted
+        self.tagged = tagged
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

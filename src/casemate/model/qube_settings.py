@@ -107,6 +107,7 @@ class QubeSettings(Qube):
         default=FromTemplate("pvh"),
         doc="How the machine is virtualised.",
         kept="all machines are built the same way",
+        while_halted=True,
     )
     kernel = Property(
         OptionalText(KERNEL_NAME, limit=63, what="name of a kernel"),

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterable
 from casemate.api.context import Context
 from casemate.api.live import value
 from casemate.api.method import Access, method
+from casemate.model.classes import following, tagged
 from casemate.model.domain import Domain
 from casemate.model.properties import Holder, Setting
 from casemate.model.system import System
 from casemate.wire.admin import ADMIN, PropertyValue, build_properties, build_property
 from casemate.wire.errors import NotHaltedError, PermissionDeniedError
-
-HALTED_ONLY = frozenset({"template", "virt_mode"})
-"""Properties that a running machine is built on."""
 
 
 def default(holder: Holder, name: str) -> str:
@@ -107,7 +105,7 @@ def help_of_system(system: System, arg: str) -> str:
 
 
 def _check_halted(context: Context, dest: Domain, name: str) -> None:
-    if name in HALTED_ONLY and context.state(dest) != "Halted":
+    if dest.declaration(name).while_halted and context.state(dest) != "Halted":
         raise NotHaltedError(f"{dest.name}: {name} can be changed only while the qube is halted")
 
 
@@ -118,28 +116,23 @@ def _check_seen(holder: Holder, name: str, text: str, sees: Callable[[str], bool
         raise PermissionDeniedError
 
 
-SHOWN_BY = ("guivm", "audiovm")
-"""Properties whose value is also a tag, so that policy can speak of the qubes that a GUI qube shows."""
-
-
-def _tag(domains: Iterable[Domain], names: Iterable[str]) -> None:
-    """Make the tags ``guivm-NAME`` and ``audiovm-NAME`` what the properties say."""
+def _tag(domains: Iterable[Domain], changed: str) -> None:
+    """Make the tags ``PROPERTY-VALUE`` of qubes what a property says now."""
     for domain in domains:
-        for name in names:
-            if not domain.has(name):
-                continue
-            found = domain.stored(name)
-            wanted = f"{name}-{found}" if found not in (None, ADMIN) else None
-            for tag in [tag for tag in domain.tags if tag.startswith(f"{name}-") and tag != wanted]:
-                domain.tags.remove(tag)
-            if wanted is not None:
-                domain.tags.add(wanted)
+        if not domain.has(changed):
+            continue
+        found = domain.stored(changed)
+        wanted = f"{changed}-{found}" if found not in (None, ADMIN) else None
+        for tag in [tag for tag in domain.tags if tag.startswith(f"{changed}-") and tag != wanted]:
+            domain.tags.remove(tag)
+        if wanted is not None:
+            domain.tags.add(wanted)
 
 
-def _follow(system: System, name: str) -> None:
-    kind = name.removeprefix("default_")
-    if name.startswith("default_") and kind in SHOWN_BY:
-        _tag(list(system.domains.values()), (kind,))
+def _follow(system: System, changed: str) -> None:
+    """A global property was changed: the tags of qubes that have it as a default change with it."""
+    for name in set(following(changed)).intersection(tagged()):
+        _tag(list(system.domains.values()), name)
 
 
 @method("admin.vm.property.Set", Access.WRITE)
@@ -148,7 +141,7 @@ def set_of_qube(context: Context, dest: Domain, sees: Callable[[str], bool], arg
     _check_halted(context, dest, arg)
     _check_seen(dest, arg, payload, sees)
     dest.set_text(arg, payload)
-    _tag([dest], SHOWN_BY if arg in SHOWN_BY else ())
+    _tag([dest] if arg in tagged() else (), arg)
 
 
 @method("admin.property.Set", Access.WRITE)
@@ -164,7 +157,7 @@ def reset_of_qube(context: Context, dest: Domain, arg: str) -> None:
     """Give a property of the qube its default again."""
     _check_halted(context, dest, arg)
     dest.reset(arg)
-    _tag([dest], SHOWN_BY if arg in SHOWN_BY else ())
+    _tag([dest] if arg in tagged() else (), arg)
 
 
 @method("admin.property.Reset", Access.WRITE)

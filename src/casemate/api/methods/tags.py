@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from casemate.api.method import Access, method
+from casemate.model.classes import tagged
 from casemate.model.domain import Domain
 from casemate.wire import names
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import PermissionDeniedError
 
-OURS = ("guivm-", "audiovm-")
+OURS = tuple(f"{name}-" for name in tagged())
 """Prefixes of tags that the daemon derives from properties; nobody else may change them."""
 
 
