@@ -1,4 +1,4 @@
-"""What the host asks of running qubes by itself: to run a service, and what they have written into their database."""
+"""What the host asks running qubes for by itself: to run a service, and for keys of their database."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class Guests:
             raise DisconnectedError(f"The database of {name} does not answer") from None
 
     async def run(self, name: str, service: str, user: str, within: float, stdin: bytes = b"") -> int:
-        """Run a service in the qube, throw its output away; its exit status, or TimeoutError after ``within`` s."""
+        """Run a service in the qube and return its exit status; TimeoutError after ``within`` seconds.
+
+        Output is read and dropped: a service that waits for a reader would never end.
+        """
         side = CallerSide()
         async with asyncio.timeout(within):
             try:

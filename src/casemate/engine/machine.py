@@ -1,4 +1,4 @@
-"""From a qube to the machine that runs it (pure)."""
+"""Derives the virtual machine of a qube from its properties (pure)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from casemate.wire.errors import StartError
 from casemate.wire.names import kernel_name
 
 TARGETS = {"root": "vda", "private": "vdb", "volatile": "vdc"}
-"""Which disk of the guest a volume becomes; a volume that is not here (kernel) is no disk."""
+"""Name of the disk that each volume becomes in the guest. The volume ``kernel`` is no disk and not here."""
 
 INIT_KINDS = ("lean", "systemd")
+"""What a template can boot with. lean: our agent is process 1."""
 
 EMULATED = "norandmaps"
-"""For emulated guests only: QEMU translates code anew at each address that it meets, so that with random addresses
-every program start is translated from the beginning (four times slower). Emulation is no security boundary anyway."""
+"""Kernel option for emulated guests: no random addresses. QEMU keeps translated code by address, so with random ones it
+translates every program again at each start (four times slower). Emulation is no security boundary anyway."""
 
 
 def init_kind(domain: Domain) -> str:
@@ -40,8 +41,11 @@ def machine_spec(
     owner: Owner | None,
     controllers: frozenset[str] = frozenset(),
 ) -> MachineSpec:
-    """The machine of a qube. ``disks`` maps volume names to what storage prepared; ``acceleration`` is ``kvm`` or
-    ``tcg``; ``owner`` runs QEMU (None: we do); ``controllers``: see Devices.controllers."""
+    """The machine of a qube; StartError when it has no kernel.
+
+    ``disks`` maps volume names to what storage prepared. ``acceleration`` is ``kvm`` or ``tcg``. ``owner`` runs QEMU
+    (None: this process's user does). ``controllers``: see ``Devices.controllers``.
+    """
     if not domain.kernel:
         raise StartError(f"{domain.name} has no kernel: build a template first (casemate template build)")
     directory = settings.state / "kernels" / kernel_name(domain.kernel)
@@ -56,7 +60,7 @@ def machine_spec(
         uuid=domain.uuid,
         title=f"Casemate qube {domain.name} of {settings.state}",
         memory_mib=domain.memory,
-        # A second emulated processor makes a start slower, not faster; who wants it sets it.
+        # Under emulation a second processor makes a start slower, not faster. A person can set it all the same.
         vcpus=1 if acceleration == "tcg" and not domain.is_set("vcpus") else domain.vcpus,
         acceleration=acceleration,
         kernel=directory / "vmlinuz",

@@ -1,6 +1,6 @@
-"""The steps of a start: volumes, directory of sockets, machine, link, agent. Devices are a step of their own package.
+"""The steps of a start: volumes, directory of sockets, machine, link, agent. The devices' step is in ``devices.py``.
 
-Each step knows how to take itself back after a crash of the daemon; see ``steps.Step``.
+Each can take itself down after a crash of the daemon, with nothing but the qube's entry in the store (``steps.Step``).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class VolumesStep:
         for name, volume in domain.volumes.items():
             if volume is None or name not in TARGETS:
                 continue
-            # What others are based on changes beside the one that they run on.
+            # A template's root and a disposable template's private volume: others run on them meanwhile.
             shared = (name == "root" and domain.klass == Template.class_name) or (
                 name == "private" and bool(getattr(domain, "template_for_dispvms", False))
             )
@@ -63,7 +63,7 @@ class VolumesStep:
             )
 
     async def down(self, domain: Domain) -> None:
-        """Throw overlays and volatile volumes away."""
+        """Merge what is kept; throw overlays and volatile volumes away."""
         for name, volume in domain.volumes.items():
             if volume is not None and name in TARGETS:
                 await self._pools.of(volume).stop(volume)
@@ -121,7 +121,7 @@ class MachineStep:
         await self._hypervisor.start_paused(spec)
         info = await self._hypervisor.info(domain.uuid)
         if info is not None:
-            self._states.created(info, f"{time.time():.2f}")  # that it is starting stays so
+            self._states.created(info, f"{time.time():.2f}")  # the state stays TRANSIENT until the start is complete
         for name in MACHINE_PROPERTIES:
             start.say(ev.PropertyChanged(domain.name, name))
         start.say(ev.DomainSpawn(domain.name, start.guid))
@@ -181,7 +181,7 @@ class LinkStep:
 
 
 class AgentStep:
-    """The machine runs and its agent answers."""
+    """Lets the machine run and waits for its agent."""
 
     def __init__(self, hypervisor: Hypervisor, links: Links) -> None:
         self._hypervisor = hypervisor
@@ -194,26 +194,28 @@ class AgentStep:
         await self._hypervisor.resume(domain.uuid)
         start.say(ev.DomainUnpaused(domain.name))
         try:
-            within = domain.qrexec_timeout
+            within = domain.qrexec_timeout  # the link waits so long; 5 s more, so that its answer comes first
             answer = await self._links.ask(domain.name, within + 5, op="ready", within=within)
         except DisconnectedError as error:
             answer = {"ready": False, "why": str(error)}
         if answer.get("ready") is not True:
-            console = ""
-            try:
-                console = str((await self._links.ask(domain.name, 5, op="console")).get("text", ""))
-            except DisconnectedError:
-                pass
-            lines = [printable(line, 200) for line in console.splitlines() if line.strip()]
-            # After a panic the kernel prints registers for a page; what led to it stands before.
-            panics = [number for number, line in enumerate(lines) if "Kernel panic" in line]
-            lines = lines[: panics[0] + 1 if panics else None][-CONSOLE_LINES:]
-            shown = "; its console ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
             why = printable(str(answer.get("why", "its agent does not answer")))
-            raise StartError(f"Cannot start {domain.name}: {why}{shown}")
+            raise StartError(f"Cannot start {domain.name}: {why}{await self._console(domain.name)}")
+
+    async def _console(self, name: str) -> str:
+        """The end of a qube's console, as an error shows it; empty when the link cannot be asked."""
+        try:
+            untrusted = str((await self._links.ask(name, 5, op="console")).get("text", ""))
+        except DisconnectedError:
+            return ""
+        lines = [printable(line, 200) for line in untrusted.splitlines() if line.strip()]
+        # After a panic the kernel prints a page of registers. What led to the panic stands before that.
+        panics = [number for number, line in enumerate(lines) if "Kernel panic" in line]
+        lines = lines[: panics[0] + 1 if panics else None][-CONSOLE_LINES:]
+        return "; its console ends:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
 
     async def down(self, domain: Domain) -> None:
-        """Nothing: it ends with the machine."""
+        """Nothing to do: the agent ends with the machine."""
 
 
 def _timezone() -> str | None:

@@ -1,1 +1,23 @@
-"""Everything outside this process; the only importers of libvirt and subprocess."""
+"""Everything outside this process: libvirt, programs, files, the kernel's devices. The only importer of libvirt.
+
+::
+
+    engine, storage, devices ask               what is outside
+    ────────────────────────────               ─────────────────────────────────────────────────
+    hypervisor.py: the contract
+      libvirt_machines, libvirt_connection ──▶ libvirt, embedded (libvirt_embed) or a daemon ──▶ QEMU
+        domain_xml, _qemu, _disk                 machines as XML, computed from a MachineSpec (pure)
+        libvirt_errors                           its error codes become ours
+        qemu_access                              which files and nodes each machine's user may open
+    process.py: Runner ──────────────────────▶ programs, with a deadline, an account, no shell
+    files.py ────────────────────────────────▶ files: replaced whole, copied without holes, opened below a directory
+    kernel_devices, uevents ─────────────────▶ /sys, /proc, /dev; the kernel's events
+    acceleration, protections, versions, tsc ▶ what this host can do for qubes
+    template_build, guest_kernel, initrd/,     images and kernels, built from Debian's packages
+      agent_package, debian_archive ─────────▶
+    plugins.py ──────────────────────────────▶ what other Python packages add (drivers, classes of devices)
+
+Foreign errors end here: what leaves this package is a CasemateError that says what was asked and what is wrong, with
+the cause kept (``from``). Blocking calls run in threads or processes, never in the event loop. Nothing here knows what a
+qube is; the engine turns qubes into machines, files and arguments before it asks.
+"""

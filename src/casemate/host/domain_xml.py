@@ -1,4 +1,4 @@
-"""A libvirt domain's XML as a DOM, the parts that every hypervisor shares; never made from strings (pure)."""
+"""Builds the parts of a libvirt domain's XML that all hypervisors share, as a tree and never from strings (pure)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def child(parent: etree._Element, tag: str, text: str | None = None, **attribute
 
 
 def head(spec: MachineSpec, prefix: str, kind: str) -> etree._Element:
-    """The domain with what it is called and what it may use. One name and UUID, fixed memory, fixed processors."""
+    """The domain element with name, UUID, title, fixed memory and processors. ``kind``: libvirt's ``kvm`` or ``qemu``."""
     domain = etree.Element("domain", type=kind)
     child(domain, "name", prefix + spec.name)
     child(domain, "uuid", str(spec.uuid))

@@ -1,4 +1,4 @@
-"""All that we need of a hypervisor: machines by UUID, their states, their events."""
+"""The contract of a hypervisor: machines by UUID, their states and events, devices plugged into them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration of libvirt's QEMU driver where it runs inside our own process."""
+"""Configures libvirt's QEMU driver where it is embedded in this process: directory, qemu.conf, short paths."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ max_core = 0
 save_image_format = "raw"
 """
 
-# The account is what a machine without a label would get; ours all have one. libvirt itself changes no ownership.
+# user and group are for machines without a security label; all of ours have one. dynamic_ownership = 0: libvirt changes
+# no owner of any file, see host/qemu_access.py.
 _AS_ROOT = """\
 user = "libvirt-qemu"
 group = "libvirt-qemu"

@@ -1,4 +1,4 @@
-"""The one table from libvirt's error codes to ours."""
+"""Translates libvirt's errors into ours: the only table of its codes."""
 
 from __future__ import annotations
 

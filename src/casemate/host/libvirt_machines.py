@@ -1,4 +1,4 @@
-"""Machines through libvirt: embedded in this process, or a user's or the system's daemon; the same code for all."""
+"""Machines through libvirt, be it embedded in this process or a daemon of the user or of the system."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ from casemate.wire.errors import DeviceBusyError, HypervisorError, NotHaltedErro
 log = logging.getLogger(__name__)
 
 _RELEASE_SECONDS = 10.0
-"""How long a guest may take to let go of a device. Emulated guests need half a second."""
+"""Seconds that a guest has to release a device. Emulated guests need half a second."""
 _NO_PORT = {"No more available PCI slots": HOTPLUG_PORTS, "No free USB ports": USB_PORTS}
 """What libvirt says when all ports of a bus are taken, and how many there are; it has no error code for that."""
 _ABSENT = (libvirt.VIR_ERR_NO_DOMAIN,)
+"""Codes that mean: libvirt does not know the machine."""
 _OFF = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+"""Codes that mean: the machine does not run."""
 
 _STATES = {
     libvirt.VIR_DOMAIN_NOSTATE: PowerState.RUNNING,
@@ -60,7 +62,7 @@ _EVENTS = {
     libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: EventKind.SUSPENDED,
     libvirt.VIR_DOMAIN_EVENT_CRASHED: EventKind.CRASHED,
 }
-"""Lifecycle events that mean something here. Reboot events fire several times in a normal start and are not used."""
+"""Lifecycle events that are passed on. Reboot events are not: they fire several times in a normal start."""
 
 _CRASHES = (libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED)
 
@@ -301,7 +303,7 @@ class LibvirtMachines(Hypervisor):
         try:
             self._loop.call_soon_threadsafe(self._tell, told)
         except RuntimeError:
-            pass  # the loop has ended; nobody listens
+            pass  # the event loop has ended, so nobody listens
 
     def _tell(self, event: MachineEvent) -> None:
         for callback in self._callbacks:
@@ -309,7 +311,7 @@ class LibvirtMachines(Hypervisor):
 
 
 def _with_clock(spec: MachineSpec) -> MachineSpec:
-    """An emulated machine is told how fast its counter runs, as it may measure wrongly."""
+    """Tell an emulated machine the frequency of its time stamp counter: it would measure it wrongly on a busy host."""
     khz = tsc_khz() if spec.acceleration == "tcg" else None
     return spec if khz is None else replace(spec, cmdline=f"{spec.cmdline} tsc_early_khz={khz}".strip())
 
