@@ -17,9 +17,11 @@ from uuid import uuid4
 import pytest
 
 import casemate
-from casemate.host.guest_kernel import BuiltKernel, build_kernel
+from casemate.host.guest_kernel import BuiltKernel
 from casemate.host.process import Runner
+from casemate.host.template_build import build_template
 from casemate.settings import Settings, load
+from casemate.wire.recipe import Recipe
 from tests.builders import settings_in, short_directory
 
 SOURCE = Path(casemate.__file__).parent.parent
@@ -62,7 +64,7 @@ class Owner:
 @pytest.fixture(scope="module")
 def kernel() -> BuiltKernel:
     """The guests' kernel; from the cache when it is there."""
-    return asyncio.run(build_kernel(load(), Runner(), print))
+    return asyncio.run(build_template(load(), Runner(), Recipe("bookworm"), print)).kernel
 
 
 @pytest.fixture

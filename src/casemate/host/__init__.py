@@ -18,6 +18,6 @@
     plugins.py ──────────────────────────────▶ what other Python packages add (drivers, classes of devices)
 
 Foreign errors end here: what leaves this package is a CasemateError that says what was asked and what is wrong, with
-the cause kept (``from``). Blocking calls run in threads or processes, never in the event loop. Nothing here knows what a
-qube is; the engine turns qubes into machines, files and arguments before it asks.
+the cause kept (``from``). Blocking calls run in threads or processes, never in the event loop. Nothing here knows what
+a qube is; the engine turns qubes into machines, files and arguments before it asks.
 """

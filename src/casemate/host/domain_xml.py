@@ -23,7 +23,7 @@ def child(parent: etree._Element, tag: str, text: str | None = None, **attribute
 
 
 def head(spec: MachineSpec, prefix: str, kind: str) -> etree._Element:
-    """The domain element with name, UUID, title, fixed memory and processors. ``kind``: libvirt's ``kvm`` or ``qemu``."""
+    """The domain element with name, UUID, title, fixed memory and processors; ``kind`` is ``kvm`` or ``qemu``."""
     domain = etree.Element("domain", type=kind)
     child(domain, "name", prefix + spec.name)
     child(domain, "uuid", str(spec.uuid))
