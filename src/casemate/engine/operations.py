@@ -45,7 +45,7 @@ class Operation:
     def __init__(self, entries: dict[str, _Entry], name: str) -> None:
         self._entries = entries
         self._name = name
-        self._token: Token[tuple[object, tuple[order.Place, ...]]] | None = None
+        self._token: Token[tuple[object, tuple[order.Position, ...]]] | None = None
 
     async def __aenter__(self) -> None:
         self._token = order.entering(order.OPERATION, self._name)

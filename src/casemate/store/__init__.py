@@ -26,7 +26,7 @@
   checked, and all of the copy is saved or nothing is.
 
 Other modules: ``document.py`` parses XML from anywhere within bounds, ``files.py`` has the system calls of a save
-(tests of crashes come between them), ``place.py`` refuses network file systems, ``watch.py`` tells when the file
+(tests of crashes come between them), ``file_system.py`` refuses network file systems, ``watch.py`` tells when the file
 changed, ``upgrade.py`` imports the file of Qubes OS 3, and ``python -m casemate.store`` is the store from a shell.
 
 The seven promises of this package, with their tests, are on the page ``docs/explanation/store.md``.

@@ -28,7 +28,7 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-from casemate.store import order, place
+from casemate.store import file_system, order
 from casemate.wire.errors import LockTimeoutError, StoreError, printable
 
 if sys.platform == "win32":
@@ -84,8 +84,8 @@ class FileLock:
     def __init__(self, file: Path) -> None:
         self.lock_file = file.with_name(file.name + ".lock")
         self.gate_file = file.with_name(file.name + ".lock.gate")
-        self._placed = False
-        """Whether the directory was checked to be on a file system whose locks can be relied on."""
+        self._checked = False
+        """Whether the directory is known to be on a file system whose locks can be relied on."""
         self._reset()
         _all.add(self)
 
@@ -110,9 +110,9 @@ class FileLock:
         return _ident() in self._used
 
     def _open(self) -> _Files:
-        if not self._placed:
-            place.require_local(self.lock_file.parent)
-            self._placed = True
+        if not self._checked:
+            file_system.require_local(self.lock_file.parent)
+            self._checked = True
         try:
             return _Files(self.lock_file, self.gate_file)
         except OSError as error:

@@ -13,12 +13,12 @@ from contextvars import ContextVar, Token
 
 OPERATION, STORE = 1, 2
 
-Place = tuple[int, str]
+Position = tuple[int, str]
 """Rank of a lock, and its name among those of its rank."""
 
 ENABLED = os.environ.get("CASEMATE_DEBUG", "") not in ("", "0")
 
-_Held = tuple[object, tuple[Place, ...]]
+_Held = tuple[object, tuple[Position, ...]]
 
 _held: ContextVar[_Held] = ContextVar("held locks", default=(None, ()))
 """The task that holds locks, and which. A thread that works for a task (asyncio.to_thread) inherits the variable and
@@ -27,10 +27,10 @@ owner is kept with the locks and compared."""
 
 
 class LockOrderError(AssertionError):
-    """A lock was asked for while one of a later place is held: a fault of the program."""
+    """A lock was asked for while one of a later position is held: a fault of the program."""
 
 
-def _now() -> tuple[object, tuple[Place, ...]]:
+def _now() -> tuple[object, tuple[Position, ...]]:
     owner, held = _held.get()
     try:
         task: object = asyncio.current_task()

@@ -1,5 +1,4 @@
-"""Methods of the policy's files: list, read, replace, remove. A change after which the policy does not parse is
-refused.
+"""Methods of the policy's files. A change after which the policy as a whole does not parse is refused.
 
 Files are ``STATE/policy.d/NAME.policy``, and for ``policy.include`` ``STATE/policy.d/include/NAME``. ``Get`` answers
 with a token, ``sha256:`` and the digest of the file, on a line before the text; ``Replace`` and ``Remove`` need

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pytest import LogCaptureFixture, MonkeyPatch
 
-from casemate.store import place
+from casemate.store import file_system
 from casemate.store.store import Store
 from casemate.wire.errors import StoreError
 
@@ -38,11 +38,11 @@ nonsense
     ],
 )
 def test_the_innermost_and_last_mount_says_the_type(directory: str, kind: str) -> None:
-    assert place.type_of(Path(directory), MOUNTS) == kind
+    assert file_system.type_of(Path(directory), MOUNTS) == kind
 
 
 def test_an_empty_table_says_nothing() -> None:
-    assert place.type_of(Path("/"), b"") == ""
+    assert file_system.type_of(Path("/"), b"") == ""
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def remote(tmp_path: Path, monkeypatch: MonkeyPatch) -> Path:
     state = tmp_path / "state"
     state.mkdir()
     table.write_text(f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 0:40 / {state} rw - nfs4 server:/state rw\n")
-    monkeypatch.setattr(place, "MOUNTS", table)
-    monkeypatch.delenv(place.OVERRIDE, raising=False)
+    monkeypatch.setattr(file_system, "MOUNTS", table)
+    monkeypatch.delenv(file_system.OVERRIDE, raising=False)
     return state
 
 
@@ -77,7 +77,7 @@ def test_through_a_symbolic_link_too(remote: Path) -> None:
 
 
 def test_who_insists_is_warned(remote: Path, monkeypatch: MonkeyPatch, caplog: LogCaptureFixture) -> None:
-    monkeypatch.setenv(place.OVERRIDE, "1")
+    monkeypatch.setenv(file_system.OVERRIDE, "1")
     with caplog.at_level(logging.WARNING):
         Store(remote / "qubes.xml").change(lambda system: system.admin.features.set("n", "1"))
     assert "nfs4" in caplog.text and caplog.text.count("will lose changes") == 1
