@@ -169,7 +169,9 @@ class Agent:
 
     def _start(self, stream: MuxStream, found: Service) -> None:
         pid, stdin, stdout, stderr = self._spawn(found)
-        self._children.add(pid, ServiceCall.of_program(self._loop, stream, stdin, stdout, stderr).exited)
+        self._children.add(
+            pid, ServiceCall.of_program(self._loop, stream, stdin, stdout, stderr, look=self._children.look).exited
+        )
 
     def _spawn(self, found: Service) -> tuple[int, int, int, int | None]:
         account = self._account(found.user)

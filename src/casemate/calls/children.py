@@ -32,6 +32,13 @@ class Children:
             os.read(self._wakeup, 4096)
         except BlockingIOError:
             pass
+        self.look()
+
+    def look(self) -> None:
+        """Tell of those that have ended by now.
+
+        When the last output of a program ends, the program mostly has, too. Who looks then has both to tell in one
+        message, without being woken once more."""
         while True:  # those too that nobody asked for: as process 1 we get everybody's orphans
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 _MESSAGE = HEADER.size
 
 
+def _nothing() -> None:
+    pass
+
+
 class _Output(Handler):
     """Sends what the service writes to one of its outputs, each read as one message that is framed in place."""
 
@@ -59,12 +63,14 @@ class ServiceCall(Handler):
         service: PipeStream | SocketStream,
         stderr: PipeStream | None,
         on_done: Callable[[ServiceCall], None] | None = None,
+        look: Callable[[], None] = _nothing,
     ) -> None:
         self._stream = stream
         self._service = service
         self._stderr = stderr
         self._side = ServiceSide()
         self._on_done = on_done
+        self._look = look
         self._outputs = {DATA_STDOUT}
         self._status: int | None = None
         self._done = False
@@ -85,10 +91,14 @@ class ServiceCall(Handler):
         stdout: int,
         stderr: int | None,
         on_done: Callable[[ServiceCall], None] | None = None,
+        look: Callable[[], None] = _nothing,
     ) -> ServiceCall:
-        """The call of a program, given our ends of its pipes. ``exited`` must be called when it was reaped."""
+        """The call of a program, given our ends of its pipes. ``exited`` must be called when it was reaped.
+
+        ``look`` has those told of that have ended by now; it is called when the program's outputs have ended.
+        """
         errors = None if stderr is None else PipeStream(loop, stderr, -1)
-        return cls(stream, PipeStream(loop, stdout, stdin), errors, on_done)
+        return cls(stream, PipeStream(loop, stdout, stdin), errors, on_done, look)
 
     # -- the caller
 
@@ -132,6 +142,8 @@ class ServiceCall(Handler):
         if kind in self._outputs and not self._done:
             self._outputs.discard(kind)
             self._stream.writev(self._side.eof(kind))
+            if not self._outputs and self._status is None:
+                self._look()
             self.check()
 
     def exited(self, status: int) -> None:

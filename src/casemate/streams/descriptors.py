@@ -358,11 +358,12 @@ class SocketStream(_DescriptorStream):
 class PipeStream(_DescriptorStream):
     """One descriptor to read from and one to write to (-1: none; that direction has ended from the beginning).
 
-    It owns both. ``shared``: other processes have the same files open, so they are left as they are, and may block; the
-    owner sees to it that writing does not. That the reader has gone is noticed when something is written.
+    It owns both, and nobody else reads the one. ``shared``: other processes have the same files open, so they are left
+    as they are, and may block; the owner sees to it that writing does not. That the reader has gone is noticed when
+    something is written.
     """
 
-    __slots__ = ("_read_watched", "_write_watched")
+    __slots__ = ("_blocks", "_read_watched", "_write_watched")
 
     def __init__(
         self, loop: Loop, reading: int, writing: int, handler: Handler | None = None, shared: bool = False
@@ -370,9 +371,9 @@ class PipeStream(_DescriptorStream):
         super().__init__(loop, reading, writing, handler)
         self._read_watched = False
         self._write_watched = False
-        for fd in (reading, writing):
-            if fd >= 0 and not shared:
-                os.set_blocking(fd, False)
+        # A descriptor that we alone read does not block when it is ready. Writing may, so it is told not to; many
+        # programs are given no input, which saves them a system call.
+        self._blocks = not shared
         self._rewatch()
 
     def finish(self) -> None:
@@ -390,6 +391,23 @@ class PipeStream(_DescriptorStream):
         if wanted != self._write_watched:
             self._write_watched = wanted
             self._loop.watch(self._out, WRITE if wanted else 0, self._writable)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """See ``Stream``."""
+        if self._blocks:
+            self._unblock()
+        super().write(data)
+
+    def writev(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """See ``Stream``."""
+        if self._blocks:
+            self._unblock()
+        super().writev(pieces)
+
+    def _unblock(self) -> None:
+        self._blocks = False
+        if self._write_open:
+            os.set_blocking(self._out, False)
 
     def _readable(self, _mask: int) -> None:
         self._read()

@@ -148,7 +148,9 @@ class Served:
             self._children.add(pid, lambda status: _tell_status(stream, status))
         else:
             pid, stdin, stdout, stderr = spawn(argv, environment, account, self._with_stderr)
-            self._children.add(pid, ServiceCall.of_program(self._loop, stream, stdin, stdout, stderr).exited)
+            self._children.add(
+                pid, ServiceCall.of_program(self._loop, stream, stdin, stdout, stderr, look=self._children.look).exited
+            )
 
     def _wait_for_session(self, user: str, done: Callable[[int], None]) -> None:
         assert self._account_of is not None
