@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from casemate.host.guest_kernel import compile_static
+from casemate.host.process import Runner
 from tests.component.rig import SOURCE, Rig
+from tests.component.test_calls import Place
 from tests.component.vchan_place import ME, VchanPlace, eventually
 
 CALLER = """
@@ -83,7 +87,30 @@ class OverVchan(Carrier):
         self.place.close()
 
 
-@pytest.fixture(params=[OverLink, OverVchan])
+class FromAQube(Carrier):
+    """The static tool of a guest, on an agent's socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.place = Place(path)
+        super().__init__(path, self.place.service)
+        self.tool = path / "qrexec-client-vm"
+        self.tool.write_bytes(asyncio.run(compile_static(Runner(), "tools.c", path)))
+        self.tool.chmod(0o755)
+        self.environment = self.place.env
+        self.place.start()
+
+    def argv(self, local: str = "") -> list[str]:
+        if local:
+            pytest.skip("joining a local command is left to the Python tool")
+        return [str(self.tool), "target", "test"]
+
+    def close(self) -> None:
+        for process in self.place.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(params=[OverLink, OverVchan, FromAQube])
 def carrier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Carrier]:
     made = request.param(tmp_path)
     yield made

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from casemate.host import debian_archive
-from casemate.host.agent_package import TOOLS, guest_files, zipapp
+from casemate.host.agent_package import FAST_TOOLS, TOOLS, guest_files, zipapp
 from casemate.host.build_lock import build_directory, build_lock
 from casemate.wire.errors import TemplateBuildError
 
@@ -126,8 +126,9 @@ def test_another_python_gets_no_bytecode() -> None:
 
 @pytest.mark.parametrize("kind", ["lean", "systemd"])
 def test_every_tool_and_service_is_in_the_template(kind: str) -> None:
-    files = {file.path: file for file in guest_files(kind, None, b"program")}
-    assert {f"/usr/bin/{name}" for name in TOOLS} <= set(files)
+    files = {file.path: file for file in guest_files(kind, None, b"program", b"tools")}
+    assert {f"/usr/bin/{name}" for name in TOOLS + FAST_TOOLS} <= set(files)
+    assert {files[f"/usr/bin/{name}"].link for name in FAST_TOOLS} == {"/usr/lib/casemate/tools"}
     assert files["/usr/bin/qvm-copy"].mode == 0o755
     assert "/etc/qubes-rpc/qubes.VMShell" in files
     assert ("/usr/lib/systemd/system/casemate-agent.service" in files) == (kind == "systemd")

@@ -44,15 +44,12 @@ TOOLS = (
     "qvm-connect-tcp",
     "qvm-features-request",
     "tar2qfile",
-    "qrexec-client-vm",
-    "qubesdb-read",
-    "qubesdb-write",
-    "qubesdb-list",
-    "qubesdb-rm",
-    "qubesdb-multiread",
     "qubesdb-watch",
 )
 """Names under which a guest's users find the agent's tools."""
+
+FAST_TOOLS = ("qrexec-client-vm", "qubesdb-read", "qubesdb-write", "qubesdb-list", "qubesdb-rm", "qubesdb-multiread")
+"""Those that are called often: a static program (host/initrd/tools.c), which becomes the agent's tool for odd cases."""
 
 # No shell and no start of a zipapp: the interpreter reads one line and imports the one module that the name needs.
 _TOOL = """#!/usr/bin/python3 -IS
@@ -60,6 +57,11 @@ import sys
 sys.path.insert(0, "{archive}")
 from casemate.agent.entry import main
 sys.exit(main(["{name}", *sys.argv[1:]]))
+"""
+_ANY_TOOL = """import sys
+sys.path.insert(0, "{archive}")
+from casemate.agent.entry import main
+sys.exit(main(sys.argv[1:]))
 """
 _MAIN = """import sys
 from casemate.agent.entry import main
@@ -137,9 +139,15 @@ def _bytecode(source: bytes, name: str) -> bytes:
     return header + marshal.dumps(code)
 
 
-def guest_files(kind: str, python: tuple[int, int] | None, run_as: bytes) -> list[GuestFile]:
-    """All files of ours in a template of a kind, in a fixed order; ``run_as`` is that program, compiled."""
-    files = [GuestFile(_ARCHIVE, zipapp(python), 0o644), GuestFile("/usr/lib/casemate/run-as", run_as, 0o755)]
+def guest_files(kind: str, python: tuple[int, int] | None, run_as: bytes, tools: bytes) -> list[GuestFile]:
+    """All files of ours in a template of a kind, in a fixed order; ``run_as`` and ``tools`` are programs, compiled."""
+    files = [
+        GuestFile(_ARCHIVE, zipapp(python), 0o644),
+        GuestFile("/usr/lib/casemate/run-as", run_as, 0o755),
+        GuestFile("/usr/lib/casemate/tools", tools, 0o755),
+        GuestFile("/usr/lib/casemate/tool.py", _ANY_TOOL.format(archive=_ARCHIVE).encode(), 0o644),
+    ]
+    files += [GuestFile(f"/usr/bin/{name}", link="/usr/lib/casemate/tools") for name in FAST_TOOLS]
     files += [
         GuestFile(f"/usr/bin/{name}", _TOOL.format(archive=_ARCHIVE, name=name).encode(), 0o755) for name in TOOLS
     ]

@@ -204,10 +204,10 @@ async def build_template(
     """
     base = await _base_image(settings, runner, recipe, progress, fresh)
     with tempfile.TemporaryDirectory(prefix="casemate.") as work:
-        run_as = await compile_static(runner, "run_as.c", Path(work))
+        programs = [await compile_static(runner, source, Path(work)) for source in ("run_as.c", "tools.c")]
     facts = base.facts()
     python = facts["python"]
-    files = guest_files(recipe.kind, (python[0], python[1]) if python else None, run_as)
+    files = guest_files(recipe.kind, (python[0], python[1]) if python else None, *programs)
     # The time of the bootstrap is in the name: a newer base of the same inputs is another image.
     final = base.image.with_name(f"{base.image.stem}-{facts['built']}-{_digest_of(files)}.ext4")
     async with build_lock(final, progress):
