@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.world import World, wait_for
+from tests.builders import wait_for
+from tests.live.world import World
 
 pytestmark = pytest.mark.live
 
