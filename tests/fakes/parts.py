@@ -98,6 +98,16 @@ def add_block(root: Path, name: str, size: int = 8, **texts: str) -> Path:
     return place
 
 
+def add_disk_with_parts(root: Path, name: str, major: int) -> None:
+    """Describe a disk with two partitions below a fake /sys."""
+    place = add_block(root, name, dev=f"{major}:0", device__serial="S 1/2", device__model="Stick")
+    for number in (1, 2):
+        part = place / f"{name}{number}"
+        part.mkdir()
+        for key, text in {"partition": str(number), "size": "4", "ro": "0", "dev": f"{major}:{number}"}.items():
+            (part / key).write_text(text)
+
+
 def add_usb_stick(root: Path, port: str, disk: str, size: int = 8) -> Path:
     """Describe a USB storage device below a fake /sys, and its disk: both classes list it. ``size`` in sectors."""
     place = root / "bus/usb/devices" / port
