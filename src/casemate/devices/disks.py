@@ -13,7 +13,7 @@ from casemate.host import qemu_access
 from casemate.host.hypervisor import HostDisk
 from casemate.host.plugins import Option
 from casemate.model.devices import ANY
-from casemate.wire.errors import ValueInvalidError
+from casemate.wire.errors import DeviceBusyError, ValueInvalidError
 
 _TARGET = re.compile(r"(xv|v|s)d[a-z]")
 _YES = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
@@ -100,7 +100,9 @@ class Disks:
         node = self._kernel.block_node(device.node)
         disks = (await self._hypervisor.host_disks()).get(machine.uuid, ())
         taken = {disk.target for disk in disks} | self._reserved
-        target = options.target or next(name for name in self._names if name not in taken)
+        target = options.target or next((name for name in self._names if name not in taken), "")
+        if not target:
+            raise DeviceBusyError(f"{machine.name} has no name left for another {self._bus} disk")
         if target in taken:
             raise ValueInvalidError(f"{machine.name} has a disk {target} already")
         before()

@@ -51,7 +51,7 @@ class FileReflinkPool:
     def __init__(self, opening: Opening) -> None:
         self._files = VolumeFiles(opening, ".img")
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """One per volume: its file is not replaced between the second name and the copy of it that a start makes."""
+        """One per volume: held while its file is replaced, and while it gets a second name."""
 
     async def room(self) -> tuple[int, int] | None:
         """Size and used bytes of the file system that the pool lies on; None while there is no such directory."""
@@ -158,13 +158,14 @@ class FileReflinkPool:
         if volume.snap_on_start:
             if volume.source is None:
                 raise StorageError(f"volume {volume.vid} has nothing that it is a snapshot of")
+            base = self._files.path(volume.vid, ".base")
             async with self._locks[volume.source]:
                 source = self._existing(volume.source)
-                base = self._files.path(volume.vid, ".base")
                 self._files.make_directory(base.parent)
                 base.unlink(missing_ok=True)
                 os.link(source, base, follow_symlinks=False)
-                await self._copy(source, run, account)
+            # Copied from the second name, so that the source can be replaced meanwhile and others need not wait.
+            await self._copy(base, run, account)
             return Image(run, FORMAT, scratch=True)
         if not volume.save_on_stop:
             with self._files.making(run, account) as fresh:
