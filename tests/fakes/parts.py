@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from casemate.store.store import Store
 from casemate.wire import events as ev
 from casemate.wire.errors import (
     DeviceBusyError,
+    DisconnectedError,
     InUseError,
     NotHaltedError,
     NotPausedError,
@@ -159,6 +161,8 @@ class FakePower:
         self.deaf: set[str] = set()
         self.broken: set[str] = set()
         self._next_xid = 1
+        self.guests: Guests | None = None
+        """Whose clocks are set after a pause; None: nobody's."""
 
     def _machine(self, name: str) -> FakeMachine:
         self.store.snapshot().domains.find(name)
@@ -212,6 +216,9 @@ class FakePower:
         if machine.state != "Paused":
             raise NotPausedError(f"{name} is not paused")
         self.machines[name] = replace(machine, state="Running")
+        if self.guests is not None:
+            with contextlib.suppress(DisconnectedError, TimeoutError):
+                await self.guests.set_clock(name)
         self.bus.say(ev.DomainUnpaused(name))
 
     async def console(self, name: str) -> str:
@@ -406,7 +413,7 @@ class FakeParts:
         """What the API's handlers get."""
         self.bus.subscribe(events.publish)
         directory = self.store.path.parent
-        settings = settings_in(directory)
+        guests = self.power.guests = Guests(settings_in(directory))
         return Context(
             store=self.store,
             events=events,
@@ -420,5 +427,5 @@ class FakeParts:
             templates=FakeTemplates(self.qubes),
             host=FakeHostStatus(),
             permissions=permissions or FakePermissions(),
-            guests=Guests(settings),
+            guests=guests,
         )

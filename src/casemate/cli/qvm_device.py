@@ -58,7 +58,11 @@ def payload(devclass: str, device: str, mode: str, options: dict[str, str]) -> s
 
 
 def _listed(qubes: Qubes, devclass: str, what: str, name: str) -> list[dict[str, str]]:
-    return [parse_line(line) for line in qubes.call(f"admin.vm.device.{devclass}.{what}", "", name).splitlines()]
+    try:
+        lines = qubes.call(f"admin.vm.device.{devclass}.{what}", "", name).splitlines()
+    except NotFoundError:
+        return []  # removed since the list of qubes was taken: it has no devices, and uses none
+    return [parse_line(line) for line in lines]
 
 
 def _place(device: dict[str, str]) -> str:

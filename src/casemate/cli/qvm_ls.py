@@ -11,6 +11,7 @@ from casemate.cli import tool
 from casemate.cli.table import raw, table
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
+from casemate.wire.errors import NotFoundError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,8 +177,11 @@ def _collect(args: argparse.Namespace, qubes: Qubes, columns: Sequence[str]) -> 
         entries = [entry for entry in entries if all(matches(entry) for matches in filters)]
     if any(column in _DISKS for column in columns):
         for entry in entries:
-            names = qubes.volumes(entry["name"]) if entry["name"] != ADMIN else []
-            entry["volumes"] = {name: qubes.volume(entry["name"], name) for name in names}
+            try:
+                names = qubes.volumes(entry["name"]) if entry["name"] != ADMIN else []
+                entry["volumes"] = {name: qubes.volume(entry["name"], name) for name in names}
+            except NotFoundError:
+                pass  # removed since the list of qubes was taken: its sizes are not known any more
     return entries
 
 

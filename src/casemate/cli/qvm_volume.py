@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from casemate.cli import tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
-from casemate.wire.errors import CasemateError
+from casemate.wire.errors import CasemateError, NotFoundError
 
 PROG = "qvm-volume"
 CONFIG = ("revisions_to_keep", "rw", "ephemeral")
@@ -34,20 +34,31 @@ def _split(text: str) -> tuple[str, str]:
     return qube, volume
 
 
+def _volumes_of(qubes: Qubes, name: str, only: set[str], pool: str | None) -> list[dict[str, str]]:
+    """A qube's volumes (those of ``only``, if there are any there) that lie in a pool (None: in any)."""
+    found = []
+    for volume in qubes.volumes(name):
+        if only and volume not in only:
+            continue
+        info = qubes.volume(name, volume)
+        if pool is None or info["pool"] == pool:
+            old = qubes.call("admin.vm.volume.ListSnapshots", volume, name).split()
+            found.append({**info, "vm": name, "volume": volume, "revisions": " ".join(old)})
+    return found
+
+
 def _list(args: argparse.Namespace, qubes: Qubes) -> int:
     wanted = args.VOLUME or []
     found: list[dict[str, str]] = []
     names = list(dict.fromkeys(w.partition(":")[0] for w in wanted)) or [q.name for q in qubes.listed()]
     for name in names:
         only = {w.partition(":")[2] for w in wanted if w.partition(":")[0] == name} - {""}
-        for volume in qubes.volumes(name):
-            if only and volume not in only:
-                continue
-            info = qubes.volume(name, volume)
-            if args.pool is not None and info["pool"] != args.pool:
-                continue
-            old = qubes.call("admin.vm.volume.ListSnapshots", volume, name).split()
-            found.append({**info, "vm": name, "volume": volume, "revisions": " ".join(old)})
+        try:
+            found += _volumes_of(qubes, name, only, args.pool)
+        except NotFoundError:
+            if wanted:
+                raise
+            # Removed since the list of qubes was taken.
     if args.format == "json":
         import json
 

@@ -118,8 +118,12 @@ class Transport:
         run = self.settings.run
         try:
             # 0711: QEMU of each qube, which runs as a user of its own, passes through and can list nothing.
-            for directory in (self.settings.state, run):
-                directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            umask = os.umask(0o022)  # parents are made by mkdir's own mode, less what the caller's umask takes away
+            try:
+                for directory in (self.settings.state, run):
+                    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            finally:
+                os.umask(umask)
             gate = os.open(run / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise DaemonAccessError(f"{error.filename or run}: {error.strerror}") from error

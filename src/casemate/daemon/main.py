@@ -33,6 +33,8 @@ def _prepare(settings: Settings) -> None:
         settings.state: 0o711,
         settings.run: 0o711,
         settings.run / "qubes": 0o711,
+        settings.state / "pools": 0o711,
+        settings.state / "libvirt": 0o711,
         settings.state / "kernels": 0o711,
         settings.policy_dir: 0o700,
         settings.policy_run_dir: 0o700,
@@ -97,6 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         settings = load()
+        # Modes are ours to set, not those of whoever starts the daemon: under 077 qubes could not reach what is theirs
+        # (libvirt's directories too), under 000 anybody could write.
+        os.umask(0o022)
         _prepare(settings)
         _check_reachable(settings)
         lock = _only_one(settings)

@@ -132,7 +132,8 @@ def build(
         AgentStep(hypervisor, links),
     )
     lifecycle = Lifecycle(store, hypervisor, links, bus, states, locks, StartMarks(settings), steps, link)
-    power = Power(store, hypervisor, links, bus, states, locks, lifecycle)
+    guests = Guests(settings)
+    power = Power(store, hypervisor, links, bus, states, locks, lifecycle, guests)
     journal = OperationJournal(settings.state / "intents")
     creator = Creator(settings, store, hypervisor, pools, locks, states, bus, journal, accounts, acceleration)
     disposables = Disposables(store, creator, power, states)
@@ -157,7 +158,7 @@ def build(
         templates=Templates(settings, runner, store, creator, volumes, files),
         host=HostStatus(settings, acceleration, states, policy, accounts, runner),
         permissions=Permissions(policy, systems),
-        guests=Guests(settings),
+        guests=guests,
     )
 
     # Calls of qubes. The host's services are the API's methods and the programs of the administrator.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from casemate.qdb.client import QubesDB
 from casemate.settings import Settings
@@ -14,6 +15,9 @@ from casemate.wire.qrexec import CallerSide, Command, exec_message
 _DATABASE_SECONDS = 10.0
 """Seconds for a whole answer. The database is in the link's memory, so that more means a link that hangs."""
 _CHUNK = 65536
+
+CLOCK_SECONDS = 10.0
+"""Seconds that a qube has to set its clock; half a second is usual when it is emulated."""
 
 
 class Guests:
@@ -34,6 +38,13 @@ class Guests:
             return await asyncio.wait_for(asyncio.to_thread(read), _DATABASE_SECONDS)
         except TimeoutError:
             raise DisconnectedError(f"The database of {name} does not answer") from None
+
+    async def set_clock(self, name: str) -> None:
+        """Set the clock of a qube whose time stood still to the host's (``qubes.SetDateTime``)."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00\n", time.gmtime()).encode("ascii")
+        status = await self.run(name, "qubes.SetDateTime", "root", CLOCK_SECONDS, now)
+        if status != 0:
+            raise DisconnectedError(f"{name}: qubes.SetDateTime ended with status {status}")
 
     async def run(self, name: str, service: str, user: str, within: float, stdin: bytes = b"") -> int:
         """Run a service in the qube and return its exit status; TimeoutError after ``within`` seconds.

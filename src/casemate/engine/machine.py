@@ -17,9 +17,16 @@ TARGETS = {"root": "vda", "private": "vdb", "volatile": "vdc"}
 INIT_KINDS = ("lean", "systemd")
 """What a template can boot with. lean: our agent is process 1."""
 
-EMULATED = "norandmaps"
-"""Kernel option for emulated guests: no random addresses. QEMU keeps translated code by address, so with random ones it
-translates every program again at each start (four times slower). Emulation is no security boundary anyway."""
+EMULATED = "norandmaps no_timer_check"
+"""Kernel options for emulated guests only.
+
+norandmaps: no random addresses. QEMU keeps translated code by address, so with random ones it translates every program
+again at each start (four times slower). Emulation is no security boundary anyway.
+
+no_timer_check: at boot the kernel counts timer interrupts for a few milliseconds and panics when there are too few
+("IO-APIC + timer doesn't work"). On a busy host an emulated guest may get no processor in that time. Under KVM the
+kernel leaves the check out by itself.
+"""
 
 
 def init_kind(domain: Domain) -> str:

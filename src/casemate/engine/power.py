@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from casemate.engine.bus import Bus
+from casemate.engine.guests import Guests
 from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
 from casemate.engine.operations import OperationLocks
@@ -19,9 +21,12 @@ from casemate.wire.errors import (
     NotPausedError,
     NotRunningError,
     NotStartedError,
+    QubeError,
     ShutdownTimeoutError,
     printable,
 )
+
+log = logging.getLogger(__name__)
 
 _TERMINAL = re.compile(r"/dev/pts/[0-9]{1,7}")
 LINK_SECONDS = 10
@@ -43,6 +48,7 @@ class Power:
         states: States,
         locks: OperationLocks,
         lifecycle: Lifecycle,
+        guests: Guests,
     ) -> None:
         self._store = store
         self._hypervisor = hypervisor
@@ -51,6 +57,7 @@ class Power:
         self._states = states
         self._locks = locks
         self._lifecycle = lifecycle
+        self._guests = guests
 
     def is_running(self, name: str) -> bool:
         """Whether the qube runs (not paused, not on its way up or down)."""
@@ -69,7 +76,7 @@ class Power:
             if users:
                 raise InUseError(f"{name} provides network to running qubes: {', '.join(sorted(users))}")
         if self._states.of(name) is PowerState.PAUSED:
-            raise NotRunningError(f"{name} is paused: unpause it, or kill it")
+            raise QubeError(f"{name} is paused, so it cannot shut down: unpause it, or kill it")
         self._bus.say(ev.DomainPreShutdown(name, force))
         self._states.put(name, domain.uuid, PowerState.HALTING)
         try:
@@ -105,7 +112,7 @@ class Power:
         self._bus.say(ev.DomainPaused(name))
 
     async def unpause(self, name: str) -> None:
-        """Let a paused machine go on."""
+        """Let a paused machine go on, with its clock set: it stood still meanwhile."""
         domain = self._started(name)
         if self._states.of(name) is not PowerState.PAUSED:
             raise NotPausedError(f"{name} is not paused")
@@ -113,6 +120,11 @@ class Power:
         async with self._locks[name]:
             await self._hypervisor.resume(domain.uuid)
             self._states.put(name, domain.uuid, PowerState.RUNNING)
+        try:
+            await self._guests.set_clock(name)
+        except (DisconnectedError, TimeoutError) as error:
+            # The qube goes on all the same: it may have no such service, or be too busy to answer.
+            log.warning("%s: its clock was not set after the pause: %s", name, error or "no answer")
         self._bus.say(ev.DomainUnpaused(name))
 
     async def console(self, name: str) -> str:

@@ -46,6 +46,11 @@ class Volumes:
         """Make a volume of a halted qube larger; ``size`` in bytes."""
         async with self._locks[name]:
             found = self._halted(name).volume(volume)
+            if found.snap_on_start and not found.save_on_stop:
+                raise StorageError(
+                    f"volume {volume} of {name} is made anew from another at each start, with that one's size: "
+                    "resize the volume that it comes from"
+                )
             if size < found.size:
                 raise StorageError(f"volume {volume} of {name} cannot become smaller than {found.size} bytes")
             if is_kept(found):

@@ -225,6 +225,9 @@ def check_paths(paths: Sequence[str]) -> None:
     """CopyError for what cannot be sent, before anything is asked of anybody."""
     seen: dict[str, str] = {}
     for path in paths:
+        if not path:
+            # An empty variable in a script. abspath makes it the current directory, and all of that would be sent.
+            raise CopyError("the name of a file is empty")
         whole = os.path.abspath(path)
         name = os.path.basename(whole)
         try:

@@ -30,6 +30,8 @@ class VolumeFiles:
 
     def __init__(self, opening: Opening, extension: str) -> None:
         self.directory = Path(opening.options.get("dir_path") or opening.directory)
+        self._chosen = "dir_path" in opening.options
+        """Whether a person chose the directory, so that it is not ours to change."""
         self._runner: Runner = opening.runner
         self._group = opening.group
         self._extension = extension
@@ -42,11 +44,27 @@ class VolumeFiles:
         return self.directory / qube_name(qube) / f"{service_name(volume)}{mark}{self._extension}"
 
     def make_directory(self, path: Path) -> None:
-        """The qube's directory. Users of other qubes of the pool may pass through; nobody may list it."""
-        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        """The qube's directory. Users of other qubes of the pool may pass through; nobody may list it.
+
+        Directories that are missing are made so that users may pass through. Those that are there already may belong
+        to somebody else (``dir_path=/srv/disks``): they are never changed, and StorageError names the one that is in
+        the way.
+        """
+        own = [path] if self._chosen else [path, self.directory, self.directory.parent]
+        for directory in path.parents:
+            if directory.exists():
+                break
+            own.append(directory)
+        for directory in reversed(own):
+            directory.mkdir(mode=0o711, exist_ok=True)
+            directory.chmod(0o711)  # whatever the umask was
         if self._group is not None:
-            for directory in (path, self.directory, self.directory.parent):
-                directory.chmod(0o711)
+            for directory in (self.directory, *self.directory.parents):
+                if not directory.stat().st_mode & 0o001:
+                    raise StorageError(
+                        f"Qubes, which run as users of their own, cannot reach {path}: {directory} does not let others "
+                        f"pass. Run chmod o+x {directory}, or choose another directory for the pool"
+                    )
 
     def remove_directory(self, vid: str) -> None:
         """Remove temporary files of a removed volume, and the qube's directory if it was the last one."""

@@ -56,8 +56,10 @@ class _Files:
         try:
             self.gate = system.open_file(gate)
             try:
+                # The byte is mapped and written. A byte of a hole has no block yet, and a write to it on a full disk
+                # is SIGBUS, which ends the process; a written byte has its block, or fails here with ENOSPC.
                 if os.fstat(self.gate).st_size < 1:
-                    os.ftruncate(self.gate, 1)
+                    os.write(self.gate, b"\0")
                 self.waiting = mmap.mmap(self.gate, 1)
             except BaseException:
                 os.close(self.gate)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -119,7 +118,7 @@ async def suspend_before(context: Context) -> None:
 
 @method("internal.SuspendPost", Access.EXECUTE)
 async def suspend_after(context: Context) -> None:
-    """The host is awake: unpause the qubes that ran before it slept, set their clocks and tell them."""
+    """The host is awake: unpause the qubes that ran before it slept, which sets their clocks, and tell them."""
     try:
         before = set(_paused_before(context).read_text("ascii").split())
     except FileNotFoundError:
@@ -131,6 +130,4 @@ async def suspend_after(context: Context) -> None:
     )
     await _each(asleep, context.power.unpause, "Not all qubes could go on")
     _paused_before(context).unlink(missing_ok=True)
-    now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()).encode() + b"\n"
-    await asyncio.gather(*(_tell(context, name, "qubes.SetDateTime", now) for name in asleep))
     await asyncio.gather(*(_tell(context, name, "qubes.SuspendPostAll") for name in asleep))

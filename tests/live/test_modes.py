@@ -1,0 +1,73 @@
+"""Modes of directories: ours are set whatever the umask is, others' are never changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.live.world import TEMPLATE, World
+
+pytestmark = [pytest.mark.live, pytest.mark.skipif(os.geteuid() != 0, reason="as a user, qubes run as that user")]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o000])
+def test_a_state_begun_under_any_umask_runs_qubes_and_is_closed_to_others(umask: int) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="cmm", dir="/tmp"))  # noqa: S108
+    directory.chmod(0o711)
+    world = World(directory / "deep" / "state")
+    before = os.umask(umask)
+    try:
+        world.run("casemate", "template", "build", timeout=1800)
+        world.run("qvm-create", "--label", "red", "box")
+        world.run("qvm-start", "box")
+        assert world.inside("box", "echo on") == "on"
+        for path in (directory, *directory.rglob("*")):
+            status = path.lstat()
+            if not (path.is_symlink() or stat.S_ISSOCK(status.st_mode)) and world.settings.cache not in path.parents:
+                assert not status.st_mode & 0o002, f"{path} is writable by all: {stat.filemode(status.st_mode)}"
+        world.run("qvm-kill", "box")
+    finally:
+        os.umask(before)
+        world.clean()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def test_directories_of_others_are_never_changed(world: World, tmp_path: Path) -> None:
+    top = Path(tempfile.mkdtemp(prefix="cmp", dir="/tmp"))  # noqa: S108
+    theirs = top / "theirs"
+    theirs.mkdir()
+    modes = {top: 0o1777, theirs: 0o755}
+    for path, mode in modes.items():
+        path.chmod(mode)
+    try:
+        for name, path in (("made", theirs / "new" / "pool"), ("there", theirs)):
+            world.run("qvm-pool", "add", name, "qcow2", "-o", f"dir_path={path}")
+            world.run("qvm-create", "--label", "red", "-P", name, "inpool", status=None)
+            world.run("qvm-remove", "-f", "inpool", status=None)
+            world.run("qvm-pool", "remove", name)
+        assert {path: stat.S_IMODE(path.stat().st_mode) for path in modes} == modes
+        assert stat.S_IMODE((theirs / "new").stat().st_mode) == 0o711
+        # A directory that is closed to the qubes' users is named, and stays closed.
+        top.chmod(0o700)
+        world.run("qvm-pool", "add", "closed", "qcow2", "-o", f"dir_path={theirs}", status=None)
+        done = world.run("qvm-create", "--label", "red", "-P", "closed", "inpool", status=None)
+        world.run("qvm-pool", "remove", "closed", status=None)
+        assert done.returncode != 0 and f"{top} does not let others pass".encode() in done.stderr
+        assert stat.S_IMODE(top.stat().st_mode) == 0o700 and "inpool" not in world.qubes()
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+
+
+def test_a_volume_that_is_made_anew_at_each_start_is_not_resized(world: World, usable: str) -> None:
+    before = world.run("qvm-volume", "info", f"{usable}:root", "size").stdout
+    world.run("qvm-create", "--label", "red", "--template", TEMPLATE, "sized")
+    done = world.run("qvm-volume", "resize", "sized:root", "25GiB", status=1)
+    assert b"made anew from another at each start" in done.stderr
+    assert world.run("qvm-volume", "info", "sized:root", "size").stdout == before
+    world.run("qvm-volume", "resize", "sized:private", "3GiB")
+    world.run("qvm-remove", "-f", "sized")

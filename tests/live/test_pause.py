@@ -1,0 +1,33 @@
+"""A paused qube: what is asked of it, and its clock when it goes on."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.live.world import World
+
+pytestmark = pytest.mark.live
+
+
+def test_the_clock_is_right_after_a_pause(world: World, usable: str) -> None:
+    """The guest's time stands still while it is paused; calls that come after it must not see the old time."""
+    world.run("qvm-pause", usable)
+    time.sleep(8)  # the length of the pause is what is tested
+    world.run("qvm-unpause", usable)
+    behind = time.time() - float(world.inside(usable, "date +%s.%N"))
+    assert abs(behind) < 4, f"{behind:.1f} s behind; half of the pause at most"
+
+
+def test_a_paused_qube_refuses_to_shut_down_and_says_why(world: World, usable: str) -> None:
+    world.run("qvm-pause", usable)
+    try:
+        for words in (("qvm-shutdown", "--wait", usable), ("qvm-shutdown", usable), ("qvm-restart", usable)):
+            done = world.run(*words, status=None)
+            assert done.returncode != 0, words
+            assert b"is paused, so it cannot shut down" in done.stderr, words
+            assert world.state(usable) == "Paused", words
+    finally:
+        world.run("qvm-unpause", usable)
+    assert world.inside(usable, "echo on") == "on"
