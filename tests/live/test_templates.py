@@ -23,6 +23,10 @@ commands = ["echo made by a command > /etc/made", "ls /etc/casemate-test/file >>
 path = "/etc/casemate-test/file"
 mode = "0750"
 text = "made of text\\n"
+
+[[files]] # in a directory that files of ours go to as well
+path = "/usr/lib/qubes/of-the-recipe"
+text = ""
 """
 
 

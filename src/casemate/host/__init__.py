@@ -13,7 +13,8 @@
     files.py ────────────────────────────────▶ files: replaced whole, copied without holes, opened below a directory
     kernel_devices, uevents ─────────────────▶ /sys, /proc, /dev; the kernel's events
     acceleration, protections, versions, tsc ▶ what this host can do for qubes
-    template_build, guest_kernel, initrd/,     images and kernels, built from Debian's packages
+    template_build, template_hooks,
+    image_files, guest_kernel, initrd/,        images and kernels, built from Debian's packages
       agent_package, debian_archive ─────────▶
     plugins.py ──────────────────────────────▶ what other Python packages add (drivers, classes of devices)
 

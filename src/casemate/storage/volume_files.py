@@ -10,7 +10,7 @@ from pathlib import Path
 
 from casemate.host.files import free_bytes, new_name, remove_tree, room
 from casemate.host.process import Runner
-from casemate.host.template_build import EXT4_OPTIONS
+from casemate.host.template_hooks import EXT4_OPTIONS
 from casemate.storage.driver import Opening
 from casemate.wire.errors import CasemateError, StorageError, VolumeNotFoundError
 from casemate.wire.names import qube_name, service_name
