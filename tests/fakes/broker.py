@@ -67,6 +67,8 @@ class World:
             SimpleNamespace(create=self._make, end=self._remove), self._never,
             self.prompters.ask, self.calls, self.prompters.notify,
         )  # fmt: skip
+        self.made = 0
+        """How often a disposable was asked for."""
         self.starting = asyncio.Event()
         self.starting.set()
         self.removed: asyncio.Queue[str] = asyncio.Queue()
@@ -81,7 +83,14 @@ class World:
         if name == "fails":
             raise StartError("no memory")
 
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for what the broker does by itself."""
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.005)
+
     async def _make(self, template: str) -> str:
+        self.made += 1
         await self.starting.wait()
         return "vault"  # a link listens there
 

@@ -66,8 +66,7 @@ def test_reports_of_tools_are_taken_only_while_somebody_watches(tmp_path: Path) 
         assert await watcher.read() == {"id": "t1", "phase": "asked", "source": "dom0"}
         assert await watcher.read() == {"id": "t1", "phase": "ended"}
         watcher.close()
-        while place.exists():
-            await asyncio.sleep(0.01)
+        await world.until(lambda: not place.exists())
 
     run(work, tmp_path)
 
@@ -84,7 +83,7 @@ def test_a_qube_has_only_so_many_calls_open(tmp_path: Path, monkeypatch: pytest.
             loop.remove_reader(connection)
         assert await world.call("ok") == DENY
         connections.pop().close()
-        await asyncio.sleep(0.05)
+        await world.until(lambda: world.calls._open.get("work") == len(connections))
         assert await world.call("ok") == ALLOW
         for connection in connections:
             connection.close()
@@ -111,9 +110,7 @@ def test_a_link_that_floods_the_broker_gets_no_further(tmp_path: Path, monkeypat
             assert await asyncio.wait_for(loop.sock_recv(connection, 1), 5) == b""  # sent away at once
         for connection in connections:
             connection.close()
-        async with asyncio.timeout(10):
-            while world.listener._waiting:
-                await asyncio.sleep(0.01)
+        await world.until(lambda: not world.listener._waiting)
         assert [await world.call("ok") for _ in range(5)] == [ALLOW] * 3 + [DENY] * 2
 
     run(work, tmp_path)
@@ -139,9 +136,9 @@ def test_a_disposable_goes_with_its_call_whenever_the_caller_goes(tmp_path: Path
         assert await world.removed.get() == "vault"
         world.starting.clear()
         connection = await world.connect("ok", "@dispvm:dvm")
-        await asyncio.sleep(0.05)
+        await world.until(lambda: world.made == 2)
         connection.close()  # it is being made, and has no name yet
-        await asyncio.sleep(0.05)
+        await world.until(lambda: not world.calls._open)
         world.starting.set()
         assert await asyncio.wait_for(world.removed.get(), 5) == "vault"
 
@@ -175,10 +172,7 @@ def test_a_broken_policy_raises_an_alarm(tmp_path: Path, caplog: pytest.LogCaptu
     async def work(world: World) -> None:
         assert policy_state(world.policy) == "8 rules"
         world.file.write_text("ok * work vault allow\nnonsense")
-        for _ in range(100):
-            await asyncio.sleep(0.02)
-            if "THE POLICY IS BROKEN" in caplog.text:
-                break
+        await world.until(lambda: "THE POLICY IS BROKEN" in caplog.text)
         assert "30-user.policy:2: a rule is" in caplog.text
         assert policy_state(world.policy).startswith("BROKEN, every call is denied: 30-user.policy:2: ")
         world.file.write_text(POLICY)

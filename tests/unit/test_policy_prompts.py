@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from casemate.qrexec import ask as asking
+from casemate.qrexec.rate import Rate
 from tests.fakes.broker import ALLOW, DENY, POLICY, Peer, World, run
 
 
@@ -93,7 +94,7 @@ def test_questions_wait_for_their_turn_and_are_few(tmp_path: Path) -> None:
         prompter = await Peer.at(world.settings.prompt_socket)
         calls = [asyncio.create_task(world.call(f"ask.Many+{n}", "vault")) for n in range(asking.PENDING_OF_ONE)]
         first = await prompter.read()
-        await asyncio.sleep(0.05)
+        await world.until(lambda: len(world.prompters._open) == len(calls))
         assert await world.call("ask.Many+9", "vault") == DENY  # one too many
         assert await world.call("ask.Many+0", "vault") == DENY
         shown = [first]
@@ -165,7 +166,8 @@ def test_a_program_as_prompter(tmp_path: Path) -> None:
 def test_the_user_is_told_but_not_flooded(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         prompter = await Peer.at(world.settings.prompt_socket)
-        await asyncio.sleep(0.05)
+        await world.until(lambda: world.prompters._prompters)
+        world.prompters._notes = Rate(0.0, asking.NOTES_AT_ONCE)  # however long this takes
         assert await world.call("ok+a") == ALLOW
         assert await prompter.read() == {"notify": {
             "resolution": "allow", "source": "work", "service": "ok", "argument": "+a", "target": "vault",
