@@ -1,4 +1,4 @@
-"""Hears from the kernel that devices of the host came, went or changed (netlink(7), NETLINK_KOBJECT_UEVENT)."""
+"""Listens to the kernel's events about devices that come, go or change (netlink(7), NETLINK_KOBJECT_UEVENT)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 _NETLINK_KOBJECT_UEVENT = 15
 _KERNEL_GROUP = 1
 _QUIET_SECONDS = 0.3
-"""Seconds without a further event before ``changed`` is called: plugging in one disk makes dozens of events."""
+"""Seconds from the first event of a burst to the call of ``changed``: plugging in one disk makes dozens of events."""
 
 
 class DeviceEvents:

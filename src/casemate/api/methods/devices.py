@@ -37,6 +37,7 @@ MAX_OFFERED = 64
 """Limit of the Admin API (devices): block devices that a qube may say it offers."""
 
 CODE = 7
+"""Characters of an interface's code."""
 _PAIR = re.compile(r"([a-z_][a-z0-9_-]{0,39})='((?:[^'\\\\]|\\\\.)*)'(?: |$)")
 _OFFERED_NAME = re.compile(rb"[a-z][a-z0-9]{0,11}")
 _OFFERED_SIZE = re.compile(rb"[0-9]{1,19}")
@@ -50,8 +51,8 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _line(place: str, pairs: Mapping[str, str]) -> str:
-    return " ".join([place, *(f"{key}={_quoted(text)}" for key, text in pairs.items() if text)]) + "\n"
+def _line(head: str, pairs: Mapping[str, str]) -> str:
+    return " ".join([head, *(f"{key}={_quoted(text)}" for key, text in pairs.items() if text)]) + "\n"
 
 
 def _pairs(payload: str) -> dict[str, str]:
@@ -72,12 +73,12 @@ def parse_ref(devclass: str, arg: str) -> DeviceRef:
     parts = arg.split("+", 2)
     if len(parts) < 2:
         raise ProtocolError("A device is written BACKEND+PORT+IDENTITY")
-    backend, place, ident = parts[0], parts[1], parts[2] if len(parts) == 3 else "_"
+    backend, where, ident = parts[0], parts[1], parts[2] if len(parts) == 3 else "_"
     ident = ident.replace("_______", UNKNOWN_INTERFACE).replace("+", ":")
     return DeviceRef(
         devclass,
         str(names.qube_name(backend)),
-        ANY if place == "_" else port(place),
+        ANY if where == "_" else port(where),
         ANY if ident in ("_", "0000:0000::" + UNKNOWN_INTERFACE, UNKNOWN_INTERFACE) else identity(ident),
     )
 
@@ -174,7 +175,7 @@ def parse_offered(untrusted_keys: Mapping[str, bytes]) -> list[HostDevice]:
 # -- which devices are assigned
 
 
-def _place_filter(arg: str) -> tuple[str, str]:
+def _port_filter(arg: str) -> tuple[str, str]:
     backend, _, where = arg.partition("+")
     return backend, where
 
@@ -182,7 +183,7 @@ def _place_filter(arg: str) -> tuple[str, str]:
 @method("admin.vm.device.{klass}.Assigned", Access.READ, klass=CLASSES)
 def list_assigned(klass: str, dest: Domain, arg: str = "") -> str:
     """The devices that are assigned to a qube; the argument names one, ``BACKEND+PORT``."""
-    backend, where = _place_filter(arg)
+    backend, where = _port_filter(arg)
     found = []
     for one in dest.devices:
         device = one.device
@@ -253,7 +254,7 @@ def _assigned(dest: Domain, device: DeviceRef) -> DeviceRef:
 @method("admin.vm.device.{klass}.Attached", Access.EXECUTE, klass=CLASSES)
 async def list_attached(context: Context, klass: str, dest: Domain, arg: str = "") -> str:
     """The devices that a running qube has; the argument names one, ``BACKEND+PORT``."""
-    backend, where = _place_filter(arg)
+    backend, where = _port_filter(arg)
     found = await context.devices.attached(dest, klass)
     return "".join(
         _attached_line(dest, klass, one) for one in found if not arg or (ADMIN, one.port) == (backend, where)
