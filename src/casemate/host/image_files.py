@@ -16,6 +16,7 @@ _THERE = "directory already exists"
 
 
 def digest_of(files: list[GuestFile]) -> str:
+    """Ten hexadecimal digits that name these files: another path, mode, link or content gives others."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.path}\0{file.mode}\0{file.link}\0{len(file.data)}\0".encode() + file.data)
