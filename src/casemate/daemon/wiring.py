@@ -31,6 +31,7 @@ from casemate.engine.acceleration import AccelerationProbe
 from casemate.engine.accounts import Accounts
 from casemate.engine.bus import Bus
 from casemate.engine.create import Creator
+from casemate.engine.database_sync import DatabaseSync
 from casemate.engine.devices import Devices
 from casemate.engine.disposable_leases import LeaseServer
 from casemate.engine.disposables import Disposables
@@ -45,7 +46,7 @@ from casemate.engine.power import Power
 from casemate.engine.qube_files import QubeFiles
 from casemate.engine.reconcile import reconcile
 from casemate.engine.start_marks import StartMarks
-from casemate.engine.start_steps import AgentStep, DirectoryStep, LinkStep, MachineStep, VolumesStep
+from casemate.engine.start_steps import AgentStep, DirectoryStep, LinkStep, MachineStep, VolumesStep, host_timezone
 from casemate.engine.states import States
 from casemate.engine.templates import Templates
 from casemate.engine.volumes import Volumes
@@ -93,6 +94,7 @@ class Parts:
     leases: LeaseServer
     figures: Figures
     autostart: Autostart
+    database_sync: DatabaseSync
 
 
 def build(
@@ -133,6 +135,8 @@ def build(
     )
     lifecycle = Lifecycle(store, hypervisor, links, bus, states, locks, StartMarks(settings), steps, link)
     guests = Guests(settings)
+    database_sync = DatabaseSync(store, states, guests, host_timezone)
+    bus.subscribe(database_sync.heard)
     power = Power(store, hypervisor, links, bus, states, locks, lifecycle, guests)
     journal = OperationJournal(settings.state / "intents")
     creator = Creator(settings, store, hypervisor, pools, locks, states, bus, journal, accounts, acceleration)
@@ -190,6 +194,7 @@ def build(
         leases=LeaseServer(disposables.end),
         figures=Figures(hypervisor, states),
         autostart=Autostart(settings, store.snapshot, power.start),
+        database_sync=database_sync,
     )
 
 
@@ -205,12 +210,14 @@ async def begin(settings: Settings, parts: Parts) -> None:
         parts.disposables,
     )
     parts.figures.start()
+    parts.database_sync.start()
     await parts.devices.watch()
 
 
 async def end(parts: Parts) -> None:
     """Let go of everything; qubes and their links go on. In the order opposite to use: callers first."""
     await parts.autostart.close()
+    await parts.database_sync.close()
     parts.figures.close()
     parts.devices.close()
     await parts.leases.close()

@@ -1,4 +1,7 @@
-"""What the host writes into a qube's database when it starts (pure). Keys: protocol page, QubesDB section 4.5."""
+"""What the host writes into a qube's database, at its start and when it changes (pure).
+
+Keys: protocol page, QubesDB section 4.5.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,15 @@ def machine_type(domain: Domain) -> str:
     if domain.provides_network:
         return "NetVM" if domain.netvm is None else "ProxyVM"
     return "AppVM"
+
+
+_ONCE = frozenset({"/qubes-random-seed", "/qubes-block-devices", "/qubes-usb-devices"})
+"""Written at the start only: the seed is used up then, and the qube itself fills the lists of its devices."""
+
+
+def follows_changes(key: str) -> bool:
+    """Whether a key of ``database_content`` is written again when its value changes while the qube runs."""
+    return key not in _ONCE
 
 
 def database_content(domain: Domain, seed: bytes, timezone: str | None) -> dict[str, str]:

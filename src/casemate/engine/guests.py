@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 from casemate.qdb.client import QubesDB
 from casemate.settings import Settings
@@ -36,6 +37,22 @@ class Guests:
 
         try:
             return await asyncio.wait_for(asyncio.to_thread(read), _DATABASE_SECONDS)
+        except TimeoutError:
+            raise DisconnectedError(f"The database of {name} does not answer") from None
+
+    async def change_database(self, name: str, write: Mapping[str, str], remove: list[str]) -> None:
+        """Write and remove keys of a running qube's database."""
+        path = self._settings.database_socket(qube_name(name))
+
+        def change() -> None:
+            with QubesDB(path) as database:
+                for key, value in write.items():
+                    database.write(key, value.encode())
+                for key in remove:
+                    database.rm(key)
+
+        try:
+            await asyncio.wait_for(asyncio.to_thread(change), _DATABASE_SECONDS)
         except TimeoutError:
             raise DisconnectedError(f"The database of {name} does not answer") from None
 

@@ -164,7 +164,7 @@ class LinkStep:
                 name=domain.name,
                 directory=self._settings.qube_run(domain.name),
                 default_user=domain.default_user,
-                database=database_content(domain, os.urandom(64), _timezone()),
+                database=database_content(domain, os.urandom(64), host_timezone()),
                 uid=owner.uid if owner is not None else None,
                 gid=owner.gid if owner is not None else None,
             )
@@ -218,7 +218,7 @@ class AgentStep:
         """Nothing to do: the agent ends with the machine."""
 
 
-def _timezone() -> str | None:
+def host_timezone() -> str | None:
     """The host's time zone by name, None where it has none."""
     try:
         target = str(Path("/etc/localtime").readlink())

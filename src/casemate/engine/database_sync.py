@@ -1,0 +1,105 @@
+"""Keeps the databases of running qubes as the store says: what a start writes, a change writes too.
+
+::
+
+    store ── a commit ──▶ wake ──▶ for each running qube: database_content(domain), compared with what was written
+    bus ──── a start ───▶                                 last ──▶ writes and removals through the qube's link
+
+The content is computed anew and compared, so that no list of "which property is which key" stands beside the one in
+content.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from casemate.engine.content import database_content, follows_changes
+from casemate.engine.states import States
+from casemate.model.changes import Change
+from casemate.model.domain import Domain
+from casemate.store.store import Store
+from casemate.wire import events as ev
+from casemate.wire.api_event import ApiEvent
+from casemate.wire.errors import DisconnectedError
+
+log = logging.getLogger(__name__)
+
+
+class Databases(Protocol):
+    """Reaches the databases of running qubes."""
+
+    async def database(self, name: str, prefix: str) -> dict[str, bytes]:
+        """Keys that begin with ``prefix``, and their values; DisconnectedError where there is no database."""
+
+    async def change_database(self, name: str, write: Mapping[str, str], remove: list[str]) -> None:
+        """Write and remove keys; DisconnectedError where there is no database."""
+
+
+class DatabaseSync:
+    """One task that brings databases up to date after each commit. Owns what it wrote last, by qube."""
+
+    def __init__(self, store: Store, states: States, databases: Databases, timezone: Callable[[], str | None]) -> None:
+        self._store = store
+        self._states = states
+        self._databases = databases
+        self._timezone = timezone
+        self._written: dict[str, dict[str, str]] = {}
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Follow the store from now on."""
+        self._loop = asyncio.get_running_loop()
+        self._store.subscribe(self._committed)
+        self._task = asyncio.create_task(self._run())
+
+    def _committed(self, _changes: Sequence[Change]) -> None:
+        # Commits are announced in the thread that made them; an Event belongs to the loop's.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def heard(self, event: ApiEvent) -> None:
+        """A listener for the bus: a qube that has just started may have missed a change during its start."""
+        if isinstance(event, ev.DomainStart):
+            self._wake.set()
+
+    async def close(self) -> None:
+        """Stop following."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            system = self._store.snapshot()
+            running = [name for name in self._states.all() if name in system.domains]
+            for name in self._written.keys() - set(running):
+                del self._written[name]  # its next start has a new database
+            # One after the other: a qube whose link hangs costs the others its time limit, once.
+            for name in running:
+                try:
+                    await self._bring_up_to_date(system.domains[name])
+                except DisconnectedError as error:
+                    log.debug("%s: its database is not brought up to date: %s", name, error)
+
+    async def _bring_up_to_date(self, domain: Domain) -> None:
+        name = domain.name
+        content = database_content(domain, b"", self._timezone())
+        wanted = {key: value for key, value in content.items() if follows_changes(key)}
+        before = self._written.get(name)
+        if wanted == before:
+            return
+        there = await self._databases.database(name, "/")
+        write = {key: value for key, value in wanted.items() if there.get(key) != value.encode()}
+        # Only what we wrote is taken back: a person may have put keys of another kind there.
+        remove = [key for key in before or () if key in there and key not in wanted]
+        if write or remove:
+            await self._databases.change_database(name, write, remove)
+        self._written[name] = wanted
