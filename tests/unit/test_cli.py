@@ -95,7 +95,7 @@ def test_preferences(shell: Shell) -> None:
     assert "MiB" in shell("qvm-prefs work --help-properties")
     shell("qvm-prefs work memory lots", status=1)
     assert shell.err == "qvm-prefs: error: work: memory: Invalid number: 'lots'; it has 1 to 19 characters: digits\n"
-    shell("qvm-prefs work nothing", status=1)
+    shell("qvm-prefs work nothing", status=2)
     shell("qvm-prefs nobody", status=2)
     shell("qvm-prefs work --default", status=2)
     assert "default_netvm" in shell("qubes-prefs") and shell("qubes-prefs default_netvm") == "net\n"
@@ -138,7 +138,7 @@ def test_start_and_stop(shell: Shell) -> None:
     shell("qvm-shutdown --wait net work")
     assert shell("qvm-ls --running --raw-list") == "dom0\n"
     shell("qvm-shutdown work")
-    shell("qvm-kill work", status=1)
+    shell("qvm-kill work")
     shell("qvm-start --all")
     assert shell("qvm-ls --running --raw-list") == "dom0\ndeb\nnet\nwork\n"
     shell("qvm-shutdown --all --wait")
@@ -175,7 +175,7 @@ def test_create_clone_remove(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> N
     shell("qvm-create -l red new", status=1)  # no default template
     shell("qvm-create -l red -t deb new --prop memory=nonsense", status=1)
     shell("qvm-create -l red -t deb new --prop nonsense", status=2)
-    shell("qvm-create -l red -t deb -P nowhere new", status=1)
+    shell("qvm-create -l red -t deb -P nowhere new", status=2)
     assert shell("qvm-ls --raw-list") == "dom0\ndeb\nnet\nwork\n"
     shell("qvm-create -l red --standalone -t deb alone")
     assert shell("qvm-prefs alone klass") == "StandaloneVM\n"
@@ -376,3 +376,21 @@ def test_words_that_no_name_can_have_are_refused_in_words(shell: Shell, line: st
     # A terminal's own encoding may not know the letter; it is shown escaped then, never as a fault of ours.
     assert said.replace("é", "xe9") in shell.err.replace("é", "xe9")
     assert "Traceback" not in shell.err and "codec" not in shell.err
+
+
+def test_what_is_so_already_is_no_error(shell: Shell) -> None:
+    shell("qvm-kill work")
+    shell("qvm-features work -D never-set")
+    shell("qvm-service work -D never-set")
+    for word in ("none", "None", ""):
+        shell("qvm-prefs work netvm net")
+        shell("qvm-prefs work netvm", word)
+        assert shell("qvm-prefs work netvm") == ""
+    shell("qvm-prefs work default_user none")  # a name like any other where the property is no qube
+    assert shell("qvm-prefs work default_user") == "none\n"
+
+
+def test_colours_of_qvm_run(shell: Shell) -> None:
+    shell("qvm-run --color-output 31 --no-color-stderr --nogui nobody true", status=2)
+    shell("qvm-run --color-output 99 nobody true", status=2)
+    assert "there are 30 to 37" in shell.err

@@ -51,7 +51,7 @@ def test_the_old_words_for_pools(shell: Shell) -> None:  # noqa: F811
     shell("qvm-pool-legacy -o revisions_to_keep=2 -s more")
     assert "2" in shell("qvm-pool info more")
     shell("qvm-pool-legacy -r more")
-    shell("qvm-pool-legacy -i more", status=1)
+    shell("qvm-pool-legacy -i more", status=2)
 
 
 def test_a_call_as_it_is(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -35,7 +35,10 @@ def run(args: argparse.Namespace, qubes: Qubes, dest: str | None, parser: argpar
             parser.error("give a value or --default, not both")
         qubes.reset(dest, args.property)
     elif args.value is not None:
-        qubes.set(dest, args.property, args.value)
+        value = args.value
+        if value.lower() == "none" and qubes.get(dest, args.property).tag == "vm":
+            value = ""  # no qube can be called that; upstream's tools take the word, and people write it
+        qubes.set(dest, args.property, value)
     else:
         text = qubes.get(dest, args.property).text
         if text:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.default:
             if args.value is not None:
                 parser.error("give a value or --unset, not both")
-            qubes.call("admin.vm.feature.Remove", args.feature, name)
+            qubes.unset_feature(name, args.feature)
         elif args.value is not None:
             qubes.call("admin.vm.feature.Set", args.feature, name, args.value)
         else:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from casemate.cli import tool
 from casemate.client.qubes import Qubes
+from casemate.wire.errors import NotStartedError
 
 PROG = "qvm-kill"
 
@@ -15,8 +16,14 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     names = [
         qube.name for qube in tool.choose(args, qubes.listed()) if not args.all or qube.state not in ("Halted", "NA")
     ]
-    method = "admin.vm.Kill"
-    return tool.each(PROG, names, lambda name: qubes.call(method, "", name))
+    return tool.each(PROG, names, lambda name: _kill(qubes, name))
+
+
+def _kill(qubes: Qubes, name: str) -> None:
+    try:
+        qubes.call("admin.vm.Kill", "", name)
+    except NotStartedError:
+        pass  # it is halted, which is what was asked for
 
 
 def main(argv: Sequence[str] | None = None) -> int:

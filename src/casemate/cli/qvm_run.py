@@ -40,7 +40,10 @@ class _Parser(tool.Parser):
         add("--localcmd", metavar="COMMAND", help="join stdin and stdout to this local command's")
         add("--service", action="store_true", help="the command is the name of a service")
         add("--no-shell", dest="shell", action="store_false", help="do not use the qube's shell")
-        add("--gui", "--no-gui", action="store_true", help=argparse.SUPPRESS)
+        add("--gui", "--no-gui", "--nogui", action="store_true", help=argparse.SUPPRESS)
+        for what in ("output", "stderr"):
+            add(f"--color-{what}", type=_color, metavar="NUMBER", help=f"show {what} in this ANSI colour (31: red)")
+            add(f"--no-color-{what}", dest=f"color_{what}", action="store_const", const=None, help=argparse.SUPPRESS)
         add("--all", action="store_true", help="all running qubes except dom0")
         add("--exclude", action="append", default=[], metavar="VMNAME", help="not this one of --all")
         add("-d", "--dispvm", metavar="TEMPLATE", nargs="?", const="", help="a new disposable (=TEMPLATE: of that)")
@@ -83,6 +86,29 @@ class _Parser(tool.Parser):
             self.error("--pass-io and --localcmd exclude each other")
 
 
+def _color(text: str) -> str:
+    """The number of a colour of text (ECMA-48): 30 to 37, 90 to 97."""
+    if not (text.isascii() and text.isdecimal() and int(text) in (*range(30, 38), *range(90, 98))):
+        raise argparse.ArgumentTypeError(f"not a colour: {text!r}; there are 30 to 37 and 90 to 97")
+    return text
+
+
+class _Colored:
+    """Colours on a terminal while a command's output comes, and the terminal's own again afterwards."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        colors = ((1, args.color_output), (2, args.color_stderr))
+        self._used = [(fd, color) for fd, color in colors if color is not None and os.isatty(fd)]
+
+    def __enter__(self) -> None:
+        for fd, color in self._used:
+            os.write(fd, f"\033[0;{color}m".encode())
+
+    def __exit__(self, *_: object) -> None:
+        for fd, _color_of in self._used:
+            os.write(fd, b"\033[0m")
+
+
 def quote(text: str) -> str:
     """Text as one word of a shell."""
     return "'" + text.replace("'", "'\"'\"'") + "'"
@@ -115,7 +141,8 @@ def _run_in(args: argparse.Namespace, qubes: Qubes, name: str, autostart: bool) 
         elif args.pass_io:
             wanted = args.filter_escape_chars
             out, err = (os.isatty(fd) if wanted is None else wanted for fd in (1, 2))
-            status = run_call(sock, 0, 1, 2, first, (out, err))
+            with _Colored(args):
+                status = run_call(sock, 0, 1, 2, first, (out, err))
         else:
             status = run_call(sock, None, None, None, first)
     except DisconnectedError as error:

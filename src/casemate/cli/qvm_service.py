@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("give on or off, or an option, not both")
         feature = PREFIX + args.service
         if args.default:
-            qubes.call("admin.vm.feature.Remove", feature, name)
+            qubes.unset_feature(name, feature)
         elif args.enable or args.value == "on":
             qubes.call("admin.vm.feature.Set", feature, name, "1")
         elif args.disable or args.value == "off":

@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN, ListedQube
-from casemate.wire.errors import CasemateError, NotFoundError, printable
+from casemate.wire.errors import (
+    CasemateError,
+    LabelNotFoundError,
+    NoSuchPropertyError,
+    NotFoundError,
+    PoolNotFoundError,
+    printable,
+)
 from casemate.wire.names import foreign
 
 USAGE = 2
@@ -105,8 +112,8 @@ def run(parser: argparse.ArgumentParser, body: Body, argv: Sequence[str] | None)
         return status
     except SystemExit as stop:  # from the parser
         return stop.code if isinstance(stop.code, int) else 1
-    except NotFoundError as error:
-        say_error(parser.prog, error)
+    except (NotFoundError, NoSuchPropertyError, PoolNotFoundError, LabelNotFoundError) as error:
+        say_error(parser.prog, error)  # a word of the command line names what does not exist
         return USAGE
     except CasemateError as error:
         say_error(parser.prog, error)

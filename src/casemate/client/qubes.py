@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from casemate.client.transport import Transport
 from casemate.wire.admin import ADMIN, ListedQube, PropertyValue, parse_list, parse_properties, parse_property
+from casemate.wire.errors import FeatureNotFoundError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +92,13 @@ class Qubes:
         """All features of a qube."""
         entry = self.inventory(features=None, qubes=[dest])[0]
         return dict(entry.get("features", {}))
+
+    def unset_feature(self, dest: str, feature: str) -> None:
+        """Take a feature away. One that is not there is no error: the result is the same."""
+        try:
+            self.call("admin.vm.feature.Remove", feature, dest)
+        except FeatureNotFoundError:
+            pass
 
     def tags(self, dest: str) -> list[str]:
         """All tags of a qube."""
