@@ -380,8 +380,8 @@ def test_words_that_no_name_can_have_are_refused_in_words(shell: Shell, line: st
 
 def test_what_is_so_already_is_no_error(shell: Shell) -> None:
     shell("qvm-kill work")
-    shell("qvm-features work -D never-set")
-    shell("qvm-service work -D never-set")
+    shell("qvm-features -D work never-set")
+    shell("qvm-service -D work never-set")
     for word in ("none", "None", ""):
         shell("qvm-prefs work netvm net")
         shell("qvm-prefs work netvm", word)
