@@ -196,3 +196,20 @@ def test_a_flood_of_calls_is_cut_and_others_are_served(world: World, usable: str
     assert world.inside(usable, flood) == "600"
     assert world.inside(vault, "echo fine") == "fine"
     assert world.inside(usable, "echo fine") == "fine"
+
+
+def test_methods_of_the_api_are_services_of_this_host(world: World, usable: str) -> None:
+    """As upstream's policy editor calls them."""
+
+    def call(command: str) -> bytes:
+        return world.run("qrexec-client", "-d", "dom0", f"DEFAULT:QUBESRPC {command}").stdout
+
+    assert call("policy.List+ dom0").startswith(b"0\0")
+    assert f"{usable} class=AppVM state=Running".encode() in call("admin.vm.List+ dom0")
+    assert call(f"admin.vm.property.Get+klass dom0 name {usable}").endswith(b"AppVM")
+    assert call("admin.vm.property.Get+klass dom0 name nobody").startswith(b"2\0QubesVMNotFoundError\0")
+
+
+def test_a_command_without_input_and_output_runs(world: World, usable: str) -> None:
+    world.run("qrexec-client", "-e", "-d", usable, "user:echo ran > ~/ran-by-e")
+    wait_for(lambda: world.inside(usable, "cat ~/ran-by-e", status=None) == "ran")

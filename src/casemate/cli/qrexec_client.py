@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PROG = "qrexec-client"
 SOCKET_DIR = "/var/run/qubes"
 HOST = "dom0"
+API_SERVICES = ("admin.", "policy.")
+"""Services of this host that are methods of the Admin API; upstream's policy editor calls them this way."""
 EXIT_JOIN_FAILED = 137
 """Exit status when two domains could not be joined."""
 
@@ -55,7 +57,7 @@ def _parser() -> tool.Parser:
 def _run(args: argparse.Namespace, sock: socket.socket, chunk: int = qrexec.MAX_CHUNK, first: bytes = b"") -> int:
     first += os.fsencode(args.prefix)
     if args.just:
-        return run_call(sock, None, None, None, chunk=chunk)
+        return run_call(sock, None, None, None, first, chunk=chunk)
     if args.local:
         return run_call_with(sock, ["/bin/sh", "-c", args.local], first, chunk)
     out, err = (os.isatty(fd) if wanted is None else wanted for fd, wanted in ((1, args.out), (2, args.err)))
@@ -92,8 +94,21 @@ def _in_qube(args: argparse.Namespace, qubes: Qubes) -> int:
     return _run(args, open_call(qubes, args.domain, command, autostart=False), first=first)
 
 
-def _on_host(args: argparse.Namespace) -> int:
+def _api_call(args: argparse.Namespace, command: qrexec.Command) -> int:
+    """A method of the Admin API as a service of this host: standard input is its payload, standard output its reply."""
+    from casemate.cli import qubesd_query
+
+    words = [command.source, command.service, command.target or HOST, command.argument or ""]
+    return qubesd_query.main([*(["-e"] if args.just else []), *words])
+
+
+def _on_host(args: argparse.Namespace, qubes: Qubes) -> int:
     """A service or a command of this host, run here and now."""
+    if ":QUBESRPC " in args.COMMAND and not args.local:
+        command = qrexec.parse_command(args.COMMAND)
+        if command.service.startswith(API_SERVICES):
+            qubes.transport.connect().close()  # starts the daemon where none runs; the query does not
+            return _api_call(args, command)
     from casemate.vchan.agent import Accounts
     from casemate.vchan.call import Failure, Program, service_of
 
@@ -151,7 +166,7 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
                 tool.say_error(PROG, error)
                 return EXIT_JOIN_FAILED
         if args.domain == HOST:
-            return _on_host(args)
+            return _on_host(args, qubes)
         path = f"{args.socket_dir}/qrexec.{args.domain}"
         run: Callable[[], int] = lambda: _over_vchan(args, path)
         if not os.path.exists(path):  # noqa: PTH110
