@@ -8,8 +8,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from casemate.wire.call_data import CallerSide
 from casemate.wire.link import CONTROL, control_message, parse_object
-from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, HEADER, CallerSide, encode_vmexec, exec_message
+from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, HEADER, exec_message
+from casemate.wire.vmexec import encode_vmexec
 
 CHUNK = 65536
 _HEADER = struct.Struct("<II")

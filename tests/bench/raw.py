@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from casemate.wire.qrexec import DATA_STDIN, HEADER, CallerSide
+from casemate.wire.call_data import CallerSide
+from casemate.wire.qrexec import DATA_STDIN, HEADER
 from tests.bench import caller
 
 _PORT = 'port=/dev/$(basename "$(dirname "$(grep -lx raw /sys/class/virtio-ports/*/name)")")'

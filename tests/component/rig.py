@@ -13,14 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import casemate
-from casemate.wire.qrexec import (
-    DATA_STDERR,
-    DATA_STDIN,
-    DATA_STDOUT,
-    HEADER,
-    CallerSide,
-    exec_message,
-)
+from casemate.wire.call_data import CallerSide
+from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER, exec_message
 
 SOURCE = Path(casemate.__file__).parent.parent
 

@@ -24,8 +24,9 @@ from casemate.qrexec.listener import CallListener
 from casemate.qrexec.system import system_info
 from casemate.store.store import Store
 from casemate.wire.admin import EventReader, failure
+from casemate.wire.call_data import CallerSide
 from casemate.wire.errors import PermissionDeniedError
-from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, HEADER, CallerSide
+from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, HEADER
 from tests.builders import settings_in
 from tests.fakes.parts import FakeParts
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.wire import qfile, qrexec
+from casemate.wire import qfile, vmexec
 
 ROOT = Path(__file__).parents[2]
 RPC = ROOT / "src/casemate/agent/guest/rpc"
@@ -472,7 +472,7 @@ def test_vmexec_of_the_guest_agrees_with_the_codec() -> None:
         ["true"],
         ["printf", "-- "],
     ):
-        argument = qrexec.encode_vmexec(words)
+        argument = vmexec.encode_vmexec(words)
         ours = subprocess.run(
             [*AGENT, "vmexec", argument], env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.streams.channel import FLOOD_SECONDS
+from casemate.streams.frame_budget import FLOOD_SECONDS
 from casemate.wire import mux, qdb, qrexec
 from casemate.wire.link import CALL, DATABASE, READY, control_message
 from tests.component.rig import Rig

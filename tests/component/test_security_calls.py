@@ -29,10 +29,11 @@ from hypothesis import strategies as st
 
 from casemate.agent import service as agent_service
 from casemate.qrexec.files import PolicyFiles
-from casemate.streams.channel import Channel, MuxStream
+from casemate.streams.channel import Channel
 from casemate.streams.loop import Loop
+from casemate.streams.mux_stream import MuxStream
 from casemate.streams.stream import Handler
-from casemate.wire import qrexec
+from casemate.wire import call_data, qrexec
 from casemate.wire.errors import CasemateError, PolicyError, ProtocolError
 from casemate.wire.link import CALL
 from tests.builders import wait_for
@@ -260,7 +261,7 @@ def test_qsb_087_a_service_sends_only_what_services_send(lone: Rig) -> None:
     def call() -> None:
         with lone.caller() as sock:
             sock.sendall(qrexec.exec_message("DEFAULT:QUBESRPC test.Any dom0"))
-            side = qrexec.CallerSide()
+            side = call_data.CallerSide()
             with contextlib.suppress(ProtocolError, ConnectionResetError):
                 while data := sock.recv(4096):
                     heard.extend(bytes(view) for _kind, view in side.feed(data))
@@ -533,7 +534,7 @@ def test_lesson_L10_bytes_may_come_one_by_one_or_all_at_once(tmp_path: Path, ste
             for at in range(0, len(data), step):
                 sock.sendall(data[at : at + step])
             sock.shutdown(socket.SHUT_WR)  # at once: nothing of it may be lost for that
-            side, out = qrexec.CallerSide(), b""
+            side, out = call_data.CallerSide(), b""
             while (heard := sock.recv(1 if step == 1 else 4096)) != b"":
                 out += b"".join(bytes(view) for kind, view in side.feed(heard) if kind == qrexec.DATA_STDOUT)
         assert (side.status(), out) == (7, b"abc")

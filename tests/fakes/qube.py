@@ -15,9 +15,9 @@ import sys
 from casemate.agent.service import find_service
 from casemate.calls.service import ServiceCall, refuse
 from casemate.calls.spawn import spawn
-from casemate.streams.descriptors import SocketStream
 from casemate.streams.listener import FirstMessage, Listener, listen
 from casemate.streams.loop import READ, Loop
+from casemate.streams.socket_stream import SocketStream
 from casemate.wire.errors import CasemateError
 from casemate.wire.qrexec import (
     EXIT_FAILED,

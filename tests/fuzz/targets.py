@@ -15,13 +15,27 @@ from casemate.agent.open_file import parse_name as parse_open_name
 from casemate.agent.open_in_vm import NAME_SIZE
 from casemate.agent.service import parse_config
 from casemate.filecopy.unpack import Unpacker
-from casemate.qdb.session import Database, GuestMirror, HostMirror, LocalSession
+from casemate.qdb.mirror import GuestMirror, HostMirror
+from casemate.qdb.session import Database, LocalSession
 from casemate.qrexec import policy_socket
 from casemate.qrexec.evaluate import QubeInfo, SystemInfo, evaluate
 from casemate.qrexec.parser import Parser
 from casemate.qrexec.rules import Policy
-from casemate.wire import admin, firewall, link, menus, mux, names, qdb, qfile, qrexec, qrexec_control
+from casemate.wire import (
+    admin,
+    call_data,
+    firewall,
+    link,
+    menus,
+    mux,
+    names,
+    qdb,
+    qfile,
+    qrexec,
+    qrexec_control,
+)
 from casemate.wire.errors import CasemateError, PolicyError, ProtocolError, ValueInvalidError
+from casemate.wire.vmexec import decode_vmexec, encode_vmexec
 
 Target = Callable[[bytes], None]
 TARGETS: dict[str, Target] = {}
@@ -92,8 +106,8 @@ def channel_of_the_guest(data: bytes) -> None:
 def data_phase(data: bytes) -> None:
     """Either side of a call: only its own kinds of bytes, never after the end, cut as they come or not."""
     for make, kinds in (
-        (qrexec.CallerSide, {qrexec.DATA_STDOUT, qrexec.DATA_STDERR, qrexec.DATA_EXIT_CODE}),
-        (qrexec.ServiceSide, {qrexec.DATA_STDIN}),
+        (call_data.CallerSide, {qrexec.DATA_STDOUT, qrexec.DATA_STDERR, qrexec.DATA_EXIT_CODE}),
+        (call_data.ServiceSide, {qrexec.DATA_STDIN}),
     ):
         results = []
         for pieces in (list(chunks(data)), [data[1:]]):
@@ -140,10 +154,10 @@ def vmexec(data: bytes) -> None:
     """The encoding of command lines: what is decoded and encoded means the same."""
     try:
         text = data.decode("ascii")
-        words = qrexec.decode_vmexec(text)
+        words = decode_vmexec(text)
     except (UnicodeDecodeError, CasemateError):
         return
-    assert qrexec.decode_vmexec(qrexec.encode_vmexec(words)) == words
+    assert decode_vmexec(encode_vmexec(words)) == words
 
 
 @target

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from casemate.qdb import mirror as mirrors
 from casemate.qdb import session as sessions
 from casemate.qdb import tree as trees
 from casemate.qdb.client import QubesDB
-from casemate.qdb.session import Database, GuestMirror, HostMirror, LocalSession, Session
+from casemate.qdb.mirror import GuestMirror, HostMirror
+from casemate.qdb.session import Database, LocalSession, Session
 from casemate.qdb.tree import Tree
 from casemate.wire import qdb
 from casemate.wire.errors import DisconnectedError, ValueInvalidError
@@ -331,12 +333,12 @@ def test_a_guest_writes_at_a_bounded_rate() -> None:
     now = [0.0]
     mirror = HostMirror(Database(), clock=lambda: now[0])
     ask(mirror, qdb.MULTIREAD, "")
-    done = sum(ask(mirror, qdb.WRITE, "/status/x", b"")[0][0] == qdb.OK for _ in range(int(sessions.GUEST_BURST) + 20))
-    assert done == sessions.GUEST_BURST
+    done = sum(ask(mirror, qdb.WRITE, "/status/x", b"")[0][0] == qdb.OK for _ in range(int(mirrors.GUEST_BURST) + 20))
+    assert done == mirrors.GUEST_BURST
     now[0] += 1
     done = sum(ask(mirror, qdb.WRITE, "/status/x", b"")[0][0] == qdb.OK for _ in range(100))
-    assert done == sessions.GUEST_RATE
-    for _ in range(sessions.MAX_REFUSED):
+    assert done == mirrors.GUEST_RATE
+    for _ in range(mirrors.MAX_REFUSED):
         ask(mirror, qdb.WRITE, "/status/x", b"")
     assert mirror.closed
 

@@ -9,12 +9,12 @@ import pytest
 
 from casemate.calls.service import ServiceCall
 from casemate.calls.vchan_data import DataChannel
-from casemate.streams.descriptors import SocketStream
 from casemate.streams.loop import Loop
+from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import WINDOW, Handler
 from casemate.wire import mux
 from casemate.wire import qrexec_control as control
-from casemate.wire.qrexec import CallerSide
+from casemate.wire.call_data import CallerSide
 
 
 @pytest.mark.parametrize("left", range(mux.LEAST_ROOM + 2))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.wire import qrexec
+from casemate.wire import call_data, qrexec, vmexec
 from casemate.wire.errors import CallRefusedError, CasemateError, ProtocolError, ValueInvalidError
 from casemate.wire.framing import MessageReader
 
@@ -26,7 +26,7 @@ def cuts(data: bytes, sizes: list[int]) -> list[bytes]:
     return out
 
 
-def joined(side: qrexec.CallerSide | qrexec.ServiceSide, pieces: list[bytes]) -> list[tuple[int, bytes]]:
+def joined(side: call_data.CallerSide | call_data.ServiceSide, pieces: list[bytes]) -> list[tuple[int, bytes]]:
     """Events with neighbouring data of one kind put together; an end is data of length 0."""
     out: list[tuple[int, bytes]] = []
     for piece in pieces:
@@ -49,7 +49,7 @@ chunks = st.lists(
 def test_what_a_service_sends_arrives_however_it_is_cut(
     data: list[tuple[int, bytes]], code: int, step: list[int]
 ) -> None:
-    service, caller = qrexec.ServiceSide(), qrexec.CallerSide()
+    service, caller = call_data.ServiceSide(), call_data.CallerSide()
     wire = b"".join(b"".join(service.output(kind, chunk)) for kind, chunk in data) + b"".join(service.exit(code))
     events = joined(caller, cuts(wire, step))
     for kind in (qrexec.DATA_STDOUT, qrexec.DATA_STDERR):
@@ -63,7 +63,7 @@ def test_what_a_service_sends_arrives_however_it_is_cut(
 
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=12), st.one_of(sizes, st.just([1])))
 def test_stdin_arrives_however_it_is_cut(data: list[bytes], step: list[int]) -> None:
-    caller, service = qrexec.CallerSide(), qrexec.ServiceSide()
+    caller, service = call_data.CallerSide(), call_data.ServiceSide()
     wire = b"".join(b"".join(caller.stdin(chunk)) for chunk in data) + b"".join(caller.stdin_eof())
     assert caller.stdin_eof() == caller.stdin(b"late") == []
     events = joined(service, cuts(wire, step))
@@ -73,19 +73,19 @@ def test_stdin_arrives_however_it_is_cut(data: list[bytes], step: list[int]) -> 
 
 @pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 131072, 131073])
 def test_data_is_sent_in_allowed_chunks(size: int) -> None:
-    parts = qrexec.CallerSide().stdin(bytes(size))
+    parts = call_data.CallerSide().stdin(bytes(size))
     assert b"".join(parts[1::2]) == bytes(size)
     assert all(qrexec.HEADER.unpack(h) == (qrexec.DATA_STDIN, len(d)) for h, d in zip(parts[::2], parts[1::2]))
     assert all(len(d) <= 65536 for d in parts[1::2])
-    events = joined(qrexec.ServiceSide(), [b"".join(parts)])
+    events = joined(call_data.ServiceSide(), [b"".join(parts)])
     assert sum(len(d) for _, d in events) == size
 
 
 def test_a_chunk_beyond_the_limit_is_refused_by_its_header() -> None:
     with pytest.raises(ProtocolError):
-        qrexec.CallerSide().feed(qrexec.HEADER.pack(qrexec.DATA_STDOUT, 65537))
+        call_data.CallerSide().feed(qrexec.HEADER.pack(qrexec.DATA_STDOUT, 65537))
     with pytest.raises(ProtocolError):
-        qrexec.ServiceSide().feed(qrexec.HEADER.pack(qrexec.DATA_STDIN, 2**32 - 1))
+        call_data.ServiceSide().feed(qrexec.HEADER.pack(qrexec.DATA_STDIN, 2**32 - 1))
 
 
 DATA_KINDS = [qrexec.DATA_STDIN, qrexec.DATA_STDOUT, qrexec.DATA_STDERR, qrexec.DATA_EXIT_CODE]
@@ -95,8 +95,8 @@ DATA_KINDS = [qrexec.DATA_STDIN, qrexec.DATA_STDOUT, qrexec.DATA_STDERR, qrexec.
 def test_each_direction_takes_its_own_types_only(kind: int) -> None:
     wire = qrexec.HEADER.pack(kind, 4) + b"\0\0\0\0"
     for side, allowed in (
-        (qrexec.CallerSide(), DATA_KINDS[1:]),
-        (qrexec.ServiceSide(), DATA_KINDS[:1]),
+        (call_data.CallerSide(), DATA_KINDS[1:]),
+        (call_data.ServiceSide(), DATA_KINDS[:1]),
     ):
         if kind in allowed:
             assert side.feed(wire)
@@ -108,23 +108,23 @@ def test_each_direction_takes_its_own_types_only(kind: int) -> None:
 @pytest.mark.parametrize("length", [0, 1, 3, 5, 8, 2**31])
 def test_an_exit_code_has_four_bytes(length: int) -> None:
     with pytest.raises(ProtocolError):
-        qrexec.CallerSide().feed(qrexec.HEADER.pack(qrexec.DATA_EXIT_CODE, length))
+        call_data.CallerSide().feed(qrexec.HEADER.pack(qrexec.DATA_EXIT_CODE, length))
 
 
 @pytest.mark.parametrize(("raw", "status"), [(0, 0), (255, 255), (256, 255), (-1, 255), (2**31 - 1, 255), (137, 137)])
 def test_an_exit_code_out_of_range_is_never_success(raw: int, status: int) -> None:
-    caller = qrexec.CallerSide()
+    caller = call_data.CallerSide()
     caller.feed(qrexec.HEADER.pack(qrexec.DATA_EXIT_CODE, 4) + struct.pack("<i", raw))
     assert caller.status() == status
 
 
 def test_nothing_comes_after_the_exit_code() -> None:
-    for late in (b"x", qrexec.HEADER.pack(qrexec.DATA_STDOUT, 0), b"".join(qrexec.ServiceSide().exit(0))):
-        caller = qrexec.CallerSide()
+    for late in (b"x", qrexec.HEADER.pack(qrexec.DATA_STDOUT, 0), b"".join(call_data.ServiceSide().exit(0))):
+        caller = call_data.CallerSide()
         with pytest.raises(ProtocolError):
-            caller.feed(b"".join(qrexec.ServiceSide().exit(3)) + late)
-        caller = qrexec.CallerSide()
-        caller.feed(b"".join(qrexec.ServiceSide().exit(3)))
+            caller.feed(b"".join(call_data.ServiceSide().exit(3)) + late)
+        caller = call_data.CallerSide()
+        caller.feed(b"".join(call_data.ServiceSide().exit(3)))
         assert caller.stdin(b"x") == caller.stdin_eof() == []
         with pytest.raises(ProtocolError):
             caller.feed(late)
@@ -133,21 +133,21 @@ def test_nothing_comes_after_the_exit_code() -> None:
 @pytest.mark.parametrize("kind", [qrexec.DATA_STDOUT, qrexec.DATA_STDERR])
 def test_nothing_comes_after_the_end_of_a_stream(kind: int) -> None:
     for late in (0, 5):
-        caller = qrexec.CallerSide()
+        caller = call_data.CallerSide()
         caller.feed(qrexec.HEADER.pack(kind, 0))
         with pytest.raises(ProtocolError):
             caller.feed(qrexec.HEADER.pack(kind, late))
 
 
 def test_a_peer_that_vanishes_is_255() -> None:
-    caller = qrexec.CallerSide()
+    caller = call_data.CallerSide()
     caller.feed(qrexec.message(qrexec.DATA_STDOUT, b"half"))
     assert caller.status() == 255
 
 
 @given(st.binary(max_size=400), sizes)
 def test_garbage_never_gets_further_than_a_protocol_error(garbage: bytes, step: list[int]) -> None:
-    for side in (qrexec.CallerSide(), qrexec.ServiceSide()):
+    for side in (call_data.CallerSide(), call_data.ServiceSide()):
         try:
             for piece in cuts(garbage, step):
                 side.feed(piece)
@@ -366,17 +366,17 @@ def test_answers() -> None:
 
 @given(st.lists(st.binary(max_size=20).filter(lambda b: b"\0" not in b), min_size=1, max_size=5))
 def test_vmexec_round_trip(words: list[bytes]) -> None:
-    encoded = qrexec.encode_vmexec(words)
+    encoded = vmexec.encode_vmexec(words)
     assert set(encoded) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._+-")
-    assert qrexec.decode_vmexec(encoded) == words
+    assert vmexec.decode_vmexec(encoded) == words
 
 
 def test_vmexec_known_forms() -> None:
-    assert qrexec.encode_vmexec(["ls", "-la", "/tmp/x y"]) == "ls+--la+-2Ftmp-2Fx-20y"
-    assert qrexec.encode_vmexec(["\u00e9"]) == "-C3-A9"
-    assert qrexec.decode_vmexec("a--2D") == [b"a-2D"]
-    assert qrexec.decode_vmexec("---41") == [b"-A"]
-    assert qrexec.decode_vmexec("") == [b""]
+    assert vmexec.encode_vmexec(["ls", "-la", "/tmp/x y"]) == "ls+--la+-2Ftmp-2Fx-20y"
+    assert vmexec.encode_vmexec(["\u00e9"]) == "-C3-A9"
+    assert vmexec.decode_vmexec("a--2D") == [b"a-2D"]
+    assert vmexec.decode_vmexec("---41") == [b"-A"]
+    assert vmexec.decode_vmexec("") == [b""]
 
 
 @pytest.mark.parametrize(
@@ -384,9 +384,9 @@ def test_vmexec_known_forms() -> None:
 )
 def test_vmexec_refuses_what_nobody_encodes(text: str) -> None:
     with pytest.raises(ValueInvalidError):
-        qrexec.decode_vmexec(text)
+        vmexec.decode_vmexec(text)
 
 
 def test_vmexec_needs_a_command() -> None:
     with pytest.raises(ValueInvalidError):
-        qrexec.encode_vmexec([])
+        vmexec.encode_vmexec([])

@@ -7,9 +7,8 @@ import signal
 import socket
 import sys
 
-from casemate.agent.qrexec_client import SOCKET
 from casemate.calls.caller import run_call
-from casemate.calls.request import connect, request
+from casemate.calls.request import SOCKET, connect, request
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import number
 

@@ -6,9 +6,10 @@ import os
 import socket
 import sys
 
-from casemate.streams.descriptors import PipeStream, SocketStream
 from casemate.streams.join import join
 from casemate.streams.loop import Loop
+from casemate.streams.pipe_stream import PipeStream
+from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import Stream
 
 

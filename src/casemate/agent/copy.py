@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from casemate.agent.qrexec_client import SOCKET
-from casemate.calls.request import connect, request
+from casemate.calls.request import SOCKET, connect, request
 from casemate.filecopy.pack import Progress, check_paths, remove_sent, send_files
 from casemate.wire.errors import CallRefusedError, CasemateError
 from casemate.wire.qrexec import EXIT_REFUSED

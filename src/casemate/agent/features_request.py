@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from casemate.agent.qrexec_client import SOCKET
 from casemate.agent.qubesdb_tool import SOCKET as DATABASE
 from casemate.calls.caller import run_call
-from casemate.calls.request import connect, request
+from casemate.calls.request import SOCKET, connect, request
 from casemate.qdb.client import QubesDB
 from casemate.wire.errors import CallRefusedError, CasemateError
 from casemate.wire.names import feature_name

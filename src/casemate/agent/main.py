@@ -15,11 +15,13 @@ from casemate.calls.children import Children
 from casemate.calls.queue import CallQueue
 from casemate.calls.service import ServiceCall, refuse
 from casemate.calls.spawn import Account, spawn
+from casemate.qdb.mirror import GuestMirror
 from casemate.qdb.server import DatabaseServer, SessionStream
-from casemate.qdb.session import Database, GuestMirror
-from casemate.streams.channel import Channel, MuxStream
+from casemate.qdb.session import Database
+from casemate.streams.channel import Channel
 from casemate.streams.listener import FirstMessage, Listener, listen
 from casemate.streams.loop import Loop
+from casemate.streams.mux_stream import MuxStream
 from casemate.streams.stream import Handler
 from casemate.wire.errors import CasemateError, ProtocolError
 from casemate.wire.link import CALL, DATABASE, POWER, READY

@@ -11,9 +11,8 @@ import stat
 import sys
 import tempfile
 
-from casemate.agent.qrexec_client import SOCKET
 from casemate.calls.caller import run_call
-from casemate.calls.request import connect, request
+from casemate.calls.request import SOCKET, connect, request
 from casemate.wire.errors import CallRefusedError, CasemateError
 from casemate.wire.qrexec import EXIT_REFUSED
 

@@ -12,7 +12,7 @@ import os
 import sys
 
 from casemate.calls.caller import run_call, run_call_with
-from casemate.calls.request import connect, request
+from casemate.calls.request import SOCKET, connect, request
 from casemate.wire.errors import CallRefusedError, CasemateError, DisconnectedError
 from casemate.wire.qrexec import EXIT_FAILED, EXIT_REFUSED, EXIT_VANISHED, MAX_CHUNK
 
@@ -20,7 +20,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
 
-SOCKET = "/run/qubes/qrexec-agent.sock"
 VCHAN_SOCKET = "/run/qubes/qrexec-agent"
 USAGE = """\
 usage: qrexec-client-vm [OPTIONS] TARGET SERVICE[+ARGUMENT] [PROGRAM [ARGUMENT ...]]

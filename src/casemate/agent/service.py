@@ -9,7 +9,8 @@ import time
 
 from casemate.wire.errors import CallRefusedError, CasemateError, printable
 from casemate.wire.names import number, user_name
-from casemate.wire.qrexec import EXIT_FAILED, EXIT_NO_SERVICE, Command, decode_vmexec
+from casemate.wire.qrexec import EXIT_FAILED, EXIT_NO_SERVICE, Command
+from casemate.wire.vmexec import decode_vmexec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import os
 import sys
 
 from casemate.wire.errors import ValueInvalidError
-from casemate.wire.qrexec import EXIT_FAILED, EXIT_NO_SERVICE, decode_vmexec
+from casemate.wire.qrexec import EXIT_FAILED, EXIT_NO_SERVICE
+from casemate.wire.vmexec import decode_vmexec
 
 
 def main(argv: list[str]) -> int:

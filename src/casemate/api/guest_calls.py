@@ -25,8 +25,9 @@ from casemate.api.events import Subscription
 from casemate.api.method import Access, Method
 from casemate.api.methods import METHODS, MISC
 from casemate.wire.admin import ADMIN, MAX_ARGUMENT, Request, endpoint, most_bytes
+from casemate.wire.call_data import ServiceSide
 from casemate.wire.errors import CallRefusedError, CasemateError, ProtocolError
-from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, ServiceSide, requested_target
+from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, requested_target
 
 REQUEST_SECONDS = 30.0
 """Seconds in which the payload has to be complete."""

@@ -7,12 +7,14 @@ import select
 import socket
 import stat
 
-from casemate.streams.descriptors import PipeStream, SocketStream
 from casemate.streams.loop import Loop
+from casemate.streams.pipe_stream import PipeStream
+from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import WINDOW, Handler
-from casemate.wire import qrexec
+from casemate.wire import call_data, qrexec
+from casemate.wire.call_data import VISIBLE
 from casemate.wire.errors import DisconnectedError
-from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER, VISIBLE
+from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,7 +160,7 @@ class Call(Handler):
         chunk: int = CHUNK,
     ) -> None:
         self._loop = loop
-        self._side = qrexec.CallerSide()
+        self._side = call_data.CallerSide()
         self._outputs = {DATA_STDOUT: stdout, DATA_STDERR: stderr}
         for output in self._outputs.values():
             output.on_room_again = self._resume

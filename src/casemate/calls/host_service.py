@@ -10,8 +10,8 @@ import sys
 from casemate.calls.children import exit_status
 from casemate.calls.service import ServiceCall
 from casemate.calls.spawn import PATH, spawn
-from casemate.streams.descriptors import SocketStream
 from casemate.streams.loop import READ, Loop
+from casemate.streams.socket_stream import SocketStream
 
 _KEPT = ("QREXEC_", "LANG")
 

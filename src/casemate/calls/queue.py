@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 from collections import deque
 
-from casemate.streams.channel import HIGH_WATER, Channel
-from casemate.streams.descriptors import SocketStream
+from casemate.streams.channel import Channel
 from casemate.streams.join import join
 from casemate.streams.loop import Loop
+from casemate.streams.mux_stream import HIGH_WATER
+from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import Handler
 from casemate.wire import mux
 

@@ -8,6 +8,9 @@ import socket
 from casemate.wire import qrexec
 from casemate.wire.errors import DisconnectedError
 
+SOCKET = "/run/qubes/qrexec-agent.sock"
+"""In a qube: where its agent takes requests for calls."""
+
 
 def connect(path: str | os.PathLike[str]) -> socket.socket:
     """Connect to a socket of calls; DisconnectedError when nobody listens."""

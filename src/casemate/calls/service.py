@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from casemate.streams.descriptors import PipeStream, SocketStream
 from casemate.streams.loop import Loop
+from casemate.streams.pipe_stream import PipeStream
+from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import WINDOW, Handler, Stream
+from casemate.wire.call_data import ServiceSide
 from casemate.wire.errors import ProtocolError
-from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER, ServiceSide
+from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

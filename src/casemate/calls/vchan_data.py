@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from casemate.streams.descriptors import SocketStream
 from casemate.streams.loop import Loop
+from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import LEAST_ROOM, Handler
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import ProtocolError

@@ -18,8 +18,9 @@ from casemate.cli import tool
 from casemate.cli.calling import open_call
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
+from casemate.wire.call_data import CallerSide
 from casemate.wire.errors import CasemateError, DisconnectedError, NotHaltedError, NotRunningError, ProtocolError
-from casemate.wire.qrexec import CallerSide, Command
+from casemate.wire.qrexec import Command
 
 PROG = "qvm-console"
 ESCAPE = 0x1D

@@ -12,7 +12,7 @@ from casemate.cli import tool
 from casemate.cli.calling import Disposable, open_call
 from casemate.cli.report import Report
 from casemate.client.qubes import Qubes
-from casemate.wire import qrexec
+from casemate.wire import qrexec, vmexec
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, DisconnectedError
 
@@ -121,7 +121,7 @@ def service_of(args: argparse.Namespace) -> tuple[str, str | None, bytes]:
         service, argument = qrexec.parse_call(words[0])
         return service, argument, b""
     if len(words) > 1 or not args.shell:
-        return "qubes.VMExec", qrexec.encode_vmexec(words), b""
+        return "qubes.VMExec", vmexec.encode_vmexec(words), b""
     # The shell that reads this becomes one that does not read on: what follows is the command's own input.
     line = f'exec "${{BASH:-/bin/sh}}" -c {quote(words[0])} || exit 127\n'
     return "qubes.VMShell", None, line.encode("utf-8", "surrogateescape")

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from casemate.qdb.client import QubesDB
 from casemate.settings import Settings
 from casemate.wire.admin import ADMIN
+from casemate.wire.call_data import CallerSide
 from casemate.wire.errors import DisconnectedError, ProtocolError
 from casemate.wire.names import qube_name
-from casemate.wire.qrexec import CallerSide, Command, exec_message
+from casemate.wire.qrexec import Command, exec_message
 
 _DATABASE_SECONDS = 10.0
 """Seconds for a whole answer. The database is in the link's memory, so that more means a link that hangs."""

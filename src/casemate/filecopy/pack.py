@@ -7,10 +7,10 @@ import stat
 import time
 import zlib
 
-from casemate.streams.descriptors import SocketStream
 from casemate.streams.loop import Loop
+from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import Handler
-from casemate.wire import qfile, qrexec
+from casemate.wire import call_data, qfile, qrexec
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
 
 TYPE_CHECKING = False
@@ -59,7 +59,7 @@ class Copy(Handler):
         self._paths = paths
         self._progress = progress
         self._warn = warn
-        self._side = qrexec.CallerSide()
+        self._side = call_data.CallerSide()
         self._result = qfile.ResultReader()
         self._stderr = b""
         self._ended = False
@@ -204,7 +204,7 @@ class Copy(Handler):
             raise CopyError(f"The receiver ended with status {status}")
 
     def _without_result(self, status: int | None) -> CasemateError:
-        said = self._stderr.translate(qrexec.VISIBLE).decode("ascii").strip()
+        said = self._stderr.translate(call_data.VISIBLE).decode("ascii").strip()
         detail = f": {printable(said)}" if said else ""
         if status is None:
             return DisconnectedError("The receiver went away before it had confirmed anything" + detail)

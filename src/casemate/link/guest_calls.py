@@ -7,21 +7,14 @@ import os
 import socket
 import time
 
-from casemate.streams.channel import MuxStream
-from casemate.streams.descriptors import SocketStream
 from casemate.streams.join import join
 from casemate.streams.loop import READ, Loop
+from casemate.streams.mux_stream import MuxStream
+from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import Handler
+from casemate.wire.call_data import exit_code
 from casemate.wire.errors import CasemateError, ProtocolError
-from casemate.wire.qrexec import (
-    GUEST_REQUESTS,
-    HEADER,
-    exit_code,
-    parse_trigger4,
-    service_connect,
-    service_refused,
-    trigger_ident,
-)
+from casemate.wire.qrexec import GUEST_REQUESTS, HEADER, parse_trigger4, service_connect, service_refused, trigger_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,11 +8,13 @@ from casemate.link.console import Console
 from casemate.link.guest_calls import GuestCalls
 from casemate.link.log import Log
 from casemate.link.requests import HostRequests
+from casemate.qdb.mirror import HostMirror
 from casemate.qdb.server import DatabaseServer, SessionStream
-from casemate.qdb.session import Database, HostMirror
-from casemate.streams.channel import Channel, MuxStream
+from casemate.qdb.session import Database
+from casemate.streams.channel import Channel
 from casemate.streams.listener import listen
 from casemate.streams.loop import Loop
+from casemate.streams.mux_stream import MuxStream
 from casemate.streams.stream import Handler
 from casemate.wire.errors import ProtocolError, printable
 from casemate.wire.link import CALL, DATABASE, POWER, READY, parse_object

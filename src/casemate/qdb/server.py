@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 
 from casemate.qdb.session import Database, LocalSession, Session
-from casemate.streams.descriptors import SocketStream
 from casemate.streams.listener import Listener
 from casemate.streams.loop import Loop
+from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import WINDOW, Handler, Stream
 
 TYPE_CHECKING = False

@@ -20,7 +20,7 @@ standard library alone and imports little of it, because it is also installed in
         └──────────────────────────────────────────────────────────┘
 
 * ``stream``: the contract (``Stream`` and ``Handler``). ``tests/contract/test_streams.py`` holds every kind to it.
-* ``descriptors``: ``SocketStream`` and ``PipeStream``. ``channel``: ``Channel`` and ``MuxStream``.
+* ``socket_stream``, ``pipe_stream``, ``mux_stream``: the kinds. ``channel``: the mux on a descriptor and its bounds.
 * ``join``: makes two streams one, each direction with an end of its own.
 * ``loop``: the event loop. ``deadlines``: many time-outs of one length. ``listener``: accepting connections, and the
   first message of each. ``messages``: a socket that carries whole qrexec messages instead of bytes.

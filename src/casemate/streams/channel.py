@@ -1,24 +1,22 @@
-"""The channel between a link and an agent: a mux on a descriptor, each of its streams a ``MuxStream``."""
+"""The channel between a link and an agent: a mux on a descriptor, and the bounds of what a qube holds and is owed."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections import deque
 
+from casemate.streams.frame_budget import FrameBudget
 from casemate.streams.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.mux_stream import AFTER, BEFORE, HIGH_WATER, MuxStream
 from casemate.streams.stream import Handler
 from casemate.wire import mux
 from casemate.wire.errors import ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from casemate.streams.loop import Timer
 
-HIGH_WATER = 256 * 1024
-"""Limit of a qube's channel (bytes): bytes waiting for the channel; above it no stream may add more."""
 MAX_OWED = 512 * 1024
 """Limit of a qube's channel (bytes): bytes that a qube asked for and has not read; above it nothing is read from
 it until it has taken half of them.
@@ -30,145 +28,10 @@ MAX_HELD = 8 << 20
 One stream holds at most two windows; this bounds the sum over all."""
 UNREAD_SECONDS = 30.0
 """Limit of a qube's channel (seconds): time that a qube may leave so much unread; then the channel is closed."""
-FRAMES_PER_SECOND = 1000.0
-"""Limit of a qube's channel (a second): frames that move no data (opened, ended, aborted streams, small grants)."""
-FRAMES_BURST = 5000.0
-"""Limit of a qube's channel: frames of that kind at once."""
-FLOOD_SECONDS = 10.0
-"""Limit of a qube's channel (seconds): time that a qube may be over that; then the channel is closed."""
-
 _PAGE = 4096
 """What one read of a virtio-serial port returns at most: its driver's buffers are pages."""
 _PORT_BATCH = 16
 """Pages asked for in one readv(2) of a port: the driver serves each piece as a read of its own, in one system call."""
-_SMALL = 4096
-_FRAME = bytearray(64 * 1024)
-"""One frame, filled and written in place. It fits into two transfers of a port, which takes 32 KiB in each."""
-_SPACE = memoryview(_FRAME)
-_BEFORE, _AFTER = mux.HEADER.size, mux.TRAILER
-_SPACE_SIZE = len(_FRAME) - _BEFORE - _AFTER
-
-
-class MuxStream:
-    """One stream of a channel; see ``streams.stream.Stream`` for the contract."""
-
-    __slots__ = ("_backlog", "_channel", "_ending", "_finishing", "_quiet", "handler", "number", "owed")
-
-    def __init__(self, channel: Channel, number: int, handler: Handler) -> None:
-        self._channel = channel
-        self._backlog: deque[bytes] | None = None
-        """What was written beyond the peer's window."""
-        self._ending = False
-        self._finishing = False
-        self._quiet = False
-        self.number = number
-        self.handler = handler
-        self.owed = 0
-        """Bytes handed over that the peer's window was not given back for, because the handler has no room."""
-
-    @property
-    def closed(self) -> bool:
-        """True when the stream is gone."""
-        return self._channel.streams.get(self.number) is not self
-
-    def room(self) -> int:
-        """See ``Stream``."""
-        channel = self._channel
-        if self._backlog or self._ending or channel.streams.get(self.number) is not self:
-            return 0
-        if channel.mux.pending >= HIGH_WATER:
-            channel.starved.add(self.number)
-            return 0
-        return channel.mux.room(self.number)
-
-    def write(self, data: bytes | memoryview) -> None:
-        """See ``Stream``."""
-        if self._ending or self.closed:
-            return
-        if self._backlog:
-            self._backlog.append(bytes(data))
-            return
-        channel = self._channel
-        credit = channel.mux.credit(self.number)
-        if len(data) > credit:
-            self._backlog = deque((bytes(data[credit:]),))
-            data = data[:credit]
-        channel.mux.send(self.number, data)
-        if len(data) < _SMALL:
-            channel.flush_later()
-        else:
-            channel.flush()
-
-    def writev(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """See ``Stream``."""
-        self.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-
-    def space(self) -> memoryview:
-        """See ``Stream``."""
-        return _SPACE[_BEFORE : _BEFORE + min(self.room(), _SPACE_SIZE)]
-
-    def commit(self, count: int) -> None:
-        """See ``Stream``."""
-        if not self.closed:
-            self._channel.send_in_place(self.number, _SPACE[: _BEFORE + count + _AFTER])
-
-    def resume(self) -> None:
-        """See ``Stream``."""
-        if self.owed and not self.closed:
-            self._channel.consumed(self, 0)
-            self._channel.flush()
-
-    def eof(self) -> None:
-        """See ``Stream``."""
-        if self._ending or self.closed:
-            return
-        self._ending = True
-        if not self._backlog:
-            self._end()
-
-    def finish(self) -> None:
-        """See ``Stream``."""
-        self._finishing = True
-        self.resume()
-        self.eof()
-        if not self._backlog:
-            self.abort()
-
-    def abort(self) -> None:
-        """See ``Stream``."""
-        self._quiet = True
-        if self._channel.remove(self):
-            self._channel.mux.abort(self.number)
-            self._channel.flush()
-
-    def granted(self) -> None:
-        """The peer's window has opened again."""
-        backlog = self._backlog
-        while backlog:
-            credit = self._channel.mux.credit(self.number)
-            if not credit:
-                return
-            piece = backlog.popleft()
-            if len(piece) > credit:
-                backlog.appendleft(piece[credit:])
-            self._channel.mux.send(self.number, piece[:credit])
-        if self._ending:
-            self._end()
-        else:
-            self.handler.on_room()
-
-    def say_closed(self) -> None:
-        """Both directions have ended."""
-        if not self._quiet:
-            self.handler.on_closed()
-
-    def _end(self) -> None:
-        channel = self._channel
-        channel.mux.eof(self.number)
-        channel.tidy(self)
-        if self._finishing:
-            self.abort()
-        channel.flush_later()
 
 
 class Channel:
@@ -210,9 +73,7 @@ class Channel:
         self._flushing = False
         self._held = 0  # bytes handed over that no window was given back for, of all streams
         self._unread: Timer | None = None  # runs while the peer owes us a read
-        self._tokens = FRAMES_BURST
-        self._tokens_at = time.monotonic()
-        self._flooded_since = 0.0
+        self._budget = FrameBudget()
         self._paced = False
         self._mask = READ
         loop.watch(fd, READ, self._ready)
@@ -293,7 +154,7 @@ class Channel:
     def send_in_place(self, number: int, frame: memoryview) -> None:
         """Send a DATA frame that was filled in place. Copies only what the descriptor does not take."""
         if self.mux.output or self._closed or self._in_events:
-            self.mux.send(number, bytes(frame[_BEFORE:-_AFTER]))
+            self.mux.send(number, bytes(frame[BEFORE:-AFTER]))
             self.flush()
             return
         self.mux.send_in_place(number, frame)
@@ -434,23 +295,16 @@ class Channel:
             self._rewatch()
 
     def _pace(self) -> None:
-        """Take the frames that moved no data off the guest's account; read no more until it is balanced."""
-        now = time.monotonic()
-        tokens = min(FRAMES_BURST, self._tokens + (now - self._tokens_at) * FRAMES_PER_SECOND)
-        self._tokens_at = now
-        self._tokens = tokens - self.mux.idle_frames
+        """Read no more until the frames that moved no data are balanced by time."""
+        wait = self._budget.spend(self.mux.idle_frames)
         self.mux.idle_frames = 0
-        if self._tokens >= 0 or self._paced or self._closed:
-            if self._tokens > FRAMES_BURST / 2:
-                self._flooded_since = 0.0
+        if self._closed or self._paced or not wait:
             return
-        if not self._flooded_since:
-            self._flooded_since = now
-        elif now - self._flooded_since > FLOOD_SECONDS:
+        if self._budget.exhausted:
             self.fail("it floods the channel")
             return
         self._paced = True
-        self._loop.later(min(-self._tokens / FRAMES_PER_SECOND, FLOOD_SECONDS), self._paced_enough)
+        self._loop.later(wait, self._paced_enough)
 
     def _paced_enough(self) -> None:
         self._paced = False

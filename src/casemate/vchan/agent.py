@@ -22,13 +22,7 @@ from casemate.vchan.call import Served, service_of
 from casemate.vchan.program import Log, many_files, serve
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import CallRefusedError, ProtocolError, ValueInvalidError, printable
-from casemate.wire.qrexec import (
-    CONNECTION_TERMINATED,
-    EXIT_FAILED,
-    JUST_EXEC,
-    SERVICE_CONNECT,
-    SERVICE_REFUSED,
-)
+from casemate.wire.qrexec import CONNECTION_TERMINATED, EXIT_FAILED, JUST_EXEC, SERVICE_CONNECT, SERVICE_REFUSED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from casemate.calls.spawn import PATH, RUN_AS, Account, spawn
 from casemate.calls.vchan_data import DataChannel
 from casemate.calls.vchan_sockets import CONNECT_SECONDS, Connector
 from casemate.streams.deadlines import Deadlines
-from casemate.streams.descriptors import SocketStream
 from casemate.streams.loop import WRITE, Loop
+from casemate.streams.socket_stream import SocketStream
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import user_name
 from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDOUT, EXIT_FAILED, message, parse_command

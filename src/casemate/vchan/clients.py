@@ -32,10 +32,10 @@ class Client:
     ``answer`` and ``end`` are for who serves it; ``on_gone`` is called when it leaves first.
     """
 
-    __slots__ = ("_door", "_greeted", "_socket", "asked", "on_gone")
+    __slots__ = ("_greeted", "_listener", "_socket", "asked", "on_gone")
 
-    def __init__(self, door: Door, loop: Loop, sock: socket.socket) -> None:
-        self._door = door
+    def __init__(self, listener: DaemonSocket, loop: Loop, sock: socket.socket) -> None:
+        self._listener = listener
         self._greeted = False
         self.asked = False
         self.on_gone: Callable[[], None] = _nothing
@@ -50,10 +50,10 @@ class Client:
             return
         self.asked = True
         self._socket.lengths = None
-        self._door.asked(self, kind, body)
+        self._listener.asked(self, kind, body)
 
     def _ended(self, _why: str) -> None:
-        self._door.gone(self)
+        self._listener.gone(self)
         self.on_gone()
 
     def answer(self, message: bytes) -> None:
@@ -62,12 +62,12 @@ class Client:
 
     def end(self) -> None:
         """The call has ended, or the request was not one."""
-        self._door.gone(self)
+        self._listener.gone(self)
         self._socket.leave()
 
 
-class Door:
-    """Listens at ``DIR/qrexec.DOMID``, with links to it for the domain's other names. Stalls for nobody."""
+class DaemonSocket:
+    """Listens at ``DIR/qrexec.DOMID``, with links to it for the domain's other names. No client can make it wait."""
 
     def __init__(
         self, loop: Loop, directory: str, domain: int, names: Sequence[str], on_request: OnRequest, mode: int = 0o660

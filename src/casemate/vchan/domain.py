@@ -10,17 +10,12 @@ from casemate.calls.vchan_sockets import CONTROL_PORT, Connector, Place
 from casemate.streams.deadlines import Deadlines
 from casemate.streams.loop import Loop
 from casemate.streams.messages import MessageSocket
-from casemate.vchan.clients import Client, Door
+from casemate.vchan.clients import Client, DaemonSocket
 from casemate.vchan.ports import Ports
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import ProtocolError, ValueInvalidError, printable
 from casemate.wire.names import qube_name, user_name, uuid_text
-from casemate.wire.qrexec import (
-    CONNECTION_TERMINATED,
-    SERVICE_CONNECT,
-    SERVICE_REFUSED,
-    message,
-)
+from casemate.wire.qrexec import CONNECTION_TERMINATED, SERVICE_CONNECT, SERVICE_REFUSED, message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +89,7 @@ class Domain:
         self._hellos = Deadlines(loop, HELLO_SECONDS)
         self._agent: MessageSocket | None = None
         self._version = 0
-        self._door: Door | None = None
+        self._listener: DaemonSocket | None = None
         self.ports = Ports(place, number)
         self._clients: dict[tuple[int, int], list[Client]] = {}
         self._requests: dict[bytes, Request] = {}
@@ -108,7 +103,7 @@ class Domain:
     @property
     def up(self) -> bool:
         """True while its agent is there."""
-        return self._door is not None
+        return self._listener is not None
 
     def log(self, text: str) -> None:
         """To the daemon's log, under our name."""
@@ -154,9 +149,9 @@ class Domain:
             self.log(f"its agent was left: {why}")
         self._agent = None
         self._version = 0
-        if self._door is not None:
-            self._door.close()
-            self._door = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         self._clients.clear()
         requests, self._requests = self._requests, {}
         for request in requests.values():
@@ -199,7 +194,7 @@ class Domain:
     def _opened(self) -> None:
         names = [self.name, *([f"uuid:{self.uuid}"] if self.uuid else [])]
         try:
-            self._door = Door(self._loop, self._socket_dir, self.number, names, self._client_asks)
+            self._listener = DaemonSocket(self._loop, self._socket_dir, self.number, names, self._client_asks)
         except OSError as error:
             assert self._agent is not None
             self._agent.close()

@@ -1,12 +1,11 @@
-"""Streams over descriptors: ``SocketStream`` over a socket, ``PipeStream`` over two pipes, files or terminals."""
+"""What streams over descriptors share: queue, window, half-close, abort."""
 
 from __future__ import annotations
 
 import os
-import socket
 from collections import deque
 
-from casemate.streams.loop import HANGUP, READ, WRITE, Loop
+from casemate.streams.loop import Loop
 from casemate.streams.stream import LEAST_ROOM, WINDOW, Handler
 
 TYPE_CHECKING = False
@@ -19,7 +18,7 @@ _IOV = 64
 """Pieces given to one writev(2). The kernel takes 1024 (IOV_MAX)."""
 
 
-class _DescriptorStream:
+class DescriptorStream:
     """What both kinds share. A subclass says how each direction is closed and watched."""
 
     __slots__ = (
@@ -269,166 +268,3 @@ class _DescriptorStream:
 
     def _release(self) -> None:
         """Both directions are over."""
-
-
-class SocketStream(_DescriptorStream):
-    """A connected stream socket, which it owns.
-
-    A peer that closes its socket while we still send has gone: the stream is aborted, even when bytes of it were not
-    read yet (a program that calls a service closes its socket early only when it was killed). With ``drain`` those
-    bytes are read first, to their end: for servers that answer and close.
-    """
-
-    __slots__ = ("_drain", "_mask", "_sock")
-
-    def __init__(self, loop: Loop, sock: socket.socket, handler: Handler | None = None, drain: bool = False) -> None:
-        fd = sock.fileno()
-        super().__init__(loop, fd, fd, handler)
-        self._sock = sock
-        self._drain = drain
-        self._mask = 0
-        sock.setblocking(False)
-        self._rewatch()
-
-    def detach(self) -> socket.socket:
-        """Give the socket up to the caller; only when nothing waits to be sent. The stream is no more."""
-        self.closed = True
-        self._read_open = self._write_open = False
-        self._loop.forget(self._in)
-        return self._sock
-
-    def _rewatch(self) -> None:
-        if self.closed:
-            return
-        mask = HANGUP
-        if self._read_open and not self._paused:
-            mask |= READ
-        if self._output:
-            mask |= WRITE
-        if mask != self._mask:
-            self._mask = mask
-            self._loop.watch(self._in, mask, self._ready)
-
-    def _ready(self, mask: int) -> None:
-        if mask & WRITE and self._output:
-            self._flush()
-        if self.closed:
-            return
-        if mask & READ and self._read_open and not self._paused:
-            self._read()
-        elif mask & HANGUP:
-            self._hung_up()
-
-    def _hung_up(self) -> None:
-        if self._drain and self._read_open:
-            # The kernel would tell of the hang-up again and again until the bytes before it can be read.
-            self._mask = 0
-            self._loop.forget(self._in)
-        elif self._drain and self._write_open:
-            self._break()
-        else:
-            self._cut("closed by the other end")
-
-    def _read_failed(self, error: OSError) -> None:
-        self._cut(error.strerror or "read failed")
-
-    def _close_input(self) -> None:
-        self._read_open = False
-        if self.closed:
-            self._release()
-        else:
-            self._rewatch()
-
-    def _close_output(self) -> None:
-        if self._write_open:
-            self._write_open = False
-            if not self.closed:
-                try:
-                    self._sock.shutdown(socket.SHUT_WR)
-                except OSError:
-                    pass  # the peer has gone already; reading will tell
-                self._rewatch()
-
-    def _release(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._loop.forget(self._in)
-            self._sock.close()
-
-
-class PipeStream(_DescriptorStream):
-    """One descriptor to read from and one to write to (-1: none; that direction has ended from the beginning).
-
-    It owns both, and nobody else reads the one. ``shared``: other processes have the same files open, so they are left
-    as they are, and may block; the owner sees to it that writing does not. That the reader has gone is noticed when
-    something is written.
-    """
-
-    __slots__ = ("_blocks", "_read_watched", "_write_watched")
-
-    def __init__(
-        self, loop: Loop, reading: int, writing: int, handler: Handler | None = None, shared: bool = False
-    ) -> None:
-        super().__init__(loop, reading, writing, handler)
-        self._read_watched = False
-        self._write_watched = False
-        # A descriptor that we alone read does not block when it is ready. Writing may, so it is told not to; many
-        # programs are given no input, which saves them a system call.
-        self._blocks = not shared
-        self._rewatch()
-
-    def finish(self) -> None:
-        """See above. A program that writes to the pipe learns at once that nobody reads it."""
-        if self._read_open:
-            self._close_input()
-        super().finish()
-
-    def _rewatch(self) -> None:
-        wanted = self._read_open and not self._paused
-        if wanted != self._read_watched:
-            self._read_watched = wanted
-            self._loop.watch(self._in, READ if wanted else 0, self._readable)
-        wanted = self._write_open and bool(self._output)
-        if wanted != self._write_watched:
-            self._write_watched = wanted
-            self._loop.watch(self._out, WRITE if wanted else 0, self._writable)
-
-    def write(self, data: bytes | memoryview) -> None:
-        """See ``Stream``."""
-        if self._blocks:
-            self._unblock()
-        super().write(data)
-
-    def writev(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """See ``Stream``."""
-        if self._blocks:
-            self._unblock()
-        super().writev(pieces)
-
-    def _unblock(self) -> None:
-        self._blocks = False
-        if self._write_open:
-            os.set_blocking(self._out, False)
-
-    def _readable(self, _mask: int) -> None:
-        self._read()
-
-    def _writable(self, _mask: int) -> None:
-        self._flush()
-
-    def _read_failed(self, _error: OSError) -> None:
-        self._end_input()  # a terminal that was hung up says EIO
-
-    def _close_input(self) -> None:
-        if self._read_open:
-            self._read_open = False
-            self._close(self._in, self._read_watched)
-
-    def _close_output(self) -> None:
-        if self._write_open:
-            self._write_open = False
-            self._close(self._out, self._write_watched)
-
-    def _close(self, fd: int, watched: bool) -> None:
-        if watched:
-            self._loop.forget(fd)
-        os.close(fd)
