@@ -132,7 +132,8 @@ def test_kill_of_the_daemon_during_a_start_is_cleaned_up(world: World, box: str,
         assert not (world.settings.run / "qubes" / box).exists()
         world.run("qvm-start", box)
     else:
-        assert delay > 1, "so early no agent can have answered"
+        # Where the machine is so busy that the tool had not connected yet, the tool has started the next daemon itself.
+        assert delay > 1 or tool.returncode == 0, "so early no agent can have answered"
         assert world.state(box) == "Running" and world.machines().count(box) == 1
     assert world.inside(box, "echo ok") == "ok"
 
