@@ -51,6 +51,9 @@ def test_a_template_of_another_suite_with_a_recipe_runs_and_is_built_anew(
     }
     assert listed[NAME][1:4] == [OTHER, "lean", "today"] and listed[NAME][-1] == "hello"
     assert listed[TEMPLATE][1] == default_suite() and listed[TEMPLATE][-2] != listed[NAME][-2]  # each its own kernel
+    # Upstream's manager offers the kernels of this pool.
+    kernels = world.run("qubesd-query", "-e", "dom0", "admin.pool.volume.List", "dom0", "linux-kernel").stdout
+    assert {listed[NAME][-2], listed[TEMPLATE][-2]} <= set(kernels.removeprefix(b"0\0").decode().split())
     world.run("qvm-start", other)
     assert f"VERSION_CODENAME={OTHER}" in world.inside(other, "cat /etc/os-release").splitlines()
     assert world.inside(other, "hello") == "Hello, world!"

@@ -298,7 +298,9 @@ def test_volumes(shell: Shell, tmp_path: Path) -> None:
 
 def test_pools(shell: Shell) -> None:
     shell("qvm-pool add second qcow2 -o revisions_to_keep=2")
-    assert shell("qvm-pool") == "NAME     DRIVER\ndefault  qcow2\nsecond   qcow2\n"
+    assert shell("qvm-pool") == (
+        "NAME          DRIVER\ndefault       qcow2\nlinux-kernel  linux-kernel\nsecond        qcow2\n"
+    )
     shell("qvm-pool set second -o revisions_to_keep=3")
     assert "revisions_to_keep  3\n" in shell("qvm-pool info second")
     assert [line.split()[:2] for line in shell("qvm-pool drivers").splitlines()] == [
@@ -307,7 +309,7 @@ def test_pools(shell: Shell) -> None:
     assert "no option 'colour'" in shell("qvm-pool set second -o colour=red", status=2) + shell.err
     shell("qvm-pool remove second")
     shell("qvm-pool remove default", status=1)
-    assert [pool["name"] for pool in json.loads(shell("qvm-pool --format json list"))] == ["default"]
+    assert [pool["name"] for pool in json.loads(shell("qvm-pool --format json list"))] == ["default", "linux-kernel"]
 
 
 def test_devices(shell: Shell) -> None:

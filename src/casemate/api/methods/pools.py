@@ -1,17 +1,35 @@
-"""Methods of storage pools."""
+"""Methods of storage pools.
+
+Besides the pools of the store there is ``linux-kernel``, as upstream has it: a read-only one whose volumes are the
+kernels that qubes can boot. Upstream's manager reads it to offer them.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.model.system import PoolConfig, System
 from casemate.wire.errors import PoolNotFoundError, ProtocolError, ValueInvalidError, printable
 
+KERNELS = "linux-kernel"
+"""Name of the pool of kernels, and of its driver."""
+
+
+def _kernels(context: Context) -> Path:
+    return context.store.path.parent / "kernels"
+
+
+def _refuse_kernels(name: str) -> None:
+    if name == KERNELS:
+        raise ValueInvalidError(f"Pool {KERNELS} is always there and always the same: templates bring its kernels")
+
 
 @method("admin.pool.List", Access.READ)
 def list_pools(system: System) -> str:
     """The names of the pools."""
-    return "".join(f"{name}\n" for name in sorted(system.pools))
+    return "".join(f"{name}\n" for name in sorted({*system.pools, KERNELS}))
 
 
 @method("admin.pool.ListDrivers", Access.READ)
@@ -24,6 +42,8 @@ def list_drivers(context: Context) -> str:
 @method("admin.pool.Info", Access.EXECUTE)
 async def pool_info(context: Context, system: System, arg: str) -> str:
     """The configuration of a pool; size and usage of the file system that it lies on."""
+    if arg == KERNELS:
+        return f"name={KERNELS}\ndriver={KERNELS}\ndir_path={_kernels(context)}\n"
     pool: PoolConfig = system.pool(arg)
     pairs = {"name": pool.name, "driver": pool.driver, **pool.options}
     room = await context.pools.room(arg)
@@ -35,14 +55,19 @@ async def pool_info(context: Context, system: System, arg: str) -> str:
 @method("admin.pool.UsageDetails", Access.EXECUTE)
 async def pool_usage(context: Context, system: System, arg: str) -> str:
     """Size and usage of the file system that a pool lies on; empty where that is not known."""
+    if arg == KERNELS:
+        return ""
     system.pool(arg)
     room = await context.pools.room(arg)
     return "" if room is None else f"data_size={room[0]}\ndata_usage={room[1]}\n"
 
 
 @method("admin.pool.volume.List", Access.READ)
-def list_volumes(system: System, arg: str) -> str:
+def list_volumes(context: Context, system: System, arg: str) -> str:
     """The ids of the volumes in a pool."""
+    if arg == KERNELS:
+        directory = _kernels(context)
+        return "".join(f"{path.name}\n" for path in sorted(directory.glob("*")) if (path / "vmlinuz").is_file())
     system.pool(arg)
     vids = {v.vid for d in system.domains.values() for v in d.configured_volumes() if v.pool == arg}
     return "".join(f"{vid}\n" for vid in sorted(vids))
@@ -61,6 +86,7 @@ def add_pool(context: Context, system: System, arg: str, payload: str) -> None:
             raise ProtocolError(f"Not understood, or given twice: {printable(line, 80)!r}")
         options[key] = text
     name = options.pop("name", "")
+    _refuse_kernels(name)
     driver.check(options)
     system.add_pool(name, arg, options)
 
@@ -68,6 +94,7 @@ def add_pool(context: Context, system: System, arg: str, payload: str) -> None:
 @method("admin.pool.Remove", Access.WRITE)
 def remove_pool(system: System, arg: str) -> None:
     """Remove a pool that holds no volumes."""
+    _refuse_kernels(arg)
     system.remove_pool(arg)
 
 
@@ -84,6 +111,7 @@ def set_ephemeral(context: Context, system: System, arg: str, payload: str) -> N
 
 
 def _set_option(context: Context, system: System, name: str, option: str, text: str) -> None:
+    _refuse_kernels(name)
     pool: PoolConfig = system.pool(name)
     driver = context.pools.drivers.get(pool.driver)
     if driver is None:
