@@ -200,6 +200,19 @@ def test_a_qube_read_alone_is_the_one_of_the_whole_file() -> None:
     assert compared == 10
 
 
+def test_an_unknown_element_that_looks_like_the_end_of_a_qube_is_kept_whole() -> None:
+    data = writer.write(small_system())
+    for begin in (b"<domain ", b">work<", b">disp7<"):  # the first qube, one between, the last one
+        end = data.index(b"    </domain>\n", data.index(begin))
+        odd = data[:end] + b"      <new>\n    <domain>\n    </domain>\n</new>\n" + data[end:]
+        system = reader.read(odd)
+        split(system, odd)
+        system.admin.features["a"] = "b"
+        again = reader.read(writer.write(system))
+        assert b"<new>\n    <domain>\n    </domain>\n</new>" in writer.write(again)
+        assert len(again.domains) == 6
+
+
 EDITS = {
     b'name="qid">3<': b'name="qid">03<',
     b'id="domain-3"': b'id="domain-4"',
