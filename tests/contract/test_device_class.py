@@ -20,7 +20,7 @@ from casemate.host.hypervisor import HostDisk
 from casemate.host.kernel_devices import KernelDevices
 from casemate.model.devices import identity, port
 from casemate.wire.errors import DeviceBusyError, HypervisorError, NotImplementedHereError, ValueInvalidError
-from tests.fakes.parts import FakeDisks, FakeKernel, add_block, add_pci, add_usb_stick
+from tests.fakes.host_devices import FakeDisks, FakeKernel, add_block, add_pci, add_usb_stick
 
 CLASSES = devices.load()
 MACHINE = Machine("work", UUID(int=1), None)

@@ -17,7 +17,7 @@ from casemate.wire import admin
 from casemate.wire.errors import CasemateError, ValueInvalidError, all_errors
 from tests.contract.upstream import CALLS, STREAMS, fits, names
 from tests.fakes.daemon import FakeDaemon, running
-from tests.fakes.parts import add_block
+from tests.fakes.host_devices import add_block
 from tests.unit.test_api import exchange
 
 ERROR = re.compile(rb"2\0([A-Za-z]+)\0\0[^\0]+\0")

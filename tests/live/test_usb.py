@@ -21,7 +21,7 @@ from casemate.host.guest_kernel import compile_static, initramfs
 from casemate.host.initrd.modules import WANTED, load_order, module_directory
 from casemate.host.process import Runner
 from tests.builders import wait_for
-from tests.fakes.parts import add_usb_stick
+from tests.fakes.host_devices import add_usb_stick
 from tests.live.world import World
 
 pytestmark = [

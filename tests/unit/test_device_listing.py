@@ -25,7 +25,7 @@ from casemate.wire.errors import (
     DeviceNotFoundError,
     ValueInvalidError,
 )
-from tests.fakes.parts import FakeDisks, add_block, add_disk_with_parts
+from tests.fakes.host_devices import FakeDisks, add_block, add_disk_with_parts
 
 Host = dict[str, Provider]
 

@@ -27,7 +27,7 @@ from casemate.wire.errors import (
 )
 from tests.builders import small_system
 from tests.fakes.daemon import FakeDaemon, running
-from tests.fakes.parts import add_block, add_disk_with_parts, add_usb_stick
+from tests.fakes.host_devices import add_block, add_disk_with_parts, add_usb_stick
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ class System(Holder):
     )
     default_netvm = _reference("Default of a qube's netvm.")
     default_pool = _pool("Pool of the volumes of new qubes.", "default")
-    default_pool_kernel = _pool("Pool of kernel volumes.", kept="kernels are directories of the state, no volumes")
+    default_pool_kernel = _pool("Pool of kernel volumes.", kept="kernels are volumes of the pool linux-kernel")
     default_pool_private = _pool("Pool of private volumes.")
     default_pool_root = _pool("Pool of root volumes.")
     default_pool_volatile = _pool("Pool of volatile volumes.")
