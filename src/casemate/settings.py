@@ -195,7 +195,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from the environment: ``CASEMATE_STATE`` moves everything, the others move one thing each.
 
     As root the defaults are ``/var/lib/casemate``, ``/run/casemate`` and ``/var/cache/casemate``; as another user
-    the XDG directories. Where only the state is named, run time lies in ``STATE/run``.
+    the XDG directories of data and cache. Run time lies in ``STATE/run``, but for root's default state: every session
+    of a user must find the same daemon. ``XDG_RUNTIME_DIR`` will not do, because ssh, cron and su come without it, and
+    it is removed at the last logout, when qubes still run.
     """
     env = os.environ if environ is None else environ
     home = env.get("HOME") or "/"
@@ -205,8 +207,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     )
     run = env.get("CASEMATE_RUN")
     if not run and not env.get("CASEMATE_STATE"):
-        runtime = env.get("XDG_RUNTIME_DIR")
-        run = "/run/casemate" if root else f"{runtime}/casemate" if runtime else None
+        run = "/run/casemate" if root else None
     cache = env.get("CASEMATE_CACHE") or (
         "/var/cache/casemate" if root else f"{env.get('XDG_CACHE_HOME') or f'{home}/.cache'}/casemate"
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,8 @@ from tests.builders import settings_in, short_directory
 
 KILLS = 6
 WORKERS = 8
+
+BIN = Path(__file__).resolve().parents[2] / "bin"
 
 
 @pytest.fixture
@@ -117,3 +121,28 @@ def test_kills_under_load(settings: Settings) -> None:
     assert sum(one.interrupted for one in clients) >= KILLS and listener.sessions >= KILLS
     assert listener.seen > 0 and not listener.wrong
     assert not list(settings.state.glob("qubes.xml?*.tmp*"))
+
+
+def test_two_daemons_of_one_state_cannot_serve_from_two_places(settings: Settings) -> None:
+    """A session with another run-time directory is told where the sockets of the running daemon are."""
+    assert [qube.name for qube in Qubes(Transport(settings)).listed()] == ["dom0"]
+    other = Settings(settings.state, settings.state / "elsewhere", settings.cache, settings.hypervisor, settings.prefix)
+    with pytest.raises(DaemonAccessError) as caught:
+        Qubes(Transport(other)).listed()
+    assert f"with its sockets in {settings.run}: set CASEMATE_RUN={settings.run}" in str(caught.value)
+    assert [qube.name for qube in Qubes(Transport(settings)).listed()] == ["dom0"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk_is_the_reason_that_is_told(settings: Settings) -> None:
+    """The log cannot tell it: the log is on that disk."""
+    script = (
+        "mount -t tmpfs -o size=64k,mode=711 tmpfs $1; mkdir -p $1/run; head -c 100000 /dev/zero >$1/fill 2>/dev/null; "
+        'shift; exec "$@"'
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", str(settings.state), str(BIN / "qvm-ls")],
+        env={**os.environ, **settings.environment()}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"The daemon ended at once: casemated: {settings.state}: No space left on device" in done.stderr

@@ -232,4 +232,4 @@ def test_tools_of_the_agent_import_little() -> None:
         code = f"import sys; sys.path.insert(0, {str(source)!r}); import casemate.agent.{tool}; print(*sys.modules)"
         loaded = subprocess.check_output([sys.executable, "-I", "-S", "-c", code]).decode().split()
         assert not {"re", "typing", "asyncio", "subprocess", "argparse", "json", "dataclasses"} & set(loaded), tool
-        assert len(loaded) < 75, tool
+        assert len(loaded) < 80, tool  # 75 with Python 3.13

@@ -82,7 +82,7 @@ def test_defaults_of_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert load({"HOME": "/h", "XDG_RUNTIME_DIR": "/x"}) == Settings(
-        state="/h/.local/share/casemate", run="/x/casemate", cache="/h/.cache/casemate"
+        state="/h/.local/share/casemate", run="/h/.local/share/casemate/run", cache="/h/.cache/casemate"
     )
     assert load({"HOME": "/h", "XDG_DATA_HOME": "/d", "XDG_CACHE_HOME": "/e"}) == Settings(
         state="/d/casemate", run="/d/casemate/run", cache="/e/casemate"

@@ -16,6 +16,7 @@ from casemate.wire.errors import DaemonAccessError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import BinaryIO
 
 DAEMON = (sys.executable, "-P", "-m", "casemate.daemon.main")
@@ -142,17 +143,27 @@ class Transport:
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
         environment = {**os.environ, **self.settings.environment()}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH", "")]))
-        child = os.posix_spawn(
+        # What it says until it serves is for us, and kept in memory: on a full disk its log stays empty.
+        said = os.memfd_create("casemated", os.MFD_CLOEXEC)
+        try:
+            return self._wait_for_daemon(self._spawn_daemon(environment, log, append, said), log, said)
+        finally:
+            os.close(said)
+
+    def _spawn_daemon(self, environment: dict[str, str], log: Path, append: int, said: int) -> int:
+        return os.posix_spawn(
             self._daemon[0],
             list(self._daemon),
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, os.fspath(log), append, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, said, 2),
             ],
             setsid=True,
         )
+
+    def _wait_for_daemon(self, child: int, log: Path, said: int) -> socket.socket:
         deadline = time.monotonic() + START_SECONDS
         # It is ready when its socket listens. The standard library has nothing that waits for that, hence polling.
         while time.monotonic() < deadline:
@@ -160,7 +171,9 @@ class Transport:
             if connection is not None:
                 return connection
             if os.waitpid(child, os.WNOHANG)[0] == child:
-                raise DaemonAccessError(f"The daemon ended at once; {_tail(os.fspath(log))}")
+                reason = os.pread(said, _LOG_TAIL, 0).decode("utf-8", "replace").strip()
+                why = printable(reason, _LOG_TAIL) if reason else _tail(os.fspath(log))
+                raise DaemonAccessError(f"The daemon ended at once: {why}")
             time.sleep(_POLL_SECONDS)
         raise DaemonAccessError(f"The daemon does not listen after {START_SECONDS:g} s; {_tail(os.fspath(log))}")
 

@@ -76,18 +76,39 @@ def _only_one(settings: Settings) -> int | None:
     except BlockingIOError:
         os.close(fd)
         return None
+    _claim_state(settings)
     os.ftruncate(fd, 0)
     os.write(fd, f"{os.getpid()}\n".encode())
     return fd
 
 
-async def _serve(settings: Settings) -> None:
+def _claim_state(settings: Settings) -> None:
+    """Hold the state for this run-time directory while the daemon lives (the descriptor stays open until then).
+
+    The lock beside the sockets does not see a daemon of the same state whose sockets are elsewhere (CASEMATE_RUN).
+    """
+    fd = os.open(settings.state / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        elsewhere = os.read(fd, 4096).decode("utf-8", "replace").strip()
+        raise ValueInvalidError(
+            f"Another casemated serves {settings.state}, with its sockets in {elsewhere or 'another directory'}: "
+            f"set CASEMATE_RUN={elsewhere}, or end it first"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{settings.run}\n".encode())
+
+
+async def _serve(settings: Settings, foreground: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with Daemon(settings):
         log.info("serving %s", settings.api_socket)
+        if not foreground:
+            os.dup2(1, 2)  # whoever started us has heard enough; what Python may still say goes to the log
         await stop.wait()
     log.info("stopped; qubes go on")
 
@@ -109,12 +130,21 @@ def main(argv: list[str] | None = None) -> int:
             return 3
         _log_to(settings, options.foreground)
         become_subreaper()
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, options.foreground))
     except CasemateError as error:
-        log.error("%s", error)
-        print(f"casemated: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_status
+        return _failed(str(error), error.exit_status)
+    except OSError as error:
+        # A full disk, most of all: the log cannot tell then.
+        return _failed(f"{error.filename or load().state}: {error.strerror or error}", 1, exc_info=True)
     return 0
+
+
+def _failed(why: str, status: int, exc_info: bool = False) -> int:
+    """Tell the log, once there is one, and whoever waits for us to serve (client/transport.py)."""
+    if logging.root.handlers:
+        log.error("%s", why, exc_info=exc_info)
+    print(f"casemated: {why}", file=sys.stderr)  # noqa: T201
+    return status
 
 
 if __name__ == "__main__":
