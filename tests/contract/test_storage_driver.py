@@ -169,6 +169,24 @@ def test_a_clone_shares_nothing_with_its_origin(rig: Rig) -> None:
     asyncio.run(scenario())
 
 
+def test_an_exported_volume_is_a_raw_image_that_can_be_imported(rig: Rig) -> None:
+    """So a clone crosses from one pool to another, whatever their drivers are."""
+
+    async def scenario() -> None:
+        copy = replace(private, vid="mail/private")
+        await rig.imported(0x33, private)
+        raw = rig.directory / "exported.raw"
+        raw.touch(mode=0o600)
+        await rig.pool.export(private, raw)
+        assert raw.read_bytes()[:65536] == bytes([0x33]) * 65536
+        assert raw.stat().st_size == 16 * MIB
+        assert raw.stat().st_uid == os.geteuid()
+        await rig.pool.import_image(copy, raw)
+        assert await once(rig.pool, copy, lambda image: shows(image, 0x33))
+
+    asyncio.run(scenario())
+
+
 def test_a_resized_volume_is_larger_and_keeps_its_content(rig: Rig) -> None:
     async def scenario() -> None:
         await rig.imported(0x33, private)

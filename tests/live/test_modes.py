@@ -71,3 +71,23 @@ def test_a_volume_that_is_made_anew_at_each_start_is_not_resized(world: World, u
     assert world.run("qvm-volume", "info", "sized:root", "size").stdout == before
     world.run("qvm-volume", "resize", "sized:private", "3GiB")
     world.run("qvm-remove", "-f", "sized")
+
+
+@pytest.mark.parametrize("driver", ["qcow2", "file-reflink"])
+def test_a_qube_in_another_pool_starts_and_clones_to_a_third(world: World, driver: str) -> None:
+    """Kept volumes go to the chosen pool, layers stay with what they lie over; a clone copies between pools."""
+    pool = f"second-{driver}"
+    world.run("qvm-pool", "add", pool, driver)
+    world.run("qvm-create", "--label", "red", "-P", pool, "inpool")
+    world.run("qvm-start", "inpool")
+    world.inside("inpool", "echo kept > ~/kept; sync")
+    world.run("qvm-shutdown", "--wait", "inpool")
+    world.run("qvm-clone", "-P", "default", "inpool", "copied")
+    assert world.run("qvm-volume", "info", "copied:private", "pool").stdout == b"default\n"
+    world.run("qvm-start", "copied")
+    assert world.inside("copied", "cat ~/kept") == "kept"
+    world.run("qvm-kill", "copied")
+    world.run("qvm-remove", "-f", "copied", "inpool")
+    world.run("qvm-pool", "remove", pool)
+    spool = world.settings.state / "spool"
+    assert not spool.exists() or list(spool.iterdir()) == []

@@ -78,6 +78,9 @@ class Pool(Protocol):
     async def clone(self, source: Volume, target: Volume) -> None:
         """Replace ``target`` by a copy of ``source``; neither is in use."""
 
+    async def export(self, volume: Volume, target: Path) -> None:
+        """Write what the volume shows, which is not in use, into an empty file as a raw image, for another pool."""
+
     async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
         """Make the volume ready for a machine that ``owner`` runs (None: this process's user does).
 

@@ -90,6 +90,13 @@ class FileReflinkPool:
         async with self._locks[source.vid]:
             await self._replace_by_copy(target, self._existing(source.vid), 0)
 
+    async def export(self, volume: Volume, target: Path) -> None:
+        """Write the volume into an empty file as a raw image."""
+        async with self._locks[volume.vid]:
+            source = self._existing(volume.vid)
+            target.unlink()  # a copy makes its file, so that it never writes into one of somebody else
+            await asyncio.to_thread(copy_file, source, target)
+
     async def resize(self, volume: Volume, size: int) -> None:
         """Make it larger; the guest grows its file system itself."""
         path = self._existing(volume.vid)

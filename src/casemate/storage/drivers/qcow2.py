@@ -210,6 +210,17 @@ class Qcow2Pool:
             with self._replacing(target, account) as fresh:
                 await self._convert(path, fresh, account, layers)
 
+    async def export(self, volume: Volume, target: Path) -> None:
+        """Write what the volume shows into an empty file as a raw image, as the user whose machine wrote it."""
+        path = self._existing(volume.vid)
+        async with self._locks[volume.vid]:
+            account = self._files.writer(path)
+            for layer in self._older(volume.vid).below(path):
+                self._files.give(layer, account)
+            self._files.give(target, account)
+            await self._files.tool("qemu-img", "convert", "-f", FORMAT, "-O", "raw", path, target, account=account)
+            self._files.give(target, None)
+
     async def _convert(
         self, source: Path, fresh: Path, account: tuple[int, int] | None, layers: Sequence[Path] = ()
     ) -> None:
