@@ -396,3 +396,25 @@ def test_colours_of_qvm_run(shell: Shell) -> None:
     shell("qvm-run --color-output 31 --no-color-stderr --nogui nobody true", status=2)
     shell("qvm-run --color-output 99 nobody true", status=2)
     assert "there are 30 to 37" in shell.err
+
+
+def test_qubes_are_removed_in_an_order_that_works(shell: Shell) -> None:
+    shell("qvm-create -C TemplateVM -l black base")
+    shell("qvm-create -l red -t base one")
+    shell("qvm-create -l red -t base two")
+    shell("qvm-prefs two netvm", "")
+    shell("qvm-remove -f base one two")
+    assert shell("qvm-ls --raw-list").split() == ["dom0", "deb", "net", "work"]
+    # What another still uses stays, with the reason; the others go.
+    shell("qvm-create -C TemplateVM -l black base")
+    shell("qvm-create -l red -t base one")
+    shell("qvm-create -l red -t base two")
+    shell("qvm-remove -f base one", status=1)
+    assert "two" in shell.err and "one" not in shell.err.replace("None", "")
+    assert shell("qvm-ls --raw-list").split() == ["dom0", "base", "deb", "net", "two", "work"]
+
+
+def test_tags_are_a_column(shell: Shell) -> None:
+    shell("qvm-tags work add mine")
+    assert "mine" in shell("qvm-ls --raw-data -O name,tags work") and shell.err == ""
+    assert "mine" in shell("qvm-ls -O tags work") and shell.err == ""

@@ -80,7 +80,7 @@ def _plain(column: str) -> Callable[[Entry], str]:
     """What shows a column, decided once for all qubes."""
     if column in _FIXED:
         return lambda entry: str(entry[column])
-    if column in _DISKS or column in _SOURCES:
+    if column in _DISKS or column in _SOURCES or column == "tags":
         return lambda entry: cell(entry, column)
 
     def show(entry: Entry) -> str:
@@ -98,6 +98,8 @@ def cell(entry: Entry, column: str) -> str:
         return str(entry[column])
     if column in _DISKS:
         return _disk(entry, column) or "-"
+    if column == "tags":
+        return ",".join(entry.get("tags", [])) or "-"
     if column == "ipback":
         return (_property(entry, "ip") if _property(entry, "provides_network") == "True" else "") or "-"
     if column == "gateway":
@@ -108,7 +110,7 @@ def cell(entry: Entry, column: str) -> str:
 def _needs(columns: Sequence[str]) -> set[str]:
     needed: set[str] = set()
     for column in columns:
-        if column not in _FIXED and column not in _DISKS:
+        if column not in _FIXED and column not in _DISKS and column != "tags":
             needed.update(_SOURCES.get(column, (column,)))
     return needed
 
@@ -164,7 +166,7 @@ def _collect(args: argparse.Namespace, qubes: Qubes, columns: Sequence[str]) -> 
     wishes = (("internal", args.internal), ("servicevm", args.servicevm), ("updates-available", args.pending_update))
     features.update(name for name, wish in wishes if wish)
     gc.disable()  # nothing of this short life is a cycle, and looking through thousands of new objects takes time
-    entries = qubes.inventory(properties, features, bool(args.tags or args.exclude_tags))
+    entries = qubes.inventory(properties, features, bool(args.tags or args.exclude_tags or "tags" in columns))
     known = {entry["name"] for entry in entries}
     for name in (*args.VMNAME, *args.exclude):
         if name not in known:
@@ -236,7 +238,7 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     columns = _columns(args)
     entries = _collect(args, qubes, columns)
     key = (args.sort or "name").lower()
-    if key not in columns:
+    if args.sort and key not in columns:
         raise tool.UsageError(f"--sort: {key} is not among the columns")
 
     sorts_by = _plain(key)

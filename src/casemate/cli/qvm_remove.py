@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from casemate.cli import tool
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
+from casemate.wire.errors import CasemateError, InUseError
 
 PROG = "qvm-remove"
 
@@ -25,7 +26,28 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             sys.stderr.write("Nothing was removed.\n")
             return 1
-    return tool.each(PROG, names, qubes.remove)
+    return 1 if _remove(qubes, names) else 0
+
+
+def _remove(qubes: Qubes, names: list[str]) -> bool:
+    """Remove qubes in an order in which none is still used by another of them; whether any is still there."""
+    while names:
+        used: dict[str, InUseError] = {}
+        failed = False
+        for name in names:
+            try:
+                qubes.remove(name)
+            except InUseError as error:
+                used[name] = error  # perhaps by one that goes in this round
+            except CasemateError as error:
+                tool.say_error(PROG, error)
+                failed = True
+        if len(used) == len(names) or failed:
+            for reason in used.values():
+                tool.say_error(PROG, reason)
+            return True
+        names = list(used)
+    return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
