@@ -6,7 +6,7 @@
         ^         ^
     admin.py      Admin API            daemon <-> tools, qubes
     events.py     events of it         engine -> subscribers (declared in classes; api_event.py)
-    qrexec.py     qrexec               programs <-> agents, links, foreign daemons
+    qrexec.py     qrexec               programs <-> agents, links, foreign daemons (call_data.py, vmexec.py)
     mux.py        a qube's channel     link <-> agent: many streams over one virtio-serial port
     qdb.py        QubesDB              programs <-> database
     qfile.py      file copy            sender <-> receiver
