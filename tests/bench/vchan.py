@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from casemate.calls.vchan_sockets import Place, Server
+from casemate.calls.vchan_sockets import Server, SocketDirectory
 from casemate.streams.loop import HANGUP, READ, Loop
 from casemate.wire import qrexec_control as control
 from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDIN, DATA_STDOUT, EXEC_CMDLINE, HEADER
@@ -96,7 +96,7 @@ class Scene:
         (self.services / "true").symlink_to("/bin/true")
         self.script("zeros", f"exec dd if=/dev/zero bs={CHUNK} count={STREAM // CHUNK} 2>/dev/null")
         self.script("sink", "exec cat >/dev/null")
-        self.place = Place(str(directory / "v"), 0)
+        self.place = SocketDirectory(str(directory / "v"), 0)
         self.processes: list[subprocess.Popen[bytes]] = []
         self.spawn([sys.executable, "-S", "-c", POLICY, str(directory / "policy")], 0)
         words = [f"--socket-dir={directory}/s", f"--policy-socket={directory}/policy", f"5:a::{ME}", f"6:b::{ME}"]
@@ -169,7 +169,7 @@ class Call:
             assert (kind, length) == (DATA_EXIT_CODE, 4), self.data
         elif data:
             return
-        self.loop.forget(self.peer.fileno())
+        self.loop.unwatch(self.peer.fileno())
         self.peer.close()
         self.over()
 
@@ -177,7 +177,7 @@ class Call:
         pass
 
     def end(self) -> None:
-        self.loop.forget(self.sock.fileno())
+        self.loop.unwatch(self.sock.fileno())
         self.sock.close()
         assert self.status == 0, self.data
         self.done()
@@ -203,7 +203,7 @@ class FromHost(Call):
             self.serve(self.scene.place.path(0, domain, port))
         else:
             assert not data
-            self.loop.forget(self.sock.fileno())
+            self.loop.unwatch(self.sock.fileno())
             self.over()
 
     def over(self) -> None:

@@ -73,7 +73,7 @@ class Qube:
         pidfd = os.pidfd_open(pid)
 
         def reaped(mask: int) -> None:
-            self.loop.forget(pidfd)
+            self.loop.unwatch(pidfd)
             os.close(pidfd)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             call.exited(code if code >= 0 else 128 - code)

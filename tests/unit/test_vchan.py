@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from casemate.calls.children import Children
-from casemate.calls.vchan_sockets import Connector, Listening, Place, Server, accept_within
+from casemate.calls.vchan_sockets import Connector, Listening, Server, SocketDirectory, accept_within
 from casemate.streams.deadlines import Deadlines
 from casemate.streams.loop import HANGUP, READ, Loop
 from casemate.vchan import ports as ports_module
@@ -28,16 +28,16 @@ def run_until(loop: Loop, true: object, seconds: float = 10) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place.of({"VCHAN_SOCKET_DIR": str(tmp_path), "VCHAN_DOMAIN": "5"})
+def place(tmp_path: Path) -> SocketDirectory:
+    return SocketDirectory.of({"VCHAN_SOCKET_DIR": str(tmp_path), "VCHAN_DOMAIN": "5"})
 
 
-def test_where_sockets_are(place: Place, tmp_path: Path) -> None:
+def test_where_sockets_are(place: SocketDirectory, tmp_path: Path) -> None:
     assert place.serving(0, 512) == f"{tmp_path}/vchan.5.0.512.sock"
-    assert Place.of({}).path(1, 2, 3) == "/var/run/vchan/vchan.1.2.3.sock"
+    assert SocketDirectory.of({}).path(1, 2, 3) == "/var/run/vchan/vchan.1.2.3.sock"
 
 
-def test_a_client_may_come_first_and_names_go(place: Place, tmp_path: Path) -> None:
+def test_a_client_may_come_first_and_names_go(place: SocketDirectory, tmp_path: Path) -> None:
     loop, path = Loop(), place.serving(0, 513)
     found: list[socket.socket] = []
     Connector(loop, str(tmp_path)).connect(path, found.append, pytest.fail)
@@ -51,7 +51,7 @@ def test_a_client_may_come_first_and_names_go(place: Place, tmp_path: Path) -> N
     assert os.listdir(tmp_path) == []
 
 
-def test_waiting_costs_no_time_of_a_processor(place: Place, tmp_path: Path) -> None:
+def test_waiting_costs_no_time_of_a_processor(place: SocketDirectory, tmp_path: Path) -> None:
     loop = Loop()
     connector = Connector(loop, str(tmp_path))
     Listening(place.serving(0, 600)).sock.close()  # a dead server's name: refused, not missing
@@ -64,7 +64,7 @@ def test_waiting_costs_no_time_of_a_processor(place: Place, tmp_path: Path) -> N
     assert time.process_time() - begin < 0.1
 
 
-def test_a_server_that_does_not_listen_yet(place: Place, tmp_path: Path) -> None:
+def test_a_server_that_does_not_listen_yet(place: SocketDirectory, tmp_path: Path) -> None:
     loop, path = Loop(), place.serving(0, 513)
     found: list[socket.socket] = []
     Connector(loop, str(tmp_path)).connect(path, found.append, pytest.fail)
@@ -76,7 +76,7 @@ def test_a_server_that_does_not_listen_yet(place: Place, tmp_path: Path) -> None
         run_until(loop, lambda: found)
 
 
-def test_a_client_gives_up_at_its_deadline_and_when_told(place: Place, tmp_path: Path) -> None:
+def test_a_client_gives_up_at_its_deadline_and_when_told(place: SocketDirectory, tmp_path: Path) -> None:
     loop = Loop()
     connector = Connector(loop, str(tmp_path), 0.2)
     why: list[str] = []
@@ -90,7 +90,7 @@ def test_a_client_gives_up_at_its_deadline_and_when_told(place: Place, tmp_path:
     run_until(loop, lambda: len(why) == 2)
 
 
-def test_a_server_takes_only_its_own_name_away(place: Place) -> None:
+def test_a_server_takes_only_its_own_name_away(place: SocketDirectory) -> None:
     loop, path = Loop(), place.serving(0, 513)
     first = Server(loop, path, pytest.fail)
     second = Listening(path)  # replaces the name
@@ -113,8 +113,8 @@ def test_a_descriptor_number_that_is_used_again_gets_no_event_of_the_old(tmp_pat
     made: list[socket.socket] = []
 
     def replace(_mask: int) -> None:
-        loop.forget(first.fileno())
-        loop.forget(number)
+        loop.unwatch(first.fileno())
+        loop.unwatch(number)
         second.close()
         pair = socket.socketpair()
         made.extend(pair)
@@ -143,7 +143,7 @@ def test_deadlines_in_their_order() -> None:
     assert late == ["c", "again"] and not len(deadlines)
 
 
-def test_ports_are_used_in_turn_and_all_of_them(place: Place) -> None:
+def test_ports_are_used_in_turn_and_all_of_them(place: SocketDirectory) -> None:
     ports = Ports(place, 6)
     taken = [ports.allocate(caller) for caller in (1, 99, 0) * 86][:256]
     assert sorted(port or 0 for port in taken) == list(range(513, 769))
@@ -155,7 +155,7 @@ def test_ports_are_used_in_turn_and_all_of_them(place: Place) -> None:
 
 
 def test_a_port_rests_while_its_old_name_is_there_which_then_goes(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: SocketDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ports_module, "QUARANTINE", 0.1)
     ports = Ports(place, 6)
@@ -169,7 +169,7 @@ def test_a_port_rests_while_its_old_name_is_there_which_then_goes(
     old.sock.close()
 
 
-def test_a_port_is_not_used_both_ways_between_two_domains(place: Place) -> None:
+def test_a_port_is_not_used_both_ways_between_two_domains(place: SocketDirectory) -> None:
     ports = Ports(place, 6)
     ports.outgoing.add((9, 513))
     assert [ports.allocate(9), ports.allocate(8)] == [514, 515]

@@ -115,12 +115,12 @@ def main(argv: list[str]) -> int:
 def _over_vchan(path: str, target: str, call: str, source: str) -> tuple[socket.socket, socket.socket, int]:
     """(the connection to the agent, to be held; the call; most bytes in a message)."""
     from casemate.calls.vchan_caller import ask_agent, serve
-    from casemate.calls.vchan_sockets import CONNECT_SECONDS, Place
+    from casemate.calls.vchan_sockets import CONNECT_SECONDS, SocketDirectory
 
     held = connect(path)
     try:
         domain, port = ask_agent(held, target, call, source)
-        return held, *serve(Place.of(os.environ), domain, port, CONNECT_SECONDS, held)
+        return held, *serve(SocketDirectory.of(os.environ), domain, port, CONNECT_SECONDS, held)
     except BaseException:
         held.close()
         raise

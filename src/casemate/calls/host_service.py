@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     pidfd = os.pidfd_open(pid)
 
     def reaped(mask: int) -> None:
-        loop.forget(pidfd)
+        loop.unwatch(pidfd)
         _pid, status = os.waitpid(pid, 0)
         call.exited(exit_status(status))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket
 
-from casemate.calls.vchan_sockets import Listening, Place
+from casemate.calls.vchan_sockets import Listening, SocketDirectory
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import CallRefusedError, DisconnectedError, ProtocolError
 from casemate.wire.qrexec import HEADER
@@ -42,7 +42,7 @@ def ask_agent(sock: socket.socket, target: str, call: str, source: str = "") -> 
     try:
         sock.sendall(control.trigger4(target, call, source))
     except BrokenPipeError:
-        pass  # it says no by closing
+        pass  # an agent refuses by closing the connection: the answer below tells
     except OSError as error:
         raise DisconnectedError(error.strerror or "connection lost") from error
     try:
@@ -52,13 +52,13 @@ def ask_agent(sock: socket.socket, target: str, call: str, source: str = "") -> 
 
 
 def serve(
-    place: Place, domain: int, port: int, seconds: float | None, watched: socket.socket
+    vchans: SocketDirectory, domain: int, port: int, seconds: float | None, watched: socket.socket
 ) -> tuple[socket.socket, int]:
     """Wait for the executing side of a call and shake hands: (its socket, most bytes in a message).
 
     DisconnectedError when it does not come within ``seconds`` (None: no limit), or when ``watched`` ends first.
     """
-    listening = Listening(place.serving(domain, port))
+    listening = Listening(vchans.serving(domain, port))
     try:
         poll = select.poll()
         poll.register(listening.sock, select.POLLIN)

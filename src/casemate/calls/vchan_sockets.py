@@ -33,16 +33,20 @@ CONNECT_SECONDS = 120.0
 """How long a peer is waited for in a data channel, as in upstream's agents."""
 
 _SOON, _SELDOM = 0.001, 0.25
+"""Seconds between attempts to connect to a server that is there and takes nobody yet: the first pause, and the longest
+that doubling leads to."""
 _IDLE = 1.0
+"""Seconds without a waiting client after which the directory is not watched any more."""
 _DEAD = 5.0
-"""Seconds after which a name that refuses is that of a killed server: between its bind and its listen are none."""
+"""Seconds of refused connections after which a socket's server counts as killed. A live one refuses only between its
+bind and its listen."""
 _EVENT = struct.Struct("iIII")
 _CREATE, _MOVED_TO = 0x100, 0x80
 _count = 0
 
 
-class Place:
-    """Where the sockets are, and which domain we are."""
+class SocketDirectory:
+    """The directory with the sockets of all vchans, seen from one domain. A value; made from the environment."""
 
     __slots__ = ("directory", "domain")
 
@@ -51,7 +55,7 @@ class Place:
         self.domain = domain
 
     @classmethod
-    def of(cls, environ: Mapping[str, str], domain: int | None = None) -> Place:
+    def of(cls, environ: Mapping[str, str], domain: int | None = None) -> SocketDirectory:
         """As ``VCHAN_SOCKET_DIR`` and ``VCHAN_DOMAIN`` say."""
         if domain is None:
             domain = int(environ.get("VCHAN_DOMAIN") or 0)
@@ -67,7 +71,7 @@ class Place:
 
 
 class Listening:
-    """A listening socket under its name; ``close`` takes both away, and only a name that is still ours."""
+    """A listening socket and its path. ``close`` removes both; the path only while it is that of this socket."""
 
     __slots__ = ("_inode", "path", "sock")
 
@@ -93,7 +97,7 @@ class Listening:
             raise
 
     def accept(self) -> socket.socket:
-        """The peer; then nobody else finds us."""
+        """Accept the one peer; after that the socket and its path are gone."""
         peer, _address = self.sock.accept()
         self.close()
         return peer
@@ -110,7 +114,7 @@ class Listening:
 
 
 class Server:
-    """Waits on a loop for the one peer; ``on_connected`` gets its socket. ``close`` gives up."""
+    """Listens for the one peer of a vchan; ``on_connected`` gets its socket. ``close`` stops listening."""
 
     def __init__(self, loop: Loop, path: str, on_connected: Callable[[socket.socket], None]) -> None:
         self._loop = loop
@@ -121,7 +125,7 @@ class Server:
         loop.watch(self._fd, READ, self._ready)
 
     def _ready(self, _mask: int) -> None:
-        self._loop.forget(self._fd)
+        self._loop.unwatch(self._fd)
         try:
             peer = self._listening.accept()
         except OSError:  # gone again, or no descriptors
@@ -138,7 +142,7 @@ class Server:
     def close(self) -> None:
         """Stop waiting; does nothing when the peer has come."""
         if self._fd >= 0:
-            self._loop.forget(self._fd)
+            self._loop.unwatch(self._fd)
             self._fd = -1
             self._listening.close()
 
@@ -159,9 +163,10 @@ class _Waiting:
 
 
 class Connector:
-    """Connects to servers that need not be there yet; nothing blocks and nothing is polled while they are not.
+    """Connects to servers that may appear later; nothing blocks, and nothing is polled while a server is missing.
 
-    One watch of the directory wakes those whose server appears. ``on_failed(why)`` after ``seconds`` (None: never).
+    One inotify(7) watch of the directory tells when a server appears. After ``seconds`` (None: never) a client that is
+    still waiting is told by ``on_failed(why)``.
     """
 
     def __init__(self, loop: Loop, directory: str, seconds: float | None = CONNECT_SECONDS) -> None:
@@ -264,14 +269,14 @@ class Connector:
             self._loop.later(_IDLE, self._unwatch)
 
     def _unwatch(self) -> None:
-        """Be woken by nothing when nobody has waited for a while. The descriptor stays: closing one takes the kernel
-        milliseconds."""
+        """Stop watching the directory when no client has waited for a while. The inotify descriptor stays open, because
+        closing one takes the kernel milliseconds."""
         if self._by_name or self._used:
             self._used = False
             self._loop.later(_IDLE, self._unwatch)
             return
         assert self._libc is not None
-        self._loop.forget(self._inotify)
+        self._loop.unwatch(self._inotify)
         self._libc.inotify_rm_watch(self._inotify, self._watched)
         self._watched = -1
 

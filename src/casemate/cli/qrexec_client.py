@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from casemate.calls.caller import run_call, run_call_with
 from casemate.calls.vchan_caller import DaemonConversation, serve
-from casemate.calls.vchan_sockets import Place
+from casemate.calls.vchan_sockets import SocketDirectory
 from casemate.cli import tool
 from casemate.client.qubes import Qubes
 from casemate.wire import qrexec
@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace, sock: socket.socket, chunk: int = qrexec.MAX_
 
 
 def _over_vchan(args: argparse.Namespace, path: str) -> int:
-    place = Place.of(os.environ)
+    place = SocketDirectory.of(os.environ)
     daemon = DaemonConversation(path)
     try:
         kind = qrexec.JUST_EXEC if args.just else qrexec.EXEC_CMDLINE

@@ -117,12 +117,12 @@ class Console:
     def _close(self) -> None:
         """The machine has ended: who uses the terminal sees a hangup."""
         if self._sock is not None:
-            self._loop.forget(self._sock.fileno())
+            self._loop.unwatch(self._sock.fileno())
             self._sock.close()
             self._sock = None
             self._on_end()
         if self._master >= 0:
-            self._loop.forget(self._master)
+            self._loop.unwatch(self._master)
             os.close(self._master)
             os.close(self._slave)
             self._master = self._slave = -1

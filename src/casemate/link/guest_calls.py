@@ -132,7 +132,7 @@ class Request(Handler):
             return
         self._decided = True
         self._deadline.cancel()
-        self._loop.forget(self._sock.fileno())
+        self._loop.unwatch(self._sock.fileno())
         self._stream.write(service_connect(self._ident))
         target = SocketStream(self._loop, socket.socket(fileno=self._fds.pop(0)))
         join(target, self._stream, self._ended, self._passing)
@@ -161,7 +161,7 @@ class Request(Handler):
     def _close(self) -> None:
         self._decided = True
         self._deadline.cancel()
-        self._loop.forget(self._sock.fileno())
+        self._loop.unwatch(self._sock.fileno())
         self._sock.close()
         for fd in self._fds:
             os.close(fd)

@@ -144,7 +144,7 @@ class Channel:
     def _let_go(self, why: str) -> None:
         if not self._closed:
             self._closed = True
-            self._loop.forget(self._fd)
+            self._loop.unwatch(self._fd)
             if self._unread is not None:
                 self._unread.cancel()
             self._abandon(why)

@@ -1,4 +1,4 @@
-"""Many deadlines of one length on one timer: adding and taking one away costs next to nothing."""
+"""Many time-outs of one length on one timer: setting and cancelling one costs a dictionary entry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Deadlines:
-    """What is not discarded within ``seconds`` has its action called, at most an eighth of that later."""
+    """Calls the action of each key that was not discarded within ``seconds``, at most an eighth of that later."""
 
     def __init__(self, loop: Loop, seconds: float) -> None:
         self._loop = loop

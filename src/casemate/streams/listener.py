@@ -68,13 +68,13 @@ class FirstMessage:
             if self._need:
                 return
         self._over = True
-        self._loop.forget(self._sock.fileno())
+        self._loop.unwatch(self._sock.fileno())
         self._on_message(self._sock, self._kind, self._data)
 
     def _close(self) -> None:
         if not self._over:
             self._over = True
-            self._loop.forget(self._sock.fileno())
+            self._loop.unwatch(self._sock.fileno())
             self._sock.close()
 
 
@@ -95,7 +95,7 @@ class Listener:
             return
         except OSError:
             # Out of descriptors: let some calls end first.
-            self._loop.forget(self._sock.fileno())
+            self._loop.unwatch(self._sock.fileno())
             self._loop.later(0.2, self._again)
             return
         self._on_connection(connection)

@@ -67,7 +67,7 @@ class Loop:
             self._epoll.modify(fd, mask)
         self._masks[fd] = mask
 
-    def forget(self, fd: int) -> None:
+    def unwatch(self, fd: int) -> None:
         """Stop watching a descriptor. To be called before it is closed.
 
         To close it would do only where no other process has the file open. Even a descriptor that is closed on exec may

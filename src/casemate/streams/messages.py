@@ -86,7 +86,7 @@ class MessageSocket:
         """Close at once."""
         if not self.closed:
             self.closed = True
-            self._loop.forget(self._fd)
+            self._loop.unwatch(self._fd)
             self._sock.close()
             self._buffer = self._output = b""
 

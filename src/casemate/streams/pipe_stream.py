@@ -88,5 +88,5 @@ class PipeStream(DescriptorStream):
 
     def _close(self, fd: int, watched: bool) -> None:
         if watched:
-            self._loop.forget(fd)
+            self._loop.unwatch(fd)
         os.close(fd)

@@ -32,7 +32,7 @@ class SocketStream(DescriptorStream):
         """Give the socket up to the caller; only when nothing waits to be sent. The stream is no more."""
         self.closed = True
         self._read_open = self._write_open = False
-        self._loop.forget(self._in)
+        self._loop.unwatch(self._in)
         return self._sock
 
     def _rewatch(self) -> None:
@@ -61,7 +61,7 @@ class SocketStream(DescriptorStream):
         if self._drain and self._read_open:
             # The kernel would tell of the hang-up again and again until the bytes before it can be read.
             self._mask = 0
-            self._loop.forget(self._in)
+            self._loop.unwatch(self._in)
         elif self._drain and self._write_open:
             self._break()
         else:
@@ -89,5 +89,5 @@ class SocketStream(DescriptorStream):
 
     def _release(self) -> None:
         if self._sock.fileno() >= 0:
-            self._loop.forget(self._in)
+            self._loop.unwatch(self._in)
             self._sock.close()

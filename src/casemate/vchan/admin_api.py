@@ -58,7 +58,7 @@ class AdminApi:
 
         def end() -> None:
             self._deadlines.discard(data_of)
-            self._loop.forget(sock.fileno())
+            self._loop.unwatch(sock.fileno())
             sock.close()
             then(bytes(data))
 

@@ -2,7 +2,8 @@
 
     python -m casemate.vchan.agent [--domain N] [--agent-socket PATH] [--default-user NAME]
 
-The place is that of VCHAN_SOCKET_DIR and VCHAN_DOMAIN. Programs that know upstream's protocol find it at PATH.
+VCHAN_SOCKET_DIR and VCHAN_DOMAIN say where its sockets are and which domain it serves. Programs that know upstream's
+protocol find it at PATH.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 
 from casemate.calls.children import Children
 from casemate.calls.spawn import Account
-from casemate.calls.vchan_sockets import CONTROL_PORT, Place, Server
+from casemate.calls.vchan_sockets import CONTROL_PORT, Server, SocketDirectory
 from casemate.streams.deadlines import Deadlines
 from casemate.streams.listener import Listener, listen
 from casemate.streams.loop import Loop
@@ -75,12 +76,12 @@ class Accounts:
 class Agent:
     """One domain's agent. Without a daemon it waits for the next; calls under way go on."""
 
-    def __init__(self, loop: Loop, place: Place, agent_socket: str, default_user: str = "") -> None:
+    def __init__(self, loop: Loop, vchans: SocketDirectory, agent_socket: str, default_user: str = "") -> None:
         self._loop = loop
-        self._place = place
+        self._vchans = vchans
         self._accounts = Accounts()
         self._default_user = default_user or self._accounts.own
-        self._served = Served(loop, Children(loop), place.directory, account_of=self._accounts)
+        self._served = Served(loop, Children(loop), vchans.directory, account_of=self._accounts)
         self._daemon: MessageSocket | None = None
         self._version = 0
         self._session = 0
@@ -103,7 +104,7 @@ class Agent:
     # -- the daemon
 
     def _await_daemon(self) -> None:
-        self._server = Server(self._loop, self._place.serving(DAEMON, CONTROL_PORT), self._connected)
+        self._server = Server(self._loop, self._vchans.serving(DAEMON, CONTROL_PORT), self._connected)
 
     def _connected(self, sock: socket.socket) -> None:
         self._session += 1
@@ -162,7 +163,7 @@ class Agent:
         control.check_command(text)
         session = self._session
         self._served.serve(
-            self._place.path(domain, self._place.domain, port),
+            self._vchans.path(domain, self._vchans.domain, port),
             service_of(text, self._default_user, self._accounts, bare),
             lambda: self._send(session, control.params(CONNECTION_TERMINATED, domain, port)),
         )
@@ -253,7 +254,7 @@ def main(argv: list[str]) -> int:
             return 2
     many_files()
     loop = Loop()
-    agent = Agent(loop, Place.of(os.environ, domain), path, user)
+    agent = Agent(loop, SocketDirectory.of(os.environ, domain), path, user)
     _ready()
     try:
         serve(loop, _say)

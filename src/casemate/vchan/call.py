@@ -188,7 +188,7 @@ class Served:
             self._reach(path, what, on_closed, attempt + 1)
 
         def connected(_mask: int = 0) -> None:
-            self._loop.forget(sock.fileno())
+            self._loop.unwatch(sock.fileno())
             failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if failed:
                 sock.close()

@@ -103,7 +103,7 @@ class DaemonSocket:
             except OSError:  # no descriptors: the one that has waited longest without asking makes room
                 if self._drop_oldest():
                     continue
-                self._loop.forget(self._sock.fileno())
+                self._loop.unwatch(self._sock.fileno())
                 self._loop.later(_PAUSE, self._again)
                 return
             if len(self._deadlines) >= UNDECIDED:
@@ -138,7 +138,7 @@ class DaemonSocket:
 
     def close(self) -> None:
         """Take the names away and let every client go."""
-        self._loop.forget(self._sock.fileno())
+        self._loop.unwatch(self._sock.fileno())
         self._sock.close()
         for link in self._links:
             try:

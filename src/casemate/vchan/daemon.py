@@ -13,7 +13,7 @@ import os
 import sys
 
 from casemate.calls.children import Children
-from casemate.calls.vchan_sockets import Connector, Place
+from casemate.calls.vchan_sockets import Connector, SocketDirectory
 from casemate.streams.loop import Loop
 from casemate.vchan.admin_api import SOCKET as ADMIN_SOCKET
 from casemate.vchan.admin_api import AdminApi, created
@@ -48,22 +48,22 @@ class Daemon:
     def __init__(
         self,
         loop: Loop,
-        place: Place,
+        vchans: SocketDirectory,
         socket_dir: str,
         policy_socket: str = POLICY_SOCKET,
         policy_program: str = "",
         admin_socket: str = ADMIN_SOCKET,
     ) -> None:
         self._loop = loop
-        self._place = place
+        self._vchans = vchans
         self._socket_dir = socket_dir
         children = Children(loop)
         self._policy = Policy(loop, children, policy_socket, policy_program)
         self._admin = AdminApi(loop, admin_socket)
         self._accounts = Accounts()
-        self._connector = Connector(loop, place.directory, None)
+        self._connector = Connector(loop, vchans.directory, None)
         # What a service of this host says on stderr is for our log, never for a qube.
-        self._served = Served(loop, children, place.directory, False, True, SERVICE_SECONDS)
+        self._served = Served(loop, children, vchans.directory, False, True, SERVICE_SECONDS)
         self.domains: dict[int, Domain] = {}
         self._by_name: dict[str, Domain] = {}
         self._waiting: dict[str, list[_Start]] = {}
@@ -76,11 +76,11 @@ class Daemon:
         known = self.domains.get(domid)
         if known is not None and known.name == name:
             return known
-        if known is not None or name in self._by_name or domid == self._place.domain:
+        if known is not None or name in self._by_name or domid == self._vchans.domain:
             raise ValueInvalidError(f"The domain {domid} or the name {printable(name, 40)!r} is taken")
         domain = Domain(
             self._loop,
-            self._place,
+            self._vchans,
             self._connector,
             self._socket_dir,
             domid,
@@ -198,7 +198,7 @@ class Daemon:
             request.connect(HOST, port)
             text = call_text(user, decision.service or request.asked.full, source.name, requested)
             service = service_of(text, user, self._accounts)
-            self._served.serve(self._place.path(source.number, HOST, port), service, _nothing)
+            self._served.serve(self._vchans.path(source.number, HOST, port), service, _nothing)
 
         source.with_port(HOST, granted)
 
@@ -304,14 +304,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _serve(options: dict[str, str], domains: list[tuple[int, str, str, str]]) -> int:
     many_files()
-    place = Place.of(os.environ)
+    vchans = SocketDirectory.of(os.environ)
     directory = options["--socket-dir"]
-    for path in (place.directory, directory):
+    for path in (vchans.directory, directory):
         os.makedirs(path, mode=0o750, exist_ok=True)
     loop = Loop()
     daemon = Daemon(
         loop,
-        place,
+        vchans,
         directory,
         options["--policy-socket"],
         options.get("--policy-program", ""),

@@ -164,7 +164,7 @@ class Policy:
 
         def end(result: bytes) -> None:
             self._deadlines.discard(data_of)
-            self._loop.forget(fd)
+            self._loop.unwatch(fd)
             os.close(fd)
             on_end(result)
 

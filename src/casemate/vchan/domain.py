@@ -6,7 +6,7 @@ import socket
 import time
 from collections import deque
 
-from casemate.calls.vchan_sockets import CONTROL_PORT, Connector, Place
+from casemate.calls.vchan_sockets import CONTROL_PORT, Connector, SocketDirectory
 from casemate.streams.deadlines import Deadlines
 from casemate.streams.loop import Loop
 from casemate.streams.messages import MessageSocket
@@ -63,7 +63,7 @@ class Domain:
     def __init__(
         self,
         loop: Loop,
-        place: Place,
+        vchans: SocketDirectory,
         connector: Connector,
         socket_dir: str,
         number: int,
@@ -83,14 +83,14 @@ class Domain:
         self._on_request = on_request
         self._on_up = on_up
         self._log = log
-        self._path = place.path(number, place.domain, CONTROL_PORT)
+        self._path = vchans.path(number, vchans.domain, CONTROL_PORT)
         self._connector = connector
         self._connecting: object | None = None
         self._hellos = Deadlines(loop, HELLO_SECONDS)
         self._agent: MessageSocket | None = None
         self._version = 0
         self._listener: DaemonSocket | None = None
-        self.ports = Ports(place, number)
+        self.ports = Ports(vchans, number)
         self._clients: dict[tuple[int, int], list[Client]] = {}
         self._requests: dict[bytes, Request] = {}
         self._waiting: deque[tuple[float, int, Callable[[int | None], None]]] = deque()

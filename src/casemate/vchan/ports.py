@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 
-from casemate.calls.vchan_sockets import DATA_PORTS, FIRST_DATA_PORT, Place
+from casemate.calls.vchan_sockets import DATA_PORTS, FIRST_DATA_PORT, SocketDirectory
 
 QUARANTINE = 2.0
 """Seconds that a port rests when its caller has left its socket's name behind."""
@@ -19,8 +19,8 @@ class Ports:
     used for calls of two domains to each other at once: ``outgoing`` has (target, port) of the calls that it makes.
     """
 
-    def __init__(self, place: Place, domain: int) -> None:
-        self._place = place
+    def __init__(self, vchans: SocketDirectory, domain: int) -> None:
+        self._vchans = vchans
         self._domain = domain
         self._free = deque(range(FIRST_DATA_PORT, FIRST_DATA_PORT + DATA_PORTS))
         self._resting: deque[tuple[float, int]] = deque()
@@ -43,7 +43,7 @@ class Ports:
                 self._free.append(port)
                 continue
             try:
-                os.unlink(self._place.path(caller, self._domain, port))
+                os.unlink(self._vchans.path(caller, self._domain, port))
             except OSError:
                 pass
             self._callers[port] = caller
@@ -59,7 +59,7 @@ class Ports:
         if self._callers.get(port) != caller:
             return False
         del self._callers[port]
-        if os.path.lexists(self._place.path(caller, self._domain, port)):
+        if os.path.lexists(self._vchans.path(caller, self._domain, port)):
             self._resting.append((time.monotonic() + QUARANTINE, port))
         else:
             self._free.append(port)

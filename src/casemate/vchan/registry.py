@@ -48,7 +48,7 @@ class Registry:
         def end() -> None:
             self._deadlines.discard(sock)
             if sock.fileno() >= 0:
-                self._loop.forget(sock.fileno())
+                self._loop.unwatch(sock.fileno())
                 sock.close()
 
         def ready(_mask: int) -> None:
