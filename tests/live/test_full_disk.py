@@ -60,5 +60,9 @@ def test_a_full_disk_is_said_and_nothing_is_half_done(small: World) -> None:
     fill.terminate()
     fill.communicate()
     assert "no room" in small.log()
+    # Whoever looks is told, and unpausing it does not pretend to have helped.
+    assert b"stuck          before: a disk of it has no room" in small.run("casemate", "status").stdout
+    done = small.run("qvm-unpause", "before", status=1)
+    assert b"has paused again at once" in done.stderr and small.state("before") == "Paused"
     small.run("qvm-kill", "before")
     assert small.state("before") == "Halted"

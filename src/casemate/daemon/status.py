@@ -67,10 +67,15 @@ class HostStatus:
             "hypervisor": f"libvirt, {self._settings.hypervisor}",
             "state": str(self._settings.state),
             "running": len(self._states.all()),
+            **self._stuck(),
             "policy": policy_state(self._policy),
             "isolation": self._isolation(),
             "protections": [asdict(one) for one in protections(self._settings, found.kind if found else None)],
         }
+
+    def _stuck(self) -> dict[str, str]:
+        found = self._states.stuck()
+        return {"stuck": "; ".join(f"{name}: {why}" for name, why in sorted(found.items()))} if found else {}
 
     def _host(self) -> str:
         if self._versions is None:

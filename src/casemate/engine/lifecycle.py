@@ -23,7 +23,7 @@ from casemate.engine.links import Links
 from casemate.engine.operations import OperationLocks
 from casemate.engine.start_marks import StartMarks
 from casemate.engine.start_steps import LinkStep
-from casemate.engine.states import States
+from casemate.engine.states import STUCK, States
 from casemate.engine.steps import Start, Step, take_down, take_up
 from casemate.host.hypervisor import EventKind, Hypervisor, MachineEvent, MachineInfo, PowerState
 from casemate.model.domain import Domain
@@ -156,7 +156,8 @@ class Lifecycle:
     def _hear(self, event: MachineEvent) -> None:
         unasked = self._states.of(event.name) is PowerState.RUNNING and not self._locks.held(event.name)
         if event.kind is EventKind.PAUSED and unasked:
-            log.warning("%s was paused by its machine: a disk has no room or fails; then qvm-unpause", event.name)
+            log.warning("%s was paused by its machine: %s; then qvm-unpause", event.name, STUCK)
+            self._states.paused_by_itself(event.name, STUCK)
             self._bus.say(ev.DomainPaused(event.name))
         self._states.hear(event)
         if event.kind in (EventKind.STOPPED, EventKind.CRASHED):

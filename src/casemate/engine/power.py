@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 
@@ -10,7 +11,7 @@ from casemate.engine.guests import Guests
 from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
 from casemate.engine.operations import OperationLocks
-from casemate.engine.states import States
+from casemate.engine.states import STUCK, States
 from casemate.host.hypervisor import Hypervisor, PowerState
 from casemate.model.domain import Domain
 from casemate.store.store import Store
@@ -29,6 +30,8 @@ from casemate.wire.errors import (
 log = logging.getLogger(__name__)
 
 _TERMINAL = re.compile(r"/dev/pts/[0-9]{1,7}")
+_LOOK_SECONDS = 0.3
+"""Seconds between two looks at a machine that has just been resumed, while its clock is set."""
 LINK_SECONDS = 10
 """Seconds that a link has for an answer. It answers at once; more means that it hangs."""
 
@@ -120,11 +123,24 @@ class Power:
         async with self._locks[name]:
             await self._hypervisor.resume(domain.uuid)
             self._states.put(name, domain.uuid, PowerState.RUNNING)
+        clock = asyncio.create_task(self._guests.set_clock(name))
         try:
-            await self._guests.set_clock(name)
+            while True:
+                done, _waiting = await asyncio.wait({clock}, timeout=_LOOK_SECONDS)
+                # A machine that was paused by a failing write tries it again at once, and may pause again.
+                info = await self._hypervisor.info(domain.uuid)
+                if info is not None and info.state is PowerState.PAUSED:
+                    self._states.put(name, domain.uuid, PowerState.PAUSED)
+                    self._states.paused_by_itself(name, STUCK)
+                    raise QubeError(f"{name} has paused again at once: {STUCK}. Make room, then unpause it")
+                if done:
+                    break
+            clock.result()
         except (DisconnectedError, TimeoutError) as error:
             # The qube goes on all the same: it may have no such service, or be too busy to answer.
             log.warning("%s: its clock was not set after the pause: %s", name, error or "no answer")
+        finally:
+            clock.cancel()
         self._bus.say(ev.DomainUnpaused(name))
 
     async def console(self, name: str) -> str:

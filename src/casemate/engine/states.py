@@ -16,15 +16,28 @@ _AFTER = {
 }
 
 
+STUCK = "a disk of it has no room or fails"
+"""Why a machine pauses by itself: libvirt stops it at a write that fails (error_policy in host/domain_xml_disk.py)."""
+
+
 class States:
     """Names to MachineInfo; a qube that is not in the table is halted."""
 
     def __init__(self) -> None:
         self._known: dict[str, MachineInfo] = {}
+        self._stuck: dict[str, str] = {}
 
     def all(self) -> Mapping[str, MachineInfo]:
         """The table; a live view."""
         return MappingProxyType(self._known)
+
+    def stuck(self) -> Mapping[str, str]:
+        """Qubes that stand still though nobody paused them, and why."""
+        return {name: why for name, why in self._stuck.items() if self.of(name) is PowerState.PAUSED}
+
+    def paused_by_itself(self, name: str, why: str) -> None:
+        """A machine has paused although nobody asked for it. Holds until the qube goes on or halts."""
+        self._stuck[name] = why
 
     def of(self, name: str) -> PowerState:
         """State of one qube."""
@@ -33,6 +46,8 @@ class States:
 
     def put(self, name: str, uuid: UUID, state: PowerState) -> None:
         """A start or stop of the engine's own begins or ends. This overrides whatever events said."""
+        if state is not PowerState.PAUSED:
+            self._stuck.pop(name, None)
         if state is PowerState.HALTED:
             self._known.pop(name, None)
             return
