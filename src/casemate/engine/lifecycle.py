@@ -154,14 +154,30 @@ class Lifecycle:
     # -- what happens by itself
 
     def _hear(self, event: MachineEvent) -> None:
-        unasked = self._states.of(event.name) is PowerState.RUNNING and not self._locks.held(event.name)
-        if event.kind is EventKind.PAUSED and unasked:
-            log.warning("%s was paused by its machine: %s; then qvm-unpause", event.name, STUCK)
-            self._states.paused_by_itself(event.name, STUCK)
-            self._bus.say(ev.DomainPaused(event.name))
-        self._states.hear(event)
         if event.kind in (EventKind.STOPPED, EventKind.CRASHED):
             self._later(self.machine_ended(event.name))
+        elif event.kind is not EventKind.STARTED:
+            self._later(self._follow(event))
+
+    async def _follow(self, event: MachineEvent) -> None:
+        """The machine was paused or resumed, by us or by itself: bring the table of states up to date.
+
+        The event may be late: that of a pause can arrive after the resume that followed. So the machine is asked, once
+        a pause or unpause of ours that is under way has come to its end.
+        """
+        name = event.name
+        async with self._locks[name]:
+            before = self._states.of(name)
+            if before not in (PowerState.RUNNING, PowerState.PAUSED, PowerState.SUSPENDED):
+                return  # on its way up or down, which ends with a state of its own
+            info = await self._hypervisor.info(event.uuid)
+            if info is None or info.state is before:
+                return
+            self._states.set_all([info])
+            if info.state is PowerState.PAUSED:
+                log.warning("%s was paused by its machine: %s; then qvm-unpause", name, STUCK)
+                self._states.paused_by_itself(name, STUCK)
+                self._bus.say(ev.DomainPaused(name))
 
     def _link_died(self, name: str) -> None:
         """The qube's link ended unasked: give it a new one if the qube still runs."""

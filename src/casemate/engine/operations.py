@@ -34,14 +34,6 @@ class OperationLocks:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def held(self, name: str) -> bool:
-        """True while anybody works on the qube, or waits to."""
-        return name in self._entries
-
-
-class Operation:
-    """One turn at a qube's operation lock."""
-
     def __init__(self, entries: dict[str, _Entry], name: str) -> None:
         self._entries = entries
         self._name = name

@@ -7,14 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from uuid import UUID
 
-from casemate.host.hypervisor import EventKind, MachineEvent, MachineInfo, PowerState
-
-_AFTER = {
-    EventKind.PAUSED: PowerState.PAUSED,
-    EventKind.RESUMED: PowerState.RUNNING,
-    EventKind.SUSPENDED: PowerState.SUSPENDED,
-}
-
+from casemate.host.hypervisor import MachineInfo, PowerState
 
 STUCK = "a disk of it has no room or fails"
 """Why a machine pauses by itself: libvirt stops it at a write that fails (error_policy in host/domain_xml_disk.py)."""
@@ -73,10 +66,3 @@ class States:
     def adopt(self, info: MachineInfo, start_time: str | None) -> None:
         """A machine that an earlier daemon started; None where that daemon did not write down when."""
         self._known[info.name] = replace(info, start_time=start_time)
-
-    def hear(self, event: MachineEvent) -> None:
-        """Follow pauses and resumes. Starts and stops are not taken from events: the engine puts them, in order."""
-        old = self._known.get(event.name)
-        state = _AFTER.get(event.kind)
-        if old is not None and state is not None and old.state in (*_AFTER.values(), PowerState.RUNNING):
-            self._known[event.name] = replace(old, state=state)
