@@ -34,6 +34,10 @@ class OperationLocks:
     def __len__(self) -> int:
         return len(self._entries)
 
+
+class Operation:
+    """One turn at a qube's operation lock."""
+
     def __init__(self, entries: dict[str, _Entry], name: str) -> None:
         self._entries = entries
         self._name = name
