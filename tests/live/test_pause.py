@@ -20,7 +20,7 @@ def test_the_clock_is_right_after_a_pause(world: World, usable: str) -> None:
     assert abs(behind) < 4, f"{behind:.1f} s behind; half of the pause at most"
 
 
-def test_a_paused_qube_refuses_to_shut_down_and_says_why(world: World, usable: str) -> None:
+def test_a_paused_qube_refuses_and_says_why(world: World, usable: str) -> None:
     world.run("qvm-pause", usable)
     try:
         for words in (("qvm-shutdown", "--wait", usable), ("qvm-shutdown", usable), ("qvm-restart", usable)):
@@ -28,6 +28,9 @@ def test_a_paused_qube_refuses_to_shut_down_and_says_why(world: World, usable: s
             assert done.returncode != 0, words
             assert b"is paused, so it cannot shut down" in done.stderr, words
             assert world.state(usable) == "Paused", words
+        for words in (("qvm-run", "-p", usable, "echo on"), ("qvm-run", "-n", usable, "true")):
+            done = world.run(*words, status=1, timeout=60)  # it waited for ever
+            assert f"{usable} is paused, so it does not answer".encode() in done.stderr, words
     finally:
         world.run("qvm-unpause", usable)
     assert world.inside(usable, "echo on") == "on"

@@ -28,6 +28,8 @@ LOST_LIMIT = 64 * 1024
 
 As much as a pipe holds: what a program of this host could have written before it was told. Less than that does not end
 a call, because the service may be about to end by itself, and its exit status is what the caller wants."""
+SILENCE_SECONDS = 2.0
+"""Seconds without a word of the service after which whoever waits wants to know whether it can answer at all."""
 EXIT_BROKEN_PIPE = 141
 """Exit status of a call that was ended so: what a shell says of a program that died of SIGPIPE."""
 _MESSAGE = HEADER.size
@@ -165,6 +167,8 @@ class Call(Handler):
         for output in self._outputs.values():
             output.on_room_again = self._resume
         self._over = False
+        self.silent = True
+        """Whether nothing has come of the service yet."""
         # Whoever serves closes its socket after the exit code; what lies before that is still to be read.
         self._stream = SocketStream(loop, sock, self, drain=True)
         for at in range(0, len(first), chunk):
@@ -223,6 +227,7 @@ class Call(Handler):
         self._stream.resume()
 
     def on_data(self, data: memoryview) -> None:
+        self.silent = False
         pieces: list[memoryview] = []
         current = 0
         for kind, view in self._side.feed(data):
@@ -266,8 +271,11 @@ def run_call(
     first: bytes = b"",
     visible: tuple[bool, bool] = (False, False),
     chunk: int = CHUNK,
+    on_silence: Callable[[], None] | None = None,
 ) -> int:
     """Run an accepted call on these descriptors (None: nothing in, nothing out); as ``Call.run``.
+
+    ``on_silence`` is called once where nothing has come after SILENCE_SECONDS; an error that it raises ends the call.
 
     ``visible`` says whether stdout and stderr are made harmless for a terminal; ``chunk`` is the longest message that
     the other end takes. At the end of the service's output our stdout
@@ -277,7 +285,10 @@ def run_call(
     out = Output(loop, stdout, visible[0], _end_standard)
     err = Output(loop, stderr, visible[1], _end_standard)
     try:
-        return Call(loop, sock, stdin, out, err, first, chunk).run()
+        call = Call(loop, sock, stdin, out, err, first, chunk)
+        if on_silence is not None:
+            loop.later(SILENCE_SECONDS, lambda: on_silence() if call.silent else None)
+        return call.run()
     finally:
         out.close()
         err.close()
