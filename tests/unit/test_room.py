@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
@@ -15,6 +16,7 @@ from casemate.streams.stream import WINDOW, Handler
 from casemate.wire import mux
 from casemate.wire import qrexec_control as control
 from casemate.wire.call_data import CallerSide
+from casemate.wire.qrexec import DATA_STDIN, HEADER
 
 
 @pytest.mark.parametrize("left", range(mux.LEAST_ROOM + 2))
@@ -103,4 +105,36 @@ def test_a_service_whose_end_meets_little_room_ends_all_the_same(left: int) -> N
     out = b"".join(bytes(view) for _kind, view in side.feed(heard[start:]))
     assert out == b"said at the end" and side.status() == 5
     theirs.close()
+    loop.close()
+
+
+def test_input_that_came_before_its_caller_was_killed_reaches_the_service() -> None:
+    """More than the pipe holds: the rest waits in the call until the service reads it."""
+    loop = Loop()
+    ours, theirs = socket.socketpair()
+    stdin, stdout = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+    ServiceCall.of_program(loop, SocketStream(loop, ours), stdin[1], stdout[0], None)
+    sent = b"".join(HEADER.pack(DATA_STDIN, 50_000) + bytes(50_000) for _ in range(4))
+    theirs.setblocking(False)
+    while sent:
+        with contextlib.suppress(BlockingIOError):
+            sent = sent[theirs.send(sent) :]
+        loop.once(0.01)
+    for _ in range(10):
+        loop.once(0)
+    theirs.close()
+    loop.once(0.1)
+    with pytest.raises(BrokenPipeError):
+        os.write(stdout[1], b"nobody reads this")
+    os.set_blocking(stdin[0], False)
+    got, ended = 0, False
+    while not ended:
+        loop.once(0.01)
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(stdin[0], 65536)
+            got += len(data)
+            ended = not data
+    assert got == 200_000
+    os.close(stdin[0])
+    os.close(stdout[1])
     loop.close()
