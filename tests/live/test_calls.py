@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,3 +215,34 @@ def test_methods_of_the_api_are_services_of_this_host(world: World, usable: str)
 def test_a_command_without_input_and_output_runs(world: World, usable: str) -> None:
     world.run("qrexec-client", "-e", "-d", usable, "user:echo ran > ~/ran-by-e")
     wait_for(lambda: world.inside(usable, "cat ~/ran-by-e", status=None) == "ran")
+
+
+def test_an_interrupt_reaches_the_program_and_detached_ones_go_on(world: World, usable: str) -> None:
+    """As on a terminal that is closed: the command gets SIGHUP, also when it only sleeps."""
+
+    def runs(mark: str) -> bool:
+        return (
+            world.inside(usable, f"cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'slee[p] {mark}'", status=None)
+            != "0"
+        )
+
+    def ended(words: list[str], mark: str) -> subprocess.Popen[bytes]:
+        tool = subprocess.Popen(words, env=world.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        wait_for(lambda: runs(mark))
+        tool.send_signal(signal.SIGINT)
+        tool.wait(30)
+        return tool
+
+    interrupted = ended(["qvm-run", "-p", usable, "sleep 4321; echo never"], "4321")
+    assert interrupted.returncode == 130
+    wait_for(lambda: not runs("4321"))
+    # Killed, not interrupted; and a command that reads its input sees the end of it.
+    killed = subprocess.Popen(["qvm-run", "-p", usable, "sleep 4322"], env=world.environment, stdin=subprocess.PIPE)
+    wait_for(lambda: runs("4322"))
+    killed.kill()
+    killed.wait(30)
+    wait_for(lambda: not runs("4322"))
+    # Without -p nothing is joined to the tool: what it began goes on.
+    ended(["qvm-run", usable, "sleep 4323"], "4323")
+    assert runs("4323")
+    world.inside(usable, "kill $(grep -als 'slee[p].4323' /proc/[0-9]*/cmdline | cut -d/ -f3)", status=None)

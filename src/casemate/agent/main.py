@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 RUN = "/run/qubes"
 _POLL_SECONDS = 0.02
+_COMMANDS = ("qubes.VMShell", "qubes.VMExec", "qubes.VMRootShell", "qubes.VMRootExec")
+"""Services that run a person's command: it is hung up when the person's end goes. Others clean up by themselves."""
 
 
 class Agent:
@@ -171,9 +173,10 @@ class Agent:
 
     def _start(self, stream: MuxStream, found: Service) -> None:
         pid, stdin, stdout, stderr = self._spawn(found)
-        self._children.add(
-            pid, ServiceCall.of_program(self._loop, stream, stdin, stdout, stderr, look=self._children.look).exited
-        )
+        call = ServiceCall.of_program(self._loop, stream, stdin, stdout, stderr, look=self._children.look)
+        if found.path.rpartition("/")[2] in _COMMANDS:
+            call.on_hang_up = lambda: _hang_up(pid)
+        self._children.add(pid, call.exited)
 
     def _spawn(self, found: Service) -> tuple[int, int, int, int | None]:
         account = self._account(found.user)
@@ -217,6 +220,14 @@ class Agent:
     def _requested(self, sock: socket.socket, kind: int, body: bytes) -> None:
         self._calls.use(self._channel if self._channel is not None and self._channel.mux.connected else None)
         self._calls.add(CALL + message(kind, body), sock)
+
+
+def _hang_up(group: int) -> None:
+    """What a terminal that is closed does to the programs on it; ``group`` leads a session of its own."""
+    try:
+        os.killpg(group, signal.SIGHUP)
+    except ProcessLookupError:
+        pass  # it has just ended
 
 
 def main(argv: list[str]) -> int:

@@ -76,6 +76,9 @@ class ServiceCall(Handler):
         self._outputs = {DATA_STDOUT}
         self._status: int | None = None
         self._done = False
+        self._input_open = True
+        self.on_hang_up: Callable[[], None] = _nothing
+        """Called when the caller has gone while it still held the service's input open, as a terminal does."""
         stream.handler = self
         service.handler = _Output(self, stream, DATA_STDOUT)
         if stderr is not None:
@@ -121,7 +124,15 @@ class ServiceCall(Handler):
             self.input_ended()
 
     def on_eof(self) -> None:
+        # A caller that has no more input says so by a message and stays for the exit status. One whose stream ends has
+        # gone: it was interrupted, or killed.
+        self._hang_up()
         self.input_ended()
+
+    def _hang_up(self) -> None:
+        if self._input_open and self._status is None:
+            self._input_open = False
+            self.on_hang_up()
 
     def on_room(self) -> None:
         self._service.resume()
@@ -130,6 +141,7 @@ class ServiceCall(Handler):
 
     def on_abort(self, why: str) -> None:
         if not self._done:
+            self._hang_up()
             self._service.finish()
             self._end()
 
@@ -137,6 +149,7 @@ class ServiceCall(Handler):
 
     def input_ended(self) -> None:
         """The caller sends no more."""
+        self._input_open = False
         self._service.eof()
 
     def output_ended(self, kind: int) -> None:
