@@ -91,3 +91,14 @@ def test_a_qube_in_another_pool_starts_and_clones_to_a_third(world: World, drive
     world.run("qvm-pool", "remove", pool)
     spool = world.settings.state / "spool"
     assert not spool.exists() or list(spool.iterdir()) == []
+
+
+def test_templates_and_kernels_are_closed_to_other_users(world: World, usable: str) -> None:
+    """Volumes and kernels are read by the group of all qubes alone, built images by nobody but the daemon."""
+    state, cache = world.settings.state, world.settings.cache
+    group = next((state / "pools" / "default" / TEMPLATE).glob("root.qcow2")).stat().st_gid
+    kernels = [path for path in (state / "kernels").rglob("*") if path.is_file()]
+    assert kernels
+    for path in kernels:
+        assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o640, group), path
+    assert stat.S_IMODE((cache / "templates").stat().st_mode) == 0o700

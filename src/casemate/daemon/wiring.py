@@ -159,7 +159,7 @@ def build(
         volumes=volumes,
         pools=pools,
         devices=devices,
-        templates=Templates(settings, runner, store, creator, volumes, files),
+        templates=Templates(settings, runner, store, creator, volumes, files, accounts),
         host=HostStatus(settings, acceleration, states, policy, accounts, runner),
         permissions=Permissions(policy, systems),
         guests=guests,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from casemate.engine.accounts import Accounts
 from casemate.engine.create import Creator
 from casemate.engine.qube_files import QubeFiles
 from casemate.host.files import copy_file
@@ -41,6 +43,7 @@ class Templates:
         creator: Creator,
         volumes: RootImport,
         files: QubeFiles,
+        accounts: Accounts,
     ) -> None:
         self._settings = settings
         self._runner = runner
@@ -48,6 +51,7 @@ class Templates:
         self._creator = creator
         self._volumes = volumes
         self._files = files
+        self._accounts = accounts
 
     async def install(self, name: str, recipe: Recipe) -> None:
         """A new template of a recipe, from the cache of built images if it is there.
@@ -110,7 +114,10 @@ class Templates:
             # A template of a later build has the same kernel but perhaps a newer first program in its initrd.
             temporary = directory / f".{target}.new"
             copy_file(Path(source), temporary)
-            temporary.chmod(0o644)
+            group = self._accounts.group
+            if group is not None:
+                os.chown(temporary, 0, group)
+            temporary.chmod(0o640)  # the machines' users are in the group; nobody else reads it
             temporary.replace(directory / target)
 
 

@@ -116,6 +116,10 @@ async def build_template(
 
     ``fresh`` bootstraps anew, for newer packages.
     """
+    # For the daemon alone: a recipe may put secrets into a template. Qubes get copies.
+    images = settings.cache / "templates"
+    images.mkdir(mode=0o700, parents=True, exist_ok=True)
+    images.chmod(0o700)
     base = await _base_image(settings, runner, recipe, progress, fresh)
     with tempfile.TemporaryDirectory(prefix="casemate.") as work:
         programs = [await compile_static(runner, source, Path(work)) for source in ("run_as.c", "tools.c")]
