@@ -102,3 +102,12 @@ def test_templates_and_kernels_are_closed_to_other_users(world: World, usable: s
     for path in kernels:
         assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o640, group), path
     assert stat.S_IMODE((cache / "templates").stat().st_mode) == 0o700
+
+
+def test_a_running_link_is_confined(world: World, usable: str) -> None:
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{world.link_pid(usable)}/status").read_text().splitlines()
+    )
+    assert status["Uid"].split()[0] != "0" and status["Groups"].split() == []
+    assert status["NoNewPrivs"].strip() == "1" and status["Seccomp"].strip() == "2"
+    assert int(status["CapEff"], 16) == 0

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from casemate.link.confine import become, confine
 from casemate.link.link import Link
 
 _MAX_DESCRIPTION = 8 << 20
@@ -18,9 +19,8 @@ def main() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.umask(0o077)
     if description["uid"] is not None:
-        os.setgroups([])
-        os.setgid(description["gid"])
-        os.setuid(description["uid"])
+        become(description["uid"], description["gid"])
+    confine()
     link = Link(description["name"], description["directory"], description["database"])
     del description
     link.connect()
