@@ -52,8 +52,14 @@ DEVICE_CLASS = replace(
 
 def install_kernel(target: Path) -> None:
     """A kernel with USB where qubes find their kernels: fetched by this host's apt, our initramfs beside it."""
-    depends = subprocess.run(["apt-cache", "depends", PACKAGE], capture_output=True, text=True, check=True).stdout
-    package = next(line.split()[1] for line in depends.splitlines() if "Depends: linux-image-" in line)
+
+    def kernels() -> list[str]:
+        depends = subprocess.run(["apt-cache", "depends", PACKAGE], capture_output=True, text=True).stdout
+        return [line.split()[1] for line in depends.splitlines() if "Depends: linux-image-" in line]
+
+    if not kernels():  # a fresh machine has no lists of packages yet
+        subprocess.run(["apt-get", "-q", "update"], check=True)
+    package = kernels()[0]
     release = package.removeprefix("linux-image-")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
