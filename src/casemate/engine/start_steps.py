@@ -91,6 +91,19 @@ class DirectoryStep:
         shutil.rmtree(self._settings.qube_run(domain.name), ignore_errors=True)
 
 
+LEAST_MEMORY = 80
+"""MiB. With 64 a lean guest of Debian 12 panics while its kernel starts; with 80 it answers."""
+
+
+def _check_memory(domain: Domain) -> None:
+    """StartError for a memory that cannot do, before libvirt or the guest's kernel fail in words of their own."""
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    if domain.memory < LEAST_MEMORY:
+        raise StartError(f"{domain.memory} MiB of memory are too little: {LEAST_MEMORY} are needed (property memory)")
+    if domain.memory > here:
+        raise StartError(f"it needs {domain.memory} MiB of memory, and this host has {here}: lower its property memory")
+
+
 class MachineStep:
     """The virtual machine itself, created paused."""
 
@@ -114,6 +127,7 @@ class MachineStep:
     async def up(self, start: Start) -> None:
         """Define it anew and create it."""
         domain = start.domain
+        _check_memory(domain)
         kind = (await self._acceleration.get()).kind
         owner, controllers = self._accounts.of(domain), self._controllers(domain)
         spec = machine_spec(self._settings, domain, start.disks, kind, owner, controllers)

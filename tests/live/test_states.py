@@ -1,4 +1,4 @@
-"""A paused qube: what is asked of it, and its clock when it goes on."""
+"""What is asked of qubes in odd states: paused ones, and ones whose memory cannot do."""
 
 from __future__ import annotations
 
@@ -34,3 +34,12 @@ def test_a_paused_qube_refuses_and_says_why(world: World, usable: str) -> None:
     finally:
         world.run("qvm-unpause", usable)
     assert world.inside(usable, "echo on") == "on"
+
+
+def test_memory_that_cannot_do_is_refused_in_words(world: World, usable: str) -> None:
+    world.run("qvm-create", "--label", "red", "sized")
+    for memory, said in (("10", b"10 MiB of memory are too little"), ("1000000", b"needs 1000000 MiB of memory")):
+        world.run("qvm-prefs", "sized", "memory", memory)
+        done = world.run("qvm-start", "sized", status=1)
+        assert said in done.stderr and b"property memory" in done.stderr, done.stderr
+    world.run("qvm-remove", "-f", "sized")
