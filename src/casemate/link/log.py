@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 import time
 
@@ -10,6 +12,9 @@ from casemate.wire.errors import printable
 LOG_LINES_PER_SECOND = 20
 """Limit of a qube's channel (a second): lines that a link logs. What is beyond is counted and left out: what a qube can
 have us write must not fill a disk."""
+
+LOG_BYTES = 1 << 20
+"""Limit of a qube's channel (bytes): a link's log. A full one begins anew: what a qube does now matters most."""
 
 
 class Log:
@@ -31,6 +36,15 @@ class Log:
             self._write(printable(text))
 
     def _write(self, text: str) -> None:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        sys.stderr.write(f"{stamp} {self._name}: {text}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self._name}: {text}\n"
+        if self._size() + len(line) > LOG_BYTES:
+            os.ftruncate(2, 0)  # opened for appending: what comes next begins the file
+            line = f"{self._name}: the log was full, what it had is gone\n{line}"
+        sys.stderr.write(line)
         sys.stderr.flush()
+
+    @staticmethod
+    def _size() -> int:
+        """Bytes of the log so far; 0 where it is no file, as on a terminal."""
+        status = os.fstat(2)
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
