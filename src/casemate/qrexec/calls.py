@@ -33,8 +33,8 @@ MAX_REPORT = 2048
 MAX_BACKLOG = 1 << 20
 """Bytes that wait for a watcher to read them. One that has more is disconnected."""
 LINES_PER_SECOND, LINES_AT_ONCE = 0.1, 50.0
-"""Refusals of one qube that are logged: per second in the long run, and at once. The others are counted in the next line.
-The daemon's log keeps 3 MiB; at this rate one qube needs days to push out what was written about others."""
+"""Refusals of one qube that are logged: per second in the long run, and at once. The others are counted in the next
+line. The daemon's log keeps 3 MiB; at this rate one qube needs days to push out what was written about others."""
 _FAILED = {125: "cannot be run", 127: "no such service"}
 """Exit statuses by which a target's agent says that it could not run the service."""
 _KEYS = frozenset({"id", "phase", "at", "source", "service", "argument", "target", "why", "cause", "status", "final"})
