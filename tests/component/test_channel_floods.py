@@ -218,7 +218,7 @@ def test_violations_are_counted_once_each_and_never_forgotten(tmp_path: Path) ->
 
 
 def test_ready_is_said_once_a_session(flooder: Flooder) -> None:
-    flooder.sock.setblocking(True)
+    flooder.sock.settimeout(30)
     flooder.sock.sendall(flooder.open(READY + b"{}"))
     while flooder.sock.recv(1 << 16):
         pass

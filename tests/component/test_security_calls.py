@@ -28,6 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.agent import service as agent_service
+from casemate.link.log import LOG_LINES_PER_SECOND
 from casemate.qrexec.files import PolicyFiles
 from casemate.streams.channel import Channel
 from casemate.streams.loop import Loop
@@ -610,12 +611,44 @@ def test_lesson_L16_all_256_bytes_on_a_terminal_and_in_a_log(tmp_path: Path) -> 
 
 
 def test_lesson_L16_a_flood_of_complaints_is_cut(lone: Rig) -> None:
+    """Twelve hundred refusals within seconds: some lines of each second are written, the others counted."""
     guest = RawGuest(lone)
-    for _ in range(150):
-        guest.ask(trigger(service=b"bad name \x1b[2J\0"))
+    body = trigger(service=b"bad name \x1b[2J\0")
+    begin = time.monotonic()
+    for _ in range(12):
+        answers = [Answer() for _ in range(100)]
+        for answer in answers:
+            stream = guest.channel.open(CALL + struct.pack("<II", qrexec.TRIGGER_SERVICE4, len(body)) + body, answer)
+            stream.eof()  # so that it ends: only so many may be open
+        guest.until(lambda found=answers: all(one.ended for one in found), 60)  # type: ignore[misc]
+    seconds = int(time.monotonic() - begin) + 2  # of the clock, with parts of one at both ends
     lines = log_of(lone).splitlines()
+    assert not guest.lost, "the flood was to be cut, not the channel"
     assert all(line.isascii() and b"\x1b" not in line for line in lines)
-    assert len(lines) < 150
+    # A line more a second says how many were left out; what the link says of its session comes first.
+    assert len(lines) <= (LOG_LINES_PER_SECOND + 1) * seconds + 1
+    assert sum(b"refused: " in line for line in lines) >= LOG_LINES_PER_SECOND // 2, "some of it must be told"
+    guest.sock.close()
+
+
+def test_what_a_qube_sends_before_the_broker_has_answered_ends_its_call(lone: Rig) -> None:
+    """The link keeps nothing for a call that may be refused, so the first byte ends it; an answer comes too late."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(lone.directory / "broker.sock"))
+    listening.listen()
+    listening.settimeout(30)
+    guest = RawGuest(lone)
+    body, answer = trigger(), Answer()
+    stream = guest.channel.open(CALL + struct.pack("<II", qrexec.TRIGGER_SERVICE4, len(body)) + body, answer)
+    broker = listening.accept()[0]
+    broker.settimeout(30)
+    assert b"test.Ok" in broker.recv(4096)
+    stream.write(b"early")
+    guest.until(lambda: answer.ended or guest.lost, 30)
+    assert answer.ended and not answer.data and not guest.lost
+    assert broker.recv(1) == b"", "the link has given the call up"
+    broker.close()
+    listening.close()
     guest.sock.close()
 
 

@@ -64,9 +64,11 @@ class World:
         self.broker = Broker(
             self.settings, self.listener, self.policy, self.info,
             SimpleNamespace(is_running=self._is_running, start=self._start),
-            SimpleNamespace(create=self._make, end=self._remove), self._never,
+            SimpleNamespace(create=self._make, end=self._remove), self._run_on_host,
             self.prompters.ask, self.calls, self.prompters.notify,
         )  # fmt: skip
+        self.on_host: list[tuple[str, ...]] = []
+        """What this host was asked for: (source, service, argument, target)."""
         self.made = 0
         """How often a disposable was asked for."""
         self.starting = asyncio.Event()
@@ -100,8 +102,8 @@ class World:
     def _is_running(self, name: str) -> bool:
         return name in ("vault", "relay") and self.starting.is_set()
 
-    async def _never(self, *_: object) -> Any:
-        raise AssertionError("not asked for here")
+    async def _run_on_host(self, _stream: socket.socket, *about: str) -> None:
+        self.on_host.append(about)
 
     async def __aenter__(self) -> World:
         await self.call_sockets.open()

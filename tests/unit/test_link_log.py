@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from casemate.link.log import LOG_BYTES, LOG_LINES_PER_SECOND
+import pytest
+
+from casemate.link.log import LOG_BYTES, LOG_LINES_PER_SECOND, Log
 
 SCRIPT = """
 import time
@@ -35,3 +38,23 @@ def test_a_flood_is_cut(tmp_path: Path) -> None:
     lines = written(tmp_path / "link.log", lines=LOG_LINES_PER_SECOND, count=1000, length=5).splitlines()
     # The thousand lines may fall into two seconds, or three on a busy machine.
     assert LOG_LINES_PER_SECOND <= len(lines) < 5 * LOG_LINES_PER_SECOND
+
+
+def test_a_flood_is_cut_and_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    log = Log("work")
+    for number in range(LOG_LINES_PER_SECOND + 130):
+        log(f"line {number}")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == LOG_LINES_PER_SECOND and lines[-1].endswith(f"work: line {LOG_LINES_PER_SECOND - 1}")
+    now += 1
+    log("later")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("work: ")[2] for line in lines] == ["suppressed 130 lines", "later"]
+
+
+def test_a_line_is_one_line_of_printable_text(capsys: pytest.CaptureFixture[str]) -> None:
+    Log("work")("a\nb\x1b[2J\r\u202ec")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.isascii() and "\x1b" not in said and "\r" not in said

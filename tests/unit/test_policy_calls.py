@@ -15,6 +15,7 @@ from casemate.qrexec import broker as brokering
 from casemate.qrexec import calls as calling
 from casemate.qrexec import listener as listening
 from casemate.qrexec.call_sockets import policy_state
+from casemate.qrexec.decide import Permissions
 from casemate.qrexec.policy_socket import parse_request
 from casemate.wire.errors import CallRefusedError, ProtocolError
 from tests.fakes.broker import ALLOW, DENY, POLICY, UUID, Peer, World, run
@@ -157,6 +158,28 @@ def test_requests_to_the_policy_are_understood_or_refused(data: bytes) -> None:
     lines = data[:-2].split(b"\n")
     assert len(lines) == len({line.partition(b"=")[0] for line in lines})
     assert found.source in ("work", "@adminvm") and found.service == "a"
+
+
+def test_a_rule_for_all_services_gives_no_power_over_the_target(tmp_path: Path) -> None:
+    """Only a rule that names a service of the Admin API, or sends it to the host, lets a qube call it."""
+
+    async def work(world: World) -> None:
+        permissions = Permissions(world.policy, world.info)
+        start = ("work", "admin.vm.Start", "", "vault")
+        for rule in ("* * work vault allow", "* * work @anyvm allow", "* * @anyvm @anyvm allow target=vault"):
+            world.file.write_text(rule)
+            assert await world.call("admin.vm.Start") == DENY
+            assert await world.call("policy.Get") == DENY
+            assert not permissions.allows(*start), rule
+            assert await world.call("test.Other") == ALLOW
+            assert b"test.Other" in await world.heard.get(), "another service is the qube's own"
+        assert world.on_host == [] and world.heard.empty(), "neither this host nor the qube has heard of the others"
+        for rule in ("admin.vm.Start * work vault allow", "* * work vault allow target=@adminvm"):
+            world.file.write_text(rule)
+            assert await world.call("admin.vm.Start") == ALLOW
+            assert world.on_host.pop() == start and permissions.allows(*start), rule
+
+    run(work, tmp_path)
 
 
 def test_a_call_to_a_remote_qube_goes_to_its_relay(tmp_path: Path) -> None:

@@ -502,6 +502,22 @@ def test_client(server: Server, tmp_path: Path) -> None:
         assert len(db.multiread("/many/")) == 500
 
 
+def test_a_new_connection_to_a_database_has_nothing_of_the_old(server: Server, tmp_path: Path) -> None:
+    """Neither an answer that was on its way, nor a change that nobody has asked about yet."""
+    with QubesDB(tmp_path / "qubesdb.sock") as db:
+        db.watch("/w")
+        db.write("/w", b"1")
+        db.write("/a", b"2")
+        assert db.read("/a") == b"2"
+        db.refresh()
+        assert db.read_watch(0) is None
+        db.watch("/a")
+        with server.lock:
+            server.database.write("/a", b"4")
+        assert db.read_watch(10) == "/a"
+        assert db.read("/a") == b"4"
+
+
 def test_a_database_that_is_gone_is_an_error_at_once(server: Server, tmp_path: Path) -> None:
     db, waiting = QubesDB(tmp_path / "qubesdb.sock"), QubesDB(tmp_path / "qubesdb.sock")
     db.write("/a", b"1")

@@ -8,13 +8,14 @@ import struct
 import threading
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.agent import unpack
-from casemate.filecopy.unpack import Unpacker
+from casemate.filecopy.unpack import SPARE, Unpacker
 from casemate.wire import qfile
 from casemate.wire.errors import ProtocolError
 from casemate.wire.qfile import FileError
@@ -265,6 +266,17 @@ def test_lesson_L17_limits_are_exact(tmp_path: Path) -> None:
     (tmp_path / "in/d").rmdir()
     assert Receiver(tmp_path, stream, max_bytes=999, max_files=3).code == qfile.EDQUOT
     assert Receiver(tmp_path, stream, max_bytes=1000, max_files=2).code == qfile.EDQUOT
+
+
+def test_lesson_L17_the_receivers_disk_is_never_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SPARE bytes stay free: a file that would leave one less is refused before its content comes."""
+    size = 2 << 20
+    stream = entry(b"f", FILE, b"x" * size) + qfile.END
+    for free, code in ((size + SPARE, 0), (size + SPARE - 1, qfile.ENOSPC)):
+        monkeypatch.setattr(os, "fstatvfs", lambda _fd, free=free: SimpleNamespace(f_bavail=free, f_frsize=1))
+        done = Receiver(tmp_path, stream)
+        assert (done.code, done.names()) == (code, [] if code else ["f"])
+        (tmp_path / "in/f").unlink(missing_ok=True)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

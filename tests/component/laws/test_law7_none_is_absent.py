@@ -6,13 +6,16 @@ import ast
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 import casemate
+from casemate.engine.accounts import Accounts
 from casemate.engine.machine import TARGETS, machine_spec
+from casemate.engine.start_steps import VolumesStep
+from casemate.engine.steps import Start
 from casemate.host.domain_xml_qemu import qemu_xml
 from casemate.host.hypervisor import Disk
 from casemate.host.process import Runner
@@ -24,6 +27,7 @@ from casemate.model.system import System
 from casemate.model.volumes import KEPT_PRIVATE, KEPT_ROOT, VOLATILE, VOLUME_NAMES, Volume, VolumeRule
 from casemate.settings import Settings
 from casemate.storage.drivers import load as load_drivers
+from casemate.storage.pool import Image
 from casemate.storage.pools import Pools
 from casemate.store import layout, reader, writer
 from casemate.store.store import Store
@@ -120,6 +124,29 @@ async def _through_storage(system: System, qube: Domain, missing: str, directory
             await pools.of(volume).remove(volume)
     after = {path for path in (directory / "state").rglob("*") if path.is_file()}
     assert after == before, "something is left"
+
+
+def test_a_start_and_a_stop_skip_what_is_none(tmp_path: Path) -> None:
+    """The step of a start asks no pool for a volume that is not there."""
+    asked: list[str] = []
+
+    class Pool:
+        async def start(self, volume: Volume, owner: object, shared: bool) -> Image:
+            asked.append(f"start {volume.name}")
+            return Image(tmp_path / volume.name, "raw")
+
+        async def stop(self, volume: Volume) -> None:
+            asked.append(f"stop {volume.name}")
+
+    settings = Settings(tmp_path, tmp_path / "run", tmp_path / "cache")
+    step = VolumesStep(SimpleNamespace(of=lambda volume: Pool()), Accounts(settings, root=False))  # type: ignore[arg-type]
+    qube = SimpleNamespace(klass="AppVM", volumes={"root": None, "private": _small().domains["base"].volume("private")})
+    qube.volumes |= {"volatile": None, "kernel": None}
+    start = Start(qube, lambda event: None)  # type: ignore[arg-type]
+    asyncio.run(step.up(start))
+    assert asked == ["start private"] and list(start.disks) == ["private"]
+    asyncio.run(step.down(qube))  # type: ignore[arg-type]
+    assert asked == ["start private", "stop private"]
 
 
 def test_a_volume_that_should_be_there_is_missed(tmp_path: Path) -> None:
