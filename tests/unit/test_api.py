@@ -302,6 +302,15 @@ def test_a_fault_of_ours_travels_as_an_id(
     assert dispatch.reply_to(ValueError("x"), None).startswith(b"2\0QubesException\0\0Internal error")
 
 
+def test_a_qube_is_not_told_what_is_missing() -> None:
+    """A name may be gone between the policy's decision and the lookup: the answer is that of a refusal."""
+    request = admin.parse_request(admin.build_request("admin.vm.Start", "", "gone", source="work"))
+    missing = dispatch.reply_to(NotFoundError("No such qube: gone"), request)
+    assert missing == dispatch.reply_to(PermissionDeniedError(), request) and b"gone" not in missing
+    ours = admin.parse_request(admin.build_request("admin.vm.Start", "", "gone"))
+    assert b"gone" in dispatch.reply_to(NotFoundError("No such qube: gone"), ours), "a person is told"
+
+
 def test_events_in_upstreams_order(qubes: Qubes, daemon: FakeDaemon) -> None:
     with qubes.transport.events(timeout=20) as events, qubes.transport.events("work", timeout=20) as of_work:
         assert events.next(20) == ("", "connection-established", {})

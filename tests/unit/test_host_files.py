@@ -76,6 +76,9 @@ def test_remove_does_not_follow_links(tmp_path: Path) -> None:
     (tmp_path / "tree" / "link").symlink_to(tmp_path / "kept")
     remove_tree(tmp_path / "tree")
     remove_tree(tmp_path / "tree")
+    (tmp_path / "tree").symlink_to(tmp_path / "kept")
+    remove_tree(tmp_path / "tree")
+    assert not (tmp_path / "tree").is_symlink()
     assert (tmp_path / "kept" / "file").exists()
 
 

@@ -133,6 +133,9 @@ def test_requests_for_disposables() -> None:
 def test_a_call_without_target_goes_nowhere_by_itself() -> None:
     assert allowed("* * * * allow", "") is None
     assert allowed("* * * * allow", "missing") is None
+    # A qube that does not exist counts as no target, so a caller cannot find out by this rule which exist.
+    assert allowed("svc * * @default allow target=vault", "missing") == "vault"
+    assert allowed("svc * * missing allow target=vault", "missing") is None
     with pytest.raises(PolicyError):
         policy("svc * * @default allow")
 

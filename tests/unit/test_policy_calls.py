@@ -18,7 +18,7 @@ from casemate.qrexec.call_sockets import policy_state
 from casemate.qrexec.decide import Permissions
 from casemate.qrexec.policy_socket import parse_request
 from casemate.wire.errors import CallRefusedError, ProtocolError
-from tests.fakes.broker import ALLOW, DENY, POLICY, UUID, Peer, World, run
+from tests.fakes.broker import ALLOW, DENY, POLICY, UUID, Peer, World, answer, run
 
 
 def test_a_watcher_sees_every_step_and_every_cause(tmp_path: Path) -> None:
@@ -113,6 +113,15 @@ def test_a_link_that_floods_the_broker_gets_no_further(tmp_path: Path, monkeypat
             connection.close()
         await world.until(lambda: not world.listener._waiting)
         assert [await world.call("ok") for _ in range(5)] == [ALLOW] * 3 + [DENY] * 2
+
+    run(work, tmp_path)
+
+
+def test_a_request_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        for more, expected in ((0, ALLOW), (listening.MAX_REQUEST, DENY)):
+            with await world.connect("ok", padding="x" * more) as connection:
+                assert await answer(connection) == expected
 
     run(work, tmp_path)
 

@@ -240,6 +240,43 @@ def test_forged_header_is_refused_and_nothing_is_written_elsewhere(pool: Qcow2Po
     asyncio.run(scenario())
 
 
+def test_forged_header_of_a_half_merged_volume_is_refused(pool: Qcow2Pool, place: Path) -> None:
+    """What a killed daemon left is checked again: its machine may have written it until then."""
+
+    async def scenario() -> None:
+        await imported(pool, place)
+        victim = place.parent / "victim"
+        victim.write_bytes(bytes(MIB))
+        image = await pool.start(template_root, TEMPLATE, True)
+        await write(image, 0x99, TEMPLATE)
+        forge_backing(image.path, bytes(victim))
+        image.path.rename(image.path.with_name("root.merge.qcow2"))
+        with pytest.raises(StorageError, match="names another file"):
+            await pool.stop(template_root)
+        assert victim.read_bytes() == bytes(MIB)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_forged_header_of_a_volume_that_others_read_is_refused(pool: Qcow2Pool, place: Path, keep: int) -> None:
+    """Then changes are copied and not merged, by another tool, which would read what the header names."""
+
+    async def scenario() -> None:
+        await imported(pool, place)
+        secret, volume = place.parent / "secret", replace(template_root, revisions_to_keep=keep)
+        secret.write_bytes(bytes(MIB))
+        image = await pool.start(volume, TEMPLATE, True)
+        await pool.start(work_root, WORK, False)
+        await write(image, 0x99, TEMPLATE)
+        forge_backing(image.path, bytes(secret))
+        with pytest.raises(StorageError, match="names another file"):
+            await pool.stop(volume)
+        assert await holds(pool.path(volume), 0x11)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("at", "value"),
     [(0, b"QFX\xfb"), (4, struct.pack(">I", 2)), (32, struct.pack(">I", 1)), (72, struct.pack(">Q", 4))],
