@@ -1,7 +1,7 @@
 # The two commands: make run, make test. Everything else is for work on Casemate itself (see HACKING.md).
 PYTHON = .venv/bin/python
 
-.PHONY: help setup setup-tests run test test-full test-root test-busy test-windows check fix bench clean docs fuzz
+.PHONY: help setup setup-tests run test test-full test-root test-busy test-windows check fix bench clean docs fuzz mutants
 
 help: ## show what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,9 @@ bench: setup ## measure, as ratios within one run; the table goes to docs/refere
 fuzz: setup ## fuzz each parser and state machine, a minute each (SECONDS=600 for ten)
 	@$(PYTHON) -m pip install --quiet --requirement packaging/requirements-fuzz.txt
 	@$(PYTHON) -m tests.fuzz --seconds $(or $(SECONDS),60)
+
+mutants: setup-tests ## take each protection out of a copy of the code and see the tests fail that hold it
+	@$(PYTHON) -m tests.mutants $(IDS)
 
 docs: setup ## write the generated reference pages anew
 	@$(PYTHON) -m casemate.api.reference docs/reference

@@ -38,6 +38,7 @@ def test_a_link_keeps_neither_root_nor_a_group_of_the_daemon() -> None:
             assert (status["Uid"], status["Gid"]) == ([str(UID)] * 4, [str(GID)] * 4)
             assert status["Groups"] == []
             assert {int(status[name][0], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}
+            assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"])
             for name in ("link.sock", "qubesdb.sock"):
                 found = (directory / name).stat()
                 assert (found.st_uid, found.st_mode & 0o777) == (UID, 0o600)

@@ -50,6 +50,7 @@ def test_good_host_has_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "path", "text", "said"),
     [
+        ("H1", "sys/devices/system/cpu/vulnerabilities/l1tf", "Vulnerable\n", "l1tf"),
         ("H1", "sys/devices/system/cpu/vulnerabilities/srso", "Vulnerable: Safe RET, no microcode", "srso"),
         (
             "H1",
