@@ -109,7 +109,7 @@ MUTANTS = (
         "            for domain in connection.listAllDomains():\n"
         "                connection.defineXMLFlags(domain.XMLDesc(0), 0)",
         ("tests/component/laws/test_law1_lazy_definition.py"
-         "::test_looking_defines_nothing_and_starting_defines_again",), 
+         "::test_looking_defines_nothing_and_starting_defines_again",),
     ),
     Mutant(
         "our-environment-leaks", "nothing of our environment reaches programs", "src/casemate/host/process.py",
