@@ -7,11 +7,11 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from casemate.streams.channel import MAX_HELD, Channel
+from casemate.streams.channel import MAX_HELD, MAX_OWED, Channel
 from casemate.streams.loop import Loop
 from casemate.streams.mux_stream import MuxStream
 from casemate.streams.stream import LEAST_ROOM, WINDOW, Handler
@@ -270,4 +270,41 @@ def test_what_all_readers_of_a_guest_hold_is_bounded(loop: Loop) -> None:
         loop.once(0.01)
     for channel, sock in ((host, sockets[0]), (guest, sockets[1])):
         channel.close()
+        sock.close()
+
+
+def test_a_guest_that_does_not_read_what_it_is_owed_is_not_read_from(loop: Loop) -> None:
+    """What it asks for meanwhile stays in its own queue, and is served when it has read."""
+    ours, theirs = socket.socketpair()
+    asked: list[bytes] = []
+    host = Channel(loop, ours.fileno(), True, lambda _stream, payload: asked.append(payload), lambda: None, pytest.fail)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    guest = mux.Mux(host=False)
+    end = time.monotonic() + SECONDS
+
+    def read_until(condition: Callable[[], object]) -> None:
+        while not condition():
+            assert time.monotonic() < end
+            loop.once(0.01)
+            with contextlib.suppress(BlockingIOError):
+                for _event in guest.feed(theirs.recv(1 << 20)):
+                    pass
+            while guest.output:
+                theirs.sendall(bytes(guest.output.popleft()))
+
+    host.reset()
+    read_until(lambda: host.mux.connected)
+    while host.mux.pending <= MAX_OWED:
+        host.open(bytes(mux.MAX_PAYLOAD), Handler())
+    for number in range(10):
+        guest.open(b"%d" % number)
+    while guest.output:
+        theirs.sendall(bytes(guest.output.popleft()))
+    for _ in range(20):
+        loop.once(0.01)
+    assert asked == []
+    read_until(lambda: len(asked) == 10)
+    host.close()
+    for sock in (ours, theirs):
         sock.close()

@@ -43,6 +43,11 @@ MUTANTS = (
         ("tests/unit/test_mux.py::test_a_guest_that_never_answers_the_reset_but_sends_is_hung_up_on",),
     ),
     Mutant(
+        "channel-reads-on", "a peer that does not read is not read from", "src/casemate/streams/channel.py",
+        "elif self.mux.pending > MAX_OWED:", "elif False:",
+        ("tests/contract/test_streams.py::test_a_guest_that_does_not_read_what_it_is_owed_is_not_read_from",),
+    ),
+    Mutant(
         "channel-holds-on", "limit: what all readers of a qube hold", "src/casemate/streams/channel.py",
         "return self._held < MAX_HELD and not self._paced", "return not self._paced",
         ("tests/contract/test_streams.py::test_what_all_readers_of_a_guest_hold_is_bounded",),
