@@ -106,6 +106,21 @@ MUTANTS = (
         ("tests/unit/test_api.py::test_the_socket_is_its_owners_alone",),
     ),
     Mutant(
+        "host-socket-for-qubes", "V1", "src/casemate/api/permissions.py",
+        "if request.source != ADMIN:", "if False:",
+        ("tests/unit/test_api.py::test_every_method_says_what_it_does_and_asks_for_permission_first",),
+    ),
+    Mutant(
+        "host-socket-for-all-users", "V1", "src/casemate/api/permissions.py",
+        "if uid not in (0, os.geteuid()):", "if False:",
+        ("tests/unit/test_api.py::test_a_peer_is_root_or_the_daemons_own_user",),
+    ),
+    Mutant(
+        "too-many-connections", "limit: connections to the API", "src/casemate/api/server.py",
+        "if len(self._server.connections) > self._server.max_connections:", "if False:",
+        ("tests/unit/test_api.py::test_too_many_connections_are_told_so",),
+    ),
+    Mutant(
         "refusals-differ", "a qube cannot tell a missing qube from a hidden one", "src/casemate/api/dispatch.py",
         "error = PermissionDeniedError()", "pass",
         ("tests/unit/test_api.py::test_a_qube_is_not_told_what_is_missing",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -395,3 +396,24 @@ def test_subscriptions_are_bounded_and_dead_ones_make_room(qubes: Qubes) -> None
 def test_the_socket_is_its_owners_alone(daemon: FakeDaemon) -> None:
     assert daemon.socket.stat().st_mode & 0o777 == 0o600
     assert json.loads(exchange(daemon.socket, admin.build_request("admin.casemate.List"))[2:])[0]["name"] == "dom0"
+
+
+PEER = """
+import os, socket
+from casemate.api.permissions import check_peer
+from casemate.wire.errors import PermissionDeniedError
+if os.geteuid() == 0:
+    os.setuid(65534)
+ours, theirs = socket.socketpair()
+check_peer(ours)
+os.geteuid = lambda: 12345  # as if the daemon were somebody else's
+try:
+    check_peer(ours)
+except PermissionDeniedError:
+    print("refused")
+"""
+
+
+def test_a_peer_is_root_or_the_daemons_own_user() -> None:
+    """Whatever the mode of the socket: it may lie where a person has opened it for others."""
+    assert subprocess.run([sys.executable, "-c", PEER], capture_output=True, text=True).stdout == "refused\n"
