@@ -39,6 +39,9 @@ from casemate.wire.errors import (
 
 log = logging.getLogger(__name__)
 
+_UP = (PowerState.RUNNING, PowerState.PAUSED, PowerState.SUSPENDED)
+"""States between which a machine goes to and fro without being started or ended."""
+
 
 class Lifecycle:
     """Takes machines up and down, one operation at a time on each qube.
@@ -168,11 +171,11 @@ class Lifecycle:
         name = event.name
         async with self._locks[name]:
             before = self._states.of(name)
-            if before not in (PowerState.RUNNING, PowerState.PAUSED, PowerState.SUSPENDED):
+            if before not in _UP:
                 return  # on its way up or down, which ends with a state of its own
             info = await self._hypervisor.info(event.uuid)
-            if info is None or info.state is before:
-                return
+            if info is None or info.state is before or info.state not in _UP:
+                return  # a machine that has ended since is machine_ended's, which would find nothing left to do
             self._states.set_all([info])
             if info.state is PowerState.PAUSED:
                 log.warning("%s was paused by its machine: %s; then qvm-unpause", name, STUCK)
