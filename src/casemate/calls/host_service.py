@@ -8,8 +8,8 @@ import socket
 import sys
 
 from casemate.calls.children import exit_status
-from casemate.calls.service import ServiceCall
 from casemate.calls.spawn import PATH, spawn
+from casemate.calls.spliced import SplicedCall
 from casemate.streams.loop import READ, Loop
 from casemate.streams.socket_stream import SocketStream
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     loop = Loop()
     # What a service of the host writes to stderr is for the host's log, never for a qube.
     pid, stdin, stdout, _none = spawn(program, environment, None, with_stderr=False)
-    call = ServiceCall.of_program(loop, SocketStream(loop, sock), stdin, stdout, None, lambda _call: loop.stop())
+    call = SplicedCall.of_program(loop, SocketStream(loop, sock), stdin, stdout, None, lambda _call: loop.stop())
     pidfd = os.pidfd_open(pid)
 
     def reaped(mask: int) -> None:

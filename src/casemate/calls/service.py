@@ -21,15 +21,15 @@ def _nothing() -> None:
     pass
 
 
-class _Output(Handler):
+class Output(Handler):
     """Sends what the service writes to one of its outputs, each read as one message that is framed in place."""
 
-    __slots__ = ("_call", "_kind", "_space", "_stream")
+    __slots__ = ("_space", "_stream", "call", "kind")
 
     def __init__(self, call: ServiceCall, stream: Stream, kind: int) -> None:
-        self._call = call
+        self.call = call
+        self.kind = kind
         self._stream = stream
-        self._kind = kind
         self._space = memoryview(b"")
 
     def buffer(self) -> memoryview:
@@ -37,17 +37,17 @@ class _Output(Handler):
         return self._space[_MESSAGE:]
 
     def filled(self, count: int) -> None:
-        HEADER.pack_into(self._space, 0, self._kind, count)
+        HEADER.pack_into(self._space, 0, self.kind, count)
         self._stream.commit(_MESSAGE + count)
 
     def on_eof(self) -> None:
-        self._call.output_ended(self._kind)
+        self.call.output_ended(self.kind)
 
     def on_room(self) -> None:
         self._stream.resume()  # the service takes input again
 
     def on_abort(self, why: str) -> None:
-        self._call.output_ended(self._kind)
+        self.call.output_ended(self.kind)
 
 
 class ServiceCall(Handler):
@@ -58,6 +58,9 @@ class ServiceCall(Handler):
     as upstream does; then ``on_done`` is called. It also ends when the caller goes: the service reads what came before
     that, finds its input at its end, and nobody reads its output.
     """
+
+    output: type[Output] = Output
+    """What reads the service's outputs."""
 
     def __init__(
         self,
@@ -80,10 +83,10 @@ class ServiceCall(Handler):
         self.on_hang_up: Callable[[], None] = _nothing
         """Called when the caller has gone while it still held the service's input open, as a terminal does."""
         stream.handler = self
-        service.handler = _Output(self, stream, DATA_STDOUT)
+        service.handler = self.output(self, stream, DATA_STDOUT)
         if stderr is not None:
             self._outputs.add(DATA_STDERR)
-            stderr.handler = _Output(self, stream, DATA_STDERR)
+            stderr.handler = self.output(self, stream, DATA_STDERR)
         else:
             stream.writev(self._side.eof(DATA_STDERR))
 
@@ -114,8 +117,7 @@ class ServiceCall(Handler):
         try:
             events = self._side.feed(data)
         except ProtocolError:
-            self._stream.abort()
-            self.on_abort("it broke the protocol")
+            self.fail("it broke the protocol")
             return
         pieces = [view for kind, view in events if view]
         if pieces:
@@ -144,6 +146,11 @@ class ServiceCall(Handler):
             self._hang_up()
             self._service.finish()
             self._end()
+
+    def fail(self, why: str) -> None:
+        """Give the call up."""
+        self._stream.abort()
+        self.on_abort(why)
 
     # -- the service
 

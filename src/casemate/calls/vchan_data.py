@@ -94,6 +94,10 @@ class DataChannel(Handler):
         """See ``Stream``."""
         self._socket.commit(count)
 
+    def splice_message(self, head: bytes, pipe: int, count: int) -> bool:
+        """See ``Stream``."""
+        return self._early is None and not self._ended and self._socket.splice_message(head, pipe, count)
+
     def resume(self) -> None:
         """See ``Stream``."""
         self._socket.resume()
@@ -120,6 +124,9 @@ class DataChannel(Handler):
         if self._hello is None and not self._ended:
             return self.handler.buffer()
         return _HELLO[: _HELLO_SIZE - len(self._hello or b"")]
+
+    def take(self, fd: int) -> bool:
+        return self._hello is None and not self._ended and self.handler.take(fd)
 
     def filled(self, count: int) -> None:
         if self._hello is None:

@@ -111,6 +111,38 @@ class DescriptorStream:
         """See ``Stream``."""
         self.write(_SPACE[:count])
 
+    def splice_in(self, fd: int, most: int) -> int:
+        """Move at most ``most`` bytes from another descriptor to ours without reading them; how many were moved.
+
+        0 when nothing could be moved now: the caller then reads and writes as usual, which tells why.
+        """
+        if self._output or not self._write_open or self._eof:
+            return 0
+        try:
+            return os.splice(fd, self._out, most, flags=os.SPLICE_F_NONBLOCK)
+        except OSError:
+            return 0
+
+    def splice_message(self, head: bytes, pipe: int, count: int) -> bool:
+        """See ``Stream``. What the descriptor does not take now is read and kept, as ``write`` does."""
+        if self._output or not self._write_open or self._eof:
+            return False
+        try:
+            sent = os.write(self._out, head)
+        except OSError:
+            return False
+        if sent < len(head):
+            self._keep(head[sent:])
+        while count and (moved := self.splice_in(pipe, count)):
+            count -= moved
+        while count:
+            data = os.read(pipe, count)
+            if not data:
+                raise BrokenPipeError
+            count -= len(data)
+            self.write(data)
+        return True
+
     def resume(self) -> None:
         """See ``Stream``."""
         if self._paused:
@@ -205,6 +237,8 @@ class DescriptorStream:
     # -- receiving
 
     def _read(self) -> None:
+        if not self._finishing and self.handler.take(self._in):
+            return
         buffer = _SPACE if self._finishing else self.handler.buffer()
         if not buffer:
             self._paused = True

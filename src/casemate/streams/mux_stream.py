@@ -88,6 +88,10 @@ class MuxStream:
         if not self.closed:
             self._channel.send_in_place(self.number, _SPACE[: BEFORE + count + AFTER])
 
+    def splice_message(self, head: bytes, pipe: int, count: int) -> bool:
+        """See ``Stream``: never, since many streams share the descriptor and each frame of theirs must be whole."""
+        return False
+
     def resume(self) -> None:
         """See ``Stream``."""
         if self.owed and not self.closed:

@@ -40,6 +40,13 @@ class Handler:
         """``count`` bytes of the peer lie in what ``buffer`` returned last."""
         self.on_data(_INPUT[:count])
 
+    def take(self, fd: int) -> bool:
+        """Move some of what waits in the descriptor ``fd`` to where it goes, by splice(2); False: read it as usual.
+
+        The bytes then never come into this process. False too at the end of the input: reading tells of that.
+        """
+        return False
+
     def on_data(self, data: memoryview) -> None:
         """Bytes of the peer; the view is good during the call only."""
 
@@ -81,6 +88,14 @@ class Stream(Protocol):
 
     def commit(self, count: int) -> None:
         """Send the first ``count`` bytes of what ``space`` returned last."""
+
+    def splice_message(self, head: bytes, pipe: int, count: int) -> bool:
+        """Send ``head`` and then ``count`` bytes that wait in a non-blocking ``pipe``, without reading them.
+
+        Together at most ``room`` bytes. False when nothing was sent, because this stream cannot or not now: read and
+        write as usual then. OSError when the bytes are not there, because another process has read from the pipe: the
+        peer would wait for them in vain, so the stream is to be aborted.
+        """
 
     def resume(self) -> None:
         """The handler has room again."""

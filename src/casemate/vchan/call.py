@@ -13,6 +13,7 @@ from casemate.agent.sessions import Sessions
 from casemate.calls.children import Children
 from casemate.calls.service import ServiceCall, refuse
 from casemate.calls.spawn import PATH, RUN_AS, Account, spawn
+from casemate.calls.spliced import SplicedCall
 from casemate.calls.vchan_data import DataChannel
 from casemate.calls.vchan_sockets import CONNECT_SECONDS, Connector
 from casemate.streams.deadlines import Deadlines
@@ -149,7 +150,7 @@ class Served:
         else:
             pid, stdin, stdout, stderr = spawn(argv, environment, account, self._with_stderr)
             self._children.add(
-                pid, ServiceCall.of_program(self._loop, stream, stdin, stdout, stderr, look=self._children.look).exited
+                pid, SplicedCall.of_program(self._loop, stream, stdin, stdout, stderr, look=self._children.look).exited
             )
 
     def _wait_for_session(self, user: str, done: Callable[[int], None]) -> None:

@@ -71,6 +71,20 @@ class _DataReader:
             self._begin(kind, length, events)
         return events
 
+    @property
+    def expected(self) -> int:
+        """Bytes of data that the message which has begun still lacks; 0 between messages and in an exit code."""
+        return 0 if self._kind == DATA_EXIT_CODE else self._left
+
+    @property
+    def between(self) -> bool:
+        """True when the next byte is the first of a message."""
+        return not self._left and not self._head
+
+    def passed(self, count: int) -> None:
+        """``count`` of the ``expected`` bytes went by another way."""
+        self._left -= count
+
     def _begin(self, kind: int, length: int, events: list[Event]) -> None:
         if kind == DATA_EXIT_CODE and DATA_STDOUT in self._streams:
             if length != _I32.size:
