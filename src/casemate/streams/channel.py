@@ -30,7 +30,7 @@ UNREAD_SECONDS = 30.0
 """Limit of a qube's channel (seconds): time that a qube may leave so much unread; then the channel is closed."""
 _PAGE = 4096
 """What one read of a virtio-serial port returns at most: its driver's buffers are pages."""
-_PORT_BATCH = 16
+_PORT_BATCH = 32
 """Pages asked for in one readv(2) of a port: the driver serves each piece as a read of its own, in one system call."""
 
 

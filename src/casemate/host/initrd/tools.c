@@ -6,6 +6,9 @@
  * Python tool of the same name, which it becomes before anything was read or printed. Which tool: by the name in
  * argv[0]. Freestanding like init.c: no C library.
  *
+ * One file although it is long: it is compiled by one command without a linker script, and both kinds of tool share the
+ * system calls, the reading of exact counts and the fall back to Python. The two halves stand one after the other.
+ *
  * Formats: wire/qrexec.py (messages) and wire/qdb.py (records).
  */
 
