@@ -86,7 +86,7 @@ def test_a_start_gets_what_it_requires_and_fails_without(world: World, tmp_path:
         wait_for(lambda: world.state("needy") == "Halted")
         assert acl(loop) == []
         world.run("qvm-block", "unassign", "needy", f"dom0:{loop}")
-        world.run("qvm-block", "assign", "--required", "needy", "dom0:nothing")
+        world.run("qvm-block", "assign", "--required", "--port", "needy", "dom0:nothing")
         assert b"requires" in world.run("qvm-start", "needy", status=1).stderr
         assert world.state("needy") == "Halted"
         world.run("qvm-block", "unassign", "needy")

@@ -27,7 +27,7 @@ def test_an_imported_volume_is_what_the_qube_sees_and_a_cleared_one_is_empty(wor
         assert world.run("qvm-volume", "import", "disk:private", str(image), status=1).stderr
         world.run("qvm-kill", "disk")
         wait_for(lambda: world.state("disk") == "Halted")
-        world.run("qvm-volume", "clear", "disk:private")
+        world.run("qvm-volume", "clear", "--force", "disk:private")
         world.run("qvm-start", "disk")
         assert world.inside("disk", "ls /rw/marker 2>/dev/null || echo none") == "none"
     finally:

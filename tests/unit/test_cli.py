@@ -47,13 +47,19 @@ def test_list(shell: Shell) -> None:
     shell("qvm-start work")
     assert shell("qvm-ls") == (
         "NAME  STATE    CLASS       LABEL   TEMPLATE  NETVM\n"
-        "dom0  Running  AdminVM     black   -         -\n"
         "deb   Halted   TemplateVM  black   -         -\n"
+        "dom0  Running  AdminVM     black   -         -\n"
         "net   Running  AppVM       orange  deb       -\n"
         "work  Running  AppVM       blue    deb       net\n"
     )
-    assert shell("qvm-ls --raw-list") == "dom0\ndeb\nnet\nwork\n"
-    assert shell("qvm-ls --raw-data -O name,memory,vcpus work deb") == "deb|400|2\nwork|400|2\n"
+    assert shell("qvm-ls --raw-list") == "deb\ndom0\nnet\nwork\n"
+    assert shell("qvm-ls --raw-data -O name,initialmem,vcpus work deb") == "deb|400|2\nwork|400|2\n"
+    # Memory is what a running qube has now; a halted one has none.
+    assert shell("qvm-ls --raw-data -O name,memory,flags work deb").splitlines() == [
+        "deb|-|t-U-----",
+        "work|400|ar------",
+    ]
+    assert shell("qvm-ls --raw-list", "w*k", "d?b") == "deb\nwork\n"
     assert shell("qvm-ls --running --class AppVM --raw-list") == "net\nwork\n"
     assert shell("qvm-ls --halted --raw-list") == "deb\n"
     assert shell("qvm-ls --all --exclude net --label blue orange --raw-list") == "work\n"
@@ -74,21 +80,28 @@ def test_list(shell: Shell) -> None:
     assert json.loads(shell("qvm-ls --format json work")) == [
         {"name": "work", "state": "Running", "class": "AppVM", "label": "blue", "template": "deb", "netvm": "net"}
     ]
-    assert "simple" in shell("qvm-ls --help-formats") and "PRIV-USED" in shell("qvm-ls --help-columns")
+    assert shell("qvm-ls --help-formats").startswith("Available formats:\n  disk     NAME,STATE,DISK")
+    assert "PRIV-USED" in shell("qvm-ls --help-columns")
     for line in ("qvm-ls nobody", "qvm-ls --sort memory", "qvm-ls --exclude net", "qvm-ls --features x", "qvm-ls -o x"):
         shell(line, status=2)
     shell("qvm-features work servicevm 1")
-    assert shell("qvm-ls --servicevm y --raw-list") == "work\n"
+    assert shell("qvm-ls --servicevm y --raw-list") == shell("qvm-ls --servicevm yes --raw-list") == "work\n"
+    assert shell("qvm-ls --internal no --raw-list").split() == ["deb", "dom0", "net", "work"]
     assert shell("qvm-ls --features servicevm=1 --tags created-by-dom0 --raw-list") == "work\n"
 
 
 def test_preferences(shell: Shell) -> None:
     shell("qvm-prefs work memory 600")
     assert shell("qvm-prefs work memory") == "600\n"
-    lines = {line.split()[0]: line.split()[1:] for line in shell("qvm-prefs work").splitlines()}
+    whole = shell("qvm-prefs work")
+    assert "\ndevices_denied        D  \n" in whole and "\nbackup_timestamp      U\n" in whole
+    lines = {line.split()[0]: line.split()[1:] for line in whole.splitlines()}
     assert lines["memory"] == ["-", "600"] and lines["vcpus"] == ["D", "2"] and lines["backup_timestamp"] == ["U"]
     assert lines["default_dispvm"] == ["D", "None"] and lines["netvm"] == ["D", "net"] and len(lines) == 48
-    assert set(shell("qvm-prefs --hide-default work").split()[::3]) >= {"memory", "name"}
+    hidden = shell("qvm-prefs --hide-default work").splitlines()
+    assert {line.split()[0] for line in hidden} >= {"memory", "name", "backup_timestamp"}
+    assert (shell("qvm-prefs work start_time"), shell("qvm-prefs work virt-mode")) == ("\n", "pvh\n")
+    assert (shell("qvm-prefs work stubdom_mem"), shell("qvm-prefs --hide-default work vcpus")) == ("", "")
     shell("qvm-prefs work memory --default")
     shell("qvm-prefs work netvm", "")
     assert (shell("qvm-prefs work memory"), shell("qvm-prefs work netvm")) == ("400\n", "")
@@ -107,9 +120,11 @@ def test_features_services_and_tags(shell: Shell) -> None:
     shell("qvm-features work empty", "")
     shell("qvm-service work cups on")
     shell("qvm-service -d work crond")
-    assert shell("qvm-features work") == "empty\ngui            1\nservice.crond\nservice.cups   1\n"
+    assert shell("qvm-features work") == "empty          \ngui            1\nservice.crond  \nservice.cups   1\n"
     assert shell("qvm-service work") == "crond  off\ncups   on\n" and shell("qvm-service work cups") == "on\n"
     assert shell("qvm-features work gui") == "1\n"
+    shell("qvm-service work cups maybe", status=1)
+    shell("qvm-service work cups TRUE")
     shell("qvm-features --unset work gui")
     shell("qvm-features work gui", status=1)
     shell("qvm-service -D work cups")
@@ -130,7 +145,8 @@ def test_start_and_stop(shell: Shell) -> None:
     shell("qvm-start nobody", status=2)
     shell("qvm-start", status=2)
     shell("qvm-pause work")
-    assert shell("qvm-check --paused work") == "work is paused\n"
+    shell("qvm-check --paused work")
+    assert shell.err == "qvm-check: work: paused\n"
     shell("qvm-unpause work")
     shell("qvm-unpause work", status=1)
     shell("qvm-shutdown net", status=1)
@@ -140,7 +156,7 @@ def test_start_and_stop(shell: Shell) -> None:
     shell("qvm-shutdown work")
     shell("qvm-kill work")
     shell("qvm-start --all")
-    assert shell("qvm-ls --running --raw-list") == "dom0\ndeb\nnet\nwork\n"
+    assert shell("qvm-ls --running --raw-list") == "deb\ndom0\nnet\nwork\n"
     shell("qvm-shutdown --all --wait")
     shell.daemon.parts.power.broken.add("deb")
     shell("qvm-start deb work", status=1)
@@ -159,11 +175,15 @@ def test_a_qube_that_does_not_stop_is_killed_in_the_end(shell: Shell) -> None:
 
 def test_check(shell: Shell) -> None:
     shell("qvm-start work")
-    assert shell("qvm-check work deb") == "work exists\ndeb exists\n"
-    assert shell("qvm-check --running work deb", status=3) == "work is running\n"
-    assert shell("qvm-check -q --running deb", status=1) == ""
-    assert shell("qvm-check nobody", status=1) == "nobody: non-existent!\n"
-    assert shell("qvm-check --template deb") and shell("qvm-check --networked work")
+    assert shell("qvm-check work deb") == "" and shell.err == "qvm-check: deb: exists\nqvm-check: work: exists\n"
+    assert shell("qvm-check --running work deb", status=3) == "" and shell.err == "qvm-check: work: running\n"
+    assert shell("qvm-check -q --running deb", status=1) == "" and shell.err == ""
+    shell("qvm-check --running --template net deb", status=1)
+    assert shell.err == "qvm-check: None of qubes: running, template\n"
+    shell("qvm-check nobody", status=1)
+    assert shell.err == "qvm-check: nobody: non-existent!\n"
+    shell("qvm-check --template deb")
+    shell("qvm-check --networked work")
     shell("qvm-check --networked deb", status=1)
     shell("qvm-check --all --exclude deb --running")
     shell("qvm-check", status=2)
@@ -175,8 +195,12 @@ def test_create_clone_remove(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> N
     shell("qvm-create -l red new", status=1)  # no default template
     shell("qvm-create -l red -t deb new --prop memory=nonsense", status=1)
     shell("qvm-create -l red -t deb new --prop nonsense", status=2)
-    shell("qvm-create -l red -t deb -P nowhere new", status=2)
-    assert shell("qvm-ls --raw-list") == "dom0\ndeb\nnet\nwork\n"
+    shell("qvm-create -l red -t deb -P nowhere new", status=1)
+    shell("qvm-create -l red -t nobody new", status=1)
+    shell("qvm-create -l mauve -t deb new", status=2)
+    shell("qvm-create -l red -t deb", "a b", status=1)
+    assert "letters, digits" in shell.err
+    assert shell("qvm-ls --raw-list") == "deb\ndom0\nnet\nwork\n"
     shell("qvm-create -l red --standalone -t deb alone")
     assert shell("qvm-prefs alone klass") == "StandaloneVM\n"
     shell("qvm-prefs work memory 640")
@@ -187,14 +211,16 @@ def test_create_clone_remove(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> N
     shell("qvm-clone work twin", status=1)
     shell("qvm-remove -f deb", status=1)
     assert "is used as template" in shell.err
-    shell("qvm-remove -f dom0", status=2)
+    shell("qvm-remove -f dom0", status=1)
     shell("qvm-remove -f nobody", status=2)
     monkeypatch.setattr("sys.stdin", Answers("n\n"))
     shell("qvm-remove twin", status=1)
     monkeypatch.setattr("sys.stdin", Answers("yes\n"))
     assert "twin" in shell("qvm-remove twin")
+    shell("qvm-remove -f", "fitting-none*")
+    assert "no qube fits" in shell.err
     shell("qvm-remove -f --all --exclude deb --exclude work --exclude net")
-    assert shell("qvm-ls --raw-list") == "dom0\ndeb\nnet\nwork\n"
+    assert shell("qvm-ls --raw-list") == "deb\ndom0\nnet\nwork\n"
 
 
 class Answers:
@@ -234,17 +260,19 @@ def test_a_reader_that_goes_away_is_no_fault(shell: Shell) -> None:
 def test_notes(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shell("qvm-notes work --set", "first")
     shell("qvm-notes work --append", "second")
-    assert shell("qvm-notes -p work") == "first\nsecond"
+    assert shell("qvm-notes -p work") == "first\nsecond\n"
     (tmp_path / "file").write_text("from a file\n")
-    shell(f"qvm-notes -f work --import {tmp_path / 'file'}")
-    assert shell("qvm-notes --print work") == "from a file\n"
+    shell(f"qvm-notes work --import {tmp_path / 'file'}")
+    assert shell("qvm-notes --print work") == "from a file\n\n"
     monkeypatch.setenv("EDITOR", "sed -i s/file/editor/")
     shell("qvm-notes work")
-    assert shell("qvm-notes --print work") == "from a editor\n"
+    assert shell("qvm-notes --print work") == "from a editor\n\n"
     monkeypatch.setenv("EDITOR", "false")
     shell("qvm-notes work", status=1)
+    monkeypatch.setattr("sys.stdin", Answers("no\n"))
+    shell("qvm-notes --delete work", status=2)
     shell("qvm-notes -f --delete work")
-    assert shell("qvm-notes -p work") == ""
+    assert shell("qvm-notes -p work") == "\n"
     shell("qvm-notes -p nobody", status=2)
 
 
@@ -262,34 +290,77 @@ def test_firewall(shell: Shell) -> None:
     shell("qvm-firewall work del drop", status=2)
     shell("qvm-firewall work del --rule-no 7", status=2)
     shell("qvm-firewall work add accept dsthost=1.2.3", status=1)
+    for wrong in ("add accept 1.2.3.4 tcp 80 8", "add accept dsthost=", "add accept foo=bar", "add"):
+        shell(f"qvm-firewall work {wrong}", status=2)
     raw = "action=accept proto=tcp dst4=10.1.2.3/32 dstports=80-80 comment=the web\n"
     assert shell("qvm-firewall --raw --reload work list") == raw
     assert json.loads(shell("qvm-firewall --format json work"))[0]["dstports"] == "80-80"
     shell("qvm-firewall work reset")
+    for line in ("accept example.com tcp 443", "accept fd00::/8 icmp 8", "accept proto=tcp example.org 80",
+                 "drop 10.0.0.0/8", "accept dst4=example.net udp", "action=accept specialtarget=dns"):  # fmt: skip
+        shell(f"qvm-firewall work add {line}")
+    assert shell("qvm-firewall work list --raw", status=2) == ""
+    assert shell("qvm-firewall --raw work").splitlines()[1:] == [
+        "action=accept proto=tcp dsthost=example.com dstports=443-443",
+        "action=accept proto=icmp dst6=fd00::/8 icmptype=8",
+        "action=accept proto=tcp dsthost=example.org dstports=80-80",
+        "action=drop dst4=10.0.0.0/8",
+        "action=accept proto=udp dsthost=example.net",
+        "action=accept specialtarget=dns",
+    ]
+    shell("qvm-firewall work add accept expire=+300")
+    assert " +300s " in shell("qvm-firewall -r work list") or " +299s " in shell.out
+    shell("qvm-firewall work del drop 10.0.0.0/8")
+    shell("qvm-firewall work reset")
     assert shell("qvm-firewall --raw work") == "action=accept\n"
 
 
-def test_volumes(shell: Shell, tmp_path: Path) -> None:
+def test_volumes(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shell("qvm-volume list -p default work net:private") == (
         "POOL:VOLUME            VMNAME  VOLUME_NAME  REVERT_POSSIBLE\n"
-        "default:work/root      work    root         No\n"
-        "default:work/private   work    private      No\n"
-        "default:work/volatile  work    volatile     No\n"
         "default:net/private    net     private      No\n"
+        "default:work/private   work    private      No\n"
+        "default:work/root      work    root         No\n"
+        "default:work/volatile  work    volatile     No\n"
     )
+    assert shell("qvm-volume list --full -p default", "w*:private").splitlines()[1:] == [
+        "default:work/private  work    private      No"
+    ]
+    assert len(shell("qvm-volume list --all --exclude deb --exclude net").splitlines()) == 1 + len(
+        shell("qvm-volume ls work").splitlines()[1:]
+    )
+    shell("qvm-volume list -p nowhere", status=2)
+    shell("qvm-volume list nobody", status=2)
     shell("qvm-volume resize work:private 3GiB")
     assert shell("qvm-volume info work:private size") == f"{3 << 30}\n"
     shell("qvm-volume resize work:private 1G", status=1)
-    shell("qvm-volume resize work:private much", status=2)
+    shell("qvm-volume resize work:private much", status=1)
+    shell("qvm-volume resize work:private 4G")  # units without an i are powers of 1000, as upstream reads them
+    assert shell("qvm-volume info work:private size") == "4000000000\n"
     shell("qvm-volume config work:private revisions_to_keep 5")
     assert "revisions_to_keep  5" in shell("qvm-volume info work:private")
+    assert [line.split()[0] for line in shell("qvm-volume info work:root").splitlines()] == [
+        "pool", "vid", "rw", "source", "save_on_stop", "snap_on_start", "size", "usage", "revisions_to_keep",
+        "ephemeral", "is_outdated", "List",
+    ]  # fmt: skip
+    assert shell("qvm-volume info work:root is_outdated") == "False\n"
+    shell("qvm-volume info work:root nothing", status=1)
+    shell("qvm-volume config work:private nothing 1", status=1)
+    shell("qvm-volume config work:private revisions_to_keep -- -1")
+    assert "revisions_to_keep  -1 (snapshot disabled)\n" in shell("qvm-volume info work:private")
     assert json.loads(shell("qvm-volume --format json info work:private"))["revisions"] == []
     shell("qvm-volume revert work:private", status=1)
     image = tmp_path / "image"
     image.write_bytes(b"x" * 200_000)
     shell(f"qvm-volume import work:private {image}")
     assert shell.daemon.parts.volumes.images["work", "private"] == image.read_bytes()
-    shell("qvm-volume clear work:private")
+    monkeypatch.setattr("sys.stdin", Answers("n\n"))
+    shell("qvm-volume clear work:private", status=1)
+    shell("qvm-volume clone work:private net:private", status=1)
+    shell("qvm-volume clone -f work:private net:private")
+    assert shell("qvm-volume info net:private size") == shell("qvm-volume info work:private size")
+    shell("qvm-volume clone -f work:root net:root", status=1)
+    shell("qvm-volume clear --force work:private")
     assert ("work", "private") not in shell.daemon.parts.volumes.images
     shell("qvm-start work")
     shell(f"qvm-volume import work:private {image}", status=1)
@@ -301,12 +372,15 @@ def test_pools(shell: Shell) -> None:
     assert shell("qvm-pool") == (
         "NAME          DRIVER\ndefault       qcow2\nlinux-kernel  linux-kernel\nsecond        qcow2\n"
     )
+    assert shell("qvm-pool info second").startswith("name               second\ndriver             qcow2\n")
+    assert shell("qvm-pool -i second") == shell("qvm-pool info second") and shell("qvm-pool -l") == shell("qvm-pool")
+    assert shell("qvm-pool --help-drivers") == shell("qvm-pool drivers")
     shell("qvm-pool set second -o revisions_to_keep=3")
     assert "revisions_to_keep  3\n" in shell("qvm-pool info second")
     assert [line.split()[:2] for line in shell("qvm-pool drivers").splitlines()] == [
         ["DRIVER", "OPTIONS"], ["file", "dir_path,"], ["file-reflink", "dir_path,"], ["qcow2", "dir_path,"],
     ]  # fmt: skip
-    assert "no option 'colour'" in shell("qvm-pool set second -o colour=red", status=2) + shell.err
+    assert "no option 'colour'" in shell("qvm-pool set second -o colour=red", status=1) + shell.err
     shell("qvm-pool remove second")
     shell("qvm-pool remove default", status=1)
     assert [pool["name"] for pool in json.loads(shell("qvm-pool --format json list"))] == ["default", "linux-kernel"]
@@ -315,29 +389,52 @@ def test_pools(shell: Shell) -> None:
 def test_devices(shell: Shell) -> None:
     device = HostDevice("usb", "1-2", "1234:5678::u000000", "1234", "5678", "it's a \\ stick", "", "u080650")
     shell.daemon.parts.devices.offered = lambda klass: [device] if klass == "usb" else []  # type: ignore[method-assign]
-    assert shell("qvm-usb") == (
-        "BACKEND:DEVID  DESCRIPTION               USED BY\ndom0:1-2       1234 5678 it's a \\ stick\n"
-    )
+    line = "dom0:1-2  USB_Storage: 1234 it's a \\ stick  \n"
+    assert shell("qvm-usb") == shell("qvm-usb ls dom0 --with-sbdf") == line
+    assert shell("qvm-usb ls work") == shell("qvm-usb ls --all") == ""  # --all is all qubes but dom0
+    assert shell("qvm-usb info dom0:1-2") == "USB_Storage: 1234 it's a \\ stick\ndevice ID: 1234:5678::u000000\n"
     assert json.loads(shell("qvm-device --format json usb list dom0"))[0]["interfaces"] == "u080650"
-    assert shell("qvm-block list") == "" and shell("qvm-device --list-device-classes") == "block\npci\nusb\n"
+    assert shell("qvm-block list") == ""
+    assert shell("qvm-device --list-device-classes") == shell("qvm-usb --list-classes") == "block\npci\nusb\n"
     shell("qvm-usb attach work dom0:1-2", status=1)
     assert "is not running" in shell.err
+    shell("qvm-usb attach --persistent work dom0:1-2 -o ro=no")
+    assert shell("qvm-usb ls -s").splitlines()[1].split()[-4:] == ["device", "*work", "(required:", "read-only=no)"]
     shell("qvm-usb detach work dom0:1-2", status=1)
     shell("qvm-usb attach work nothing", status=2)
-    shell("qvm-block assign --device work dom0:sda", status=2)
+    shell("qvm-device nosuch ls", status=1)
+    assert "there are block, pci, usb" in shell.err
+
+
+def test_assignments_of_devices(shell: Shell) -> None:
+    sda = HostDevice("block", "sda", "S-1:p1", "", "", "", "", "b******", size=4096)
+    shell.daemon.parts.devices.offered = lambda klass: [sda] if klass == "block" else []  # type: ignore[method-assign]
+    shell("qvm-block assign work dom0:sdb", status=1)  # what is not there can only be meant by its port
+    assert "does not offer" in shell.err and "--port" in shell.err
     shell("qvm-block assign --required --ro -o devtype=cdrom work dom0:sda")
-    shell("qvm-block assign work dom0:sdb:abc")
-    listed = shell("qvm-block ls work")
-    assert "dom0:sda" in listed and "work [required] (devtype=cdrom, read-only=yes)" in listed
-    assert "work [auto-attach]" in listed and "not there now" in listed
-    shell("qvm-block info dom0:sda", status=2)
+    shell("qvm-block assign --port work dom0:sdb")
+    shell("qvm-block assign --only-device --ask net dom0:sda")
+    assert shell("qvm-block ls work --assignments").replace("  ", "").splitlines() == [
+        "dom0:*S-1:p1*net (ask-to-attach)",
+        "dom0:sdaS-1:p1*net (ask-to-attach), *work (required: devtype=cdrom, read-only=yes)",
+        "dom0:sdbany device*work (auto-attach)",
+    ]
+    assert shell("qvm-block info dom0:sda").splitlines()[1:] == ["device ID: S-1:p1", "size: 4096", "mode: w"]
+    shell("qvm-block info dom0:sdb", status=1)
+    shell("qvm-block info nobody:sdb", status=1)
+    shell("qvm-block unassign work dom0:sda --port", status=1)
+    shell("qvm-block unassign net dom0:sda --device")
+    shell("qvm-block unassign work dom0:sdb --only-port")
     shell("qvm-block unassign work dom0:sda")
+    shell("qvm-block unassign work dom0:sda", status=1)
     shell("qvm-block unassign work")
-    assert shell("qvm-block ls work") == ""
+    assert len(shell("qvm-block ls -s").splitlines()) == 1
     shell("qvm-start work --cdrom=nothing", status=1)
     assert "BACKEND:DEVICE" in shell.err
     shell("qvm-start work --cdrom=dom0:/nothing", status=1)
     assert "No such file" in shell.err
+    shell("qvm-start work --install-windows-tools", status=1)
+    assert "qubes-windows-tools.iso: No such file" in shell.err
     shell("qvm-start work --hddisk=dom0:sda")
     assert shell("qvm-block ls work") == ""
 
@@ -404,14 +501,14 @@ def test_qubes_are_removed_in_an_order_that_works(shell: Shell) -> None:
     shell("qvm-create -l red -t base two")
     shell("qvm-prefs two netvm", "")
     shell("qvm-remove -f base one two")
-    assert shell("qvm-ls --raw-list").split() == ["dom0", "deb", "net", "work"]
+    assert shell("qvm-ls --raw-list").split() == ["deb", "dom0", "net", "work"]
     # What another still uses stays, with the reason; the others go.
     shell("qvm-create -C TemplateVM -l black base")
     shell("qvm-create -l red -t base one")
     shell("qvm-create -l red -t base two")
     shell("qvm-remove -f base one", status=1)
     assert "two" in shell.err and "one" not in shell.err.replace("None", "")
-    assert shell("qvm-ls --raw-list").split() == ["dom0", "base", "deb", "net", "two", "work"]
+    assert shell("qvm-ls --raw-list").split() == ["base", "deb", "dom0", "net", "two", "work"]
 
 
 def test_tags_are_a_column(shell: Shell) -> None:

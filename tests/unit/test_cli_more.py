@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 
 import pytest
@@ -72,11 +73,24 @@ def test_a_call_as_it_is(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_templates(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     listed = shell("qvm-template list --machine-readable")
     buildable = [f"debian-{n}{kind}" for n in ("12", "13", "14", "sid") for kind in ("", "-systemd")]
-    assert listed.splitlines() == ["installed|deb", *(f"available|{name}" for name in buildable)]
-    assert shell("qvm-template list --installed --machine-readable") == "installed|deb\n"
-    shell("qvm-template list nothing", status=1)
+    assert listed.splitlines() == [
+        "installed|deb|-|casemate", *(f"available|{name}|-|casemate" for name in buildable)
+    ]  # fmt: skip
+    for feature, value in (("epoch", "0"), ("version", "12"), ("release", "2026"), ("summary", "Debian")):
+        shell(f"qvm-features deb template-{feature} {value}")
+    installed = "installed|deb|0:12-2026|casemate\n"
+    assert shell("qvm-template list --installed --machine-readable") == installed
+    assert shell("qvm-template list --installed") == "Installed Templates\ndeb  0:12-2026  casemate\n"
+    assert shell("qvm-template list --extras", "d*").startswith("Extra Templates\ndeb  ")
+    found = json.loads(shell("qvm-template info --machine-readable-json deb"))
+    assert (found["installed"][0]["release"], found["installed"][0]["summary"]) == ("2026", "Debian")
+    shell("qvm-template list nothing", status=2)
+    assert shell("qvm-template search Debian bookworm").split()[:2] == ["debian-12", ":"]
+    assert "deb " in shell("qvm-template search debian")
     out = shell("qvm-template info deb")
-    assert "net, work" in out
+    assert "net, work" in out and "Release      : 2026" in out.replace("  :  ", " : ")
+    shell("qvm-template install --pool x debian-12", status=1)
+    shell("qvm-template remove --disassoc --yes deb", status=1)
     shell("qvm-template install something", status=2)
     shell("qvm-template upgrade deb", status=1)
     shell("qvm-template remove --yes work", status=2)

@@ -26,11 +26,14 @@ def run(args: argparse.Namespace, qubes: Qubes, dest: str | None, parser: argpar
     if args.help_properties:
         names = qubes.property_names(dest)
         sys.stdout.write(table([[name, qubes.help(dest, name)] for name in names]))
-    elif args.property is None:
+        return 0
+    if args.property is None:
         if args.default:
             parser.error("--default needs the name of a property")
-        sys.stdout.write(table(rows(qubes.properties(dest), args.hide_default)))
-    elif args.default:
+        sys.stdout.write(listing(qubes.properties(dest), args.hide_default))
+        return 0
+    args.property = args.property.replace("-", "_")  # virt-mode is read as virt_mode: columns of qvm-ls have the dash
+    if args.default:
         if args.value is not None:
             parser.error("give a value or --default, not both")
         qubes.reset(dest, args.property)
@@ -40,21 +43,21 @@ def run(args: argparse.Namespace, qubes: Qubes, dest: str | None, parser: argpar
             value = ""  # no qube can be called that; upstream's tools take the word, and people write it
         qubes.set(dest, args.property, value)
     else:
-        text = qubes.get(dest, args.property).text
-        if text:
-            sys.stdout.write(f"{text}\n")
+        found = qubes.get(dest, args.property)
+        # Empty text is a value and gets its line; no qube, no label and no number are none, and get nothing.
+        if not (args.hide_default and found.default) and (found.text or found.tag == "str"):
+            sys.stdout.write(f"{found.text}\n")
     return 0
 
 
-def rows(values: dict[str, PropertyValue], hide_default: bool) -> list[list[str]]:
-    """Name, mark (``D`` default, ``-`` set, ``U`` without a value) and value of each property."""
-    found = []
+def listing(values: dict[str, PropertyValue], hide_default: bool) -> str:
+    """A line for each property: name, mark (``D`` default, ``-`` set, ``U`` without a value) and value."""
+    width = max(map(len, values), default=0)
+    lines = []
     for name, value in sorted(values.items()):
-        if value.default and hide_default:
-            continue
         if not value.text and value.tag in ("int", "bool"):
-            found.append([name, "U", ""])
-        else:
+            lines.append(f"{name:{width}}  U\n")
+        elif not (value.default and hide_default):
             text = "None" if not value.text and value.tag in ("vm", "label") else value.text
-            found.append([name, "D" if value.default else "-", text])
-    return found
+            lines.append(f"{name:{width}}  {'D' if value.default else '-'}  {text}\n")
+    return "".join(lines)

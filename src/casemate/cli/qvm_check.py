@@ -30,20 +30,21 @@ def _matches(args: argparse.Namespace, entry: dict[str, Any]) -> bool:
 
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     found = {entry["name"]: entry for entry in qubes.inventory(["netvm"] if args.networked else ())}
+    if args.exclude and not args.all:
+        raise tool.UsageError("--exclude can only be used with --all")
+    if not args.VMNAME and not args.all:
+        raise tool.UsageError("Give the name of a qube, or --all")
     wanted = [name for name in found if name != ADMIN] if args.all else list(dict.fromkeys(args.VMNAME))
     wanted = [name for name in wanted if name not in args.exclude]
-    if not wanted and not args.all:
-        raise tool.UsageError("Give the name of a qube, or --all")
     conditions = [word for word in ("running", "paused", "template", "networked") if getattr(args, word)]
     existing = [name for name in wanted if name in found]
     matching = [name for name in existing if _matches(args, found[name])]
     if not args.quiet:
-        what = "exists" if not conditions else f"is {' and '.join(conditions)}"
-        for name in wanted:
-            if name not in found:
-                sys.stdout.write(f"{name}: non-existent!\n")
-            elif name in matching:
-                sys.stdout.write(f"{name} {what}\n")
+        # On standard error, in upstream's layout: the answer for scripts is the exit status, and some capture stdout.
+        what = ", ".join(conditions or ["exists"])
+        shown = [f"{name}: {what}" for name in sorted(matching)] or ([f"None of qubes: {what}"] if conditions else [])
+        shown += [f"{name}: non-existent!" for name in wanted if name not in found]
+        sys.stderr.write("".join(f"{PROG}: {line}\n" for line in shown))
     if len(existing) < len(wanted) or not matching:
         return 1
     return 0 if len(matching) == len(existing) else SOME

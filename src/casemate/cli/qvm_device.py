@@ -7,54 +7,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from casemate.cli import device_text as text
 from casemate.cli import tool
+from casemate.cli.device_text import ANY
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
-from casemate.wire.errors import DeviceNotAssignedError, NotFoundError
+from casemate.wire.errors import CasemateError, DeviceNotAssignedError, NotFoundError
 
 PROG = "qvm-device"
 _MODES = {"required": "required", "ask": "ask-to-attach", "auto": "auto-attach"}
-
-
-def parse_line(line: str) -> dict[str, str]:
-    """A line of a list of devices: ``place`` and the pairs ``key='value'`` after it."""
-    place, _, rest = line.partition(" ")
-    found = {"place": place}
-    while rest:
-        key, equals, rest = rest.partition("='")
-        if not equals:
-            break
-        value, at = [], 0
-        while at < len(rest) and rest[at] != "'":
-            at += rest[at] == "\\"
-            value.append(rest[at : at + 1])
-            at += 1
-        found[key] = "".join(value)
-        rest = rest[at + 2 :]
-    return found
-
-
-def wire(text: str) -> str:
-    """BACKEND:PORT[:ID] as the argument of a method."""
-    backend, colon, rest = text.partition(":")
-    if not colon or not rest:
-        raise tool.UsageError(f"a device is written BACKEND:DEVICE, not {text!r}")
-    port, _, ident = rest.partition(":")
-    return f"{backend}+{port.replace('*', '_')}+{ident.replace(':', '+').replace('*', '_') or '_'}"
-
-
-def payload(devclass: str, device: str, mode: str, options: dict[str, str]) -> str:
-    """What Attach and Assign take besides the device, ``device`` as wire() writes it."""
-    backend, port, _ = device.split("+", 2)
-    pairs = {
-        "port_id": port.replace("_", "*") if port == "_" else port,
-        "devclass": devclass,
-        "backend_domain": backend,
-    }
-    pairs |= {"mode": mode, **{f"_{key}": text for key, text in options.items()}}
-    quoted = {key: text.replace("\\", "\\\\").replace("'", "\\'") for key, text in pairs.items()}
-    return " ".join(f"{key}='{text}'" for key, text in quoted.items())
 
 
 def _listed(qubes: Qubes, devclass: str, what: str, name: str) -> list[dict[str, str]]:
@@ -62,61 +24,92 @@ def _listed(qubes: Qubes, devclass: str, what: str, name: str) -> list[dict[str,
         lines = qubes.call(f"admin.vm.device.{devclass}.{what}", "", name).splitlines()
     except NotFoundError:
         return []  # removed since the list of qubes was taken: it has no devices, and uses none
-    return [parse_line(line) for line in lines]
+    return [text.parse_line(line) for line in lines]
 
 
-def _place(device: dict[str, str]) -> str:
-    return f"{device.get('backend_domain', '')}:{device.get('port_id', '')}"
+def _checked_class(args: argparse.Namespace, qubes: Qubes) -> None:
+    """CasemateError for a class of devices that this host has not."""
+    known = qubes.call("admin.deviceclass.List").split()
+    if args.devclass not in known and args.devclass != "mic":
+        raise CasemateError(f"there is no class of devices {args.devclass!r}; there are {', '.join(known)}")
 
 
-def _said(options: dict[str, str]) -> str:
-    words = sorted(f"{key[1:]}={text}" for key, text in options.items() if key.startswith("_"))
-    return f" ({', '.join(words)})" if words else ""
+def _user(device: dict[str, str], name: str, mode: str) -> str:
+    """A qube that has a device, how, and the options that it was given with."""
+    options = ", ".join(f"{key[1:]}={text}" for key, text in device.items() if key.startswith("_"))
+    return f"{name} ({mode}: {options})" if options else f"{name} ({mode})"
+
+
+def _matches(rule: dict[str, str], place: str, ident: str) -> bool:
+    """Whether an assignment means the device at a place with an identity."""
+    backend, _, port = place.partition(":")
+    return (
+        rule.get("backend_domain") == backend
+        and rule.get("port_id") in (ANY, port)
+        and rule.get("device_id", ANY) in (ANY, ident)
+    )
 
 
 def _list(args: argparse.Namespace, qubes: Qubes) -> int:
+    _checked_class(args, qubes)
     everyone = [qube.name for qube in qubes.listed()]
-    wanted = args.VMNAME or everyone
-    for name in wanted:
-        if name not in everyone:
-            raise NotFoundError(name)
+    if args.all or args.exclude or args.VMNAME:
+        wanted = [qube.name for qube in tool.choose(args, qubes.listed())]
+    else:
+        wanted = everyone
+    attached = {name: _listed(qubes, args.devclass, "Attached", name) for name in everyone}
+    offered = {name: _listed(qubes, args.devclass, "Available", name) for name in everyone}
+    there = {text.place(device): device for devices in offered.values() for device in devices}
     used: dict[str, list[str]] = {}
-    given: dict[str, dict[str, str]] = {}
+    shown: dict[str, dict[str, str]] = {}
     for name in everyone:
-        for what, word in (("Attached", "{}"), ("Assigned", "{} [{}]")):
-            for device in _listed(qubes, args.devclass, what, name):
-                text = word.format(name, device.get("mode", "")) + _said(device)
-                used.setdefault(_place(device), []).append(text)
-                if name in wanted:
-                    given[_place(device)] = device
-    found = []
-    for name in everyone:
-        for device in _listed(qubes, args.devclass, "Available", name):
-            if name in wanted or _place(device) in given:
-                found.append(device)
-                given.pop(_place(device), None)
-    # What is assigned and is not there now, too.
-    found += [{"place": place, **device, "name": "(not there now)"} for place, device in sorted(given.items())]
-    for device in found:
-        device["used_by"] = ", ".join(used.get(_place(device), []))
+        shown.update({text.place(device): device for device in offered[name] if name in wanted})
+        for device in attached[name]:
+            where = text.place(device)
+            used.setdefault(where, []).append(_user(device, name, "attached"))
+            if name in wanted:
+                shown[where] = there.get(where, device)
+    found = [{**device, "used_by": ", ".join(used.get(where, []))} for where, device in shown.items()]
+    found += _assignments(args, qubes, everyone) if args.assignments else []
     if args.format == "json":
         import json
 
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return 0
+    sbdf = args.with_sbdf and args.devclass == "pci"
     rows = []
     for device in found:
-        what = " ".join(filter(None, (device.get("vendor", ""), device.get("product", ""), device.get("name", ""))))
-        rows.append([_place(device), what, device["used_by"]])
-    sys.stdout.write(table([["BACKEND:DEVID", "DESCRIPTION", "USED BY"], *rows]) if rows else "")
+        what = device.get("description") or text.description(device)
+        address = [device.get("_sbdf") or device.get("port_id", "").replace("_", ":")] if sbdf else []
+        rows.append([text.place(device), *address, what, device["used_by"]])
+    # Without a terminal there is no header: scripts read each line as a device.
+    head = [["BACKEND:DEVID", *(["SBDF"] if sbdf else []), "DESCRIPTION", "USED BY"]] if sys.stdout.isatty() else []
+    sys.stdout.write(table([*head, *sorted(rows)]))
     return 0
 
 
-def _by_path(devclass: str, qubes: Qubes, text: str, among: Sequence[str] | None = None) -> str:
+def _assignments(args: argparse.Namespace, qubes: Qubes, everyone: Sequence[str]) -> list[dict[str, str]]:
+    """A line for each device that is assigned, whether it is there or not, with the qubes that would get it."""
+    rules = [(name, rule) for name in everyone for rule in _listed(qubes, args.devclass, "Assigned", name)]
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for _name, rule in rules:
+        where, ident = text.place(rule), rule.get("device_id", ANY)
+        users = [
+            "*" + _user(other, owner, other.get("mode", ""))
+            for owner, other in rules
+            if _matches(other, where, ident) and owner != rule.get("backend_domain")
+        ]
+        found[where, ident] = {
+            **rule, "description": "any device" if ident == ANY else ident, "used_by": ", ".join(users),
+        }  # fmt: skip
+    return list(found.values())
+
+
+def _by_path(devclass: str, qubes: Qubes, device: str, among: Sequence[str] | None = None) -> str:
     """BACKEND:DEVICE; a file of dom0 is the loop device over it (of those ``among``), where there is one."""
-    backend, _, path = text.partition(":")
+    backend, _, path = device.partition(":")
     if devclass != "block" or backend != ADMIN or not path.startswith("/"):
-        return text
+        return device
     import os
 
     wanted = os.path.realpath(path)
@@ -127,23 +120,43 @@ def _by_path(devclass: str, qubes: Qubes, text: str, among: Sequence[str] | None
     return f"{ADMIN}:{chosen[0]}"
 
 
+def _offered(args: argparse.Namespace, qubes: Qubes, device: str) -> dict[str, str] | None:
+    """What a backend says of a device, None where it does not offer it (now); CasemateError without that backend."""
+    backend, port, ident = text.split(_by_path(args.devclass, qubes, device))
+    lines = qubes.call(f"admin.vm.device.{args.devclass}.Available", port, backend).splitlines() if port != ANY else []
+    found = [text.parse_line(line) for line in lines]
+    return next((one for one in found if ident in (ANY, one.get("device_id"))), None)
+
+
+def _not_offered(args: argparse.Namespace) -> CasemateError:
+    backend, port, _ = text.split(args.DEVICE)
+    return CasemateError(f"{backend} does not offer {args.devclass} device {port!r}")
+
+
 def _info(args: argparse.Namespace, qubes: Qubes) -> int:
-    device = wire(_by_path(args.devclass, qubes, args.DEVICE))
-    backend, port, _ = device.split("+", 2)
-    found = qubes.call(f"admin.vm.device.{args.devclass}.Available", port, backend).splitlines()
-    if not found:
-        raise tool.UsageError(f"{backend} offers no {args.devclass} device {port}")
-    facts = parse_line(found[0])
-    sys.stdout.write(table([[key.lstrip("_"), text] for key, text in sorted(facts.items()) if key != "place"]))
+    _checked_class(args, qubes)
+    if args.DEVICE is None:
+        return 0
+    device = _offered(args, qubes, args.DEVICE)
+    if device is None:
+        raise _not_offered(args)
+    lines = [text.description(device), f"device ID: {device.get('device_id', '')}"]
+    lines += [f"{key[1:].replace('_', ' ')}: {value}" for key, value in device.items() if key.startswith("_")]
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
 
 
 def _options(args: argparse.Namespace) -> dict[str, str]:
     found = {}
-    for text in args.options:
-        for word in text.split(","):
+    for words in args.options:
+        for word in words.split(","):
             key, equals, value = word.partition("=")
             found[key] = value if equals else "yes"
+    if "ro" in found:  # the older word
+        said = found.pop("ro").lower()
+        if said not in ("1", "true", "yes", "0", "false", "no"):
+            raise tool.UsageError(f"ro={said}: it is yes or no")
+        found["read-only"] = "yes" if said in ("1", "true", "yes") else "no"
     if args.ro:
         found["read-only"] = "yes"
     return found
@@ -152,44 +165,75 @@ def _options(args: argparse.Namespace) -> dict[str, str]:
 def _attach(args: argparse.Namespace, qubes: Qubes) -> int:
     from casemate.cli.loop_device import LoopDevice
 
+    _checked_class(args, qubes)
     options = _options(args)
-    backend, _, place = args.DEVICE.partition(":")
+    backend, _, where = args.DEVICE.partition(":")
     with ExitStack() as held:
-        if args.devclass == "block" and backend == ADMIN and place.startswith("/"):
+        if args.devclass == "block" and backend == ADMIN and where.startswith("/"):
             readonly = options.get("read-only") == "yes" or options.get("devtype") == "cdrom"
-            place = held.enter_context(LoopDevice(place, readonly))
-        device = wire(f"{backend}:{place}")
-        said = payload(args.devclass, device, "manual", options)
-        qubes.call(f"admin.vm.device.{args.devclass}.Attach", device, args.VMNAME, said)
+            where = held.enter_context(LoopDevice(where, readonly))
+        device = text.wire(f"{backend}:{where}")
+        said = text.payload(args.devclass, device, "manual", options)
+        try:
+            qubes.call(f"admin.vm.device.{args.devclass}.Attach", device, args.VMNAME, said)
+        except CasemateError as error:
+            if not args.persistent:
+                raise
+            tool.say_error(PROG, error)  # it is assigned all the same, for the qube's next start
+        if args.persistent:
+            said = text.payload(args.devclass, device, "required", options)
+            qubes.call(f"admin.vm.device.{args.devclass}.Assign", device, args.VMNAME, said)
     return 0
 
 
 def _assign(args: argparse.Namespace, qubes: Qubes) -> int:
-    device = wire(args.DEVICE)
-    if args.by_port:
-        device = "+".join([*device.split("+", 2)[:2], "_"])
-    elif args.by_device:
-        backend, _, ident = device.split("+", 2)
-        if ident == "_":
-            raise tool.UsageError("--device needs the identity: BACKEND:PORT:IDENTITY")
-        device = f"{backend}+_+{ident}"
-    said = payload(args.devclass, device, _MODES[args.mode], _options(args))
-    qubes.call(f"admin.vm.device.{args.devclass}.Assign", device, args.VMNAME, said)
+    """Assign a device as it is now: what has another identity at the port later is another device.
+
+    ``--port`` means whatever is at the port, and is the way to assign what is not there yet; ``--device`` means that
+    identity at any port.
+    """
+    _checked_class(args, qubes)
+    backend, port, ident = text.split(_by_path(args.devclass, qubes, args.DEVICE))
+    if args.only_port:
+        ident = ANY
+    elif ident == ANY or not args.only_device:
+        device = _offered(args, qubes, args.DEVICE)
+        if device is None:
+            raise CasemateError(f"{_not_offered(args)}; --port assigns whatever will be there")
+        ident = device.get("device_id", ANY)
+    if args.only_device:
+        port = ANY
+    argument = text.wire(f"{backend}:{port}:{ident}")
+    said = text.payload(args.devclass, argument, _MODES[args.mode], _options(args))
+    qubes.call(f"admin.vm.device.{args.devclass}.Assign", argument, args.VMNAME, said)
     return 0
 
 
 def _take(args: argparse.Namespace, qubes: Qubes) -> int:
-    """Detach or unassign one device, or all."""
+    """Detach or unassign those devices of a qube that are meant: one, one at any port, or all."""
+    _checked_class(args, qubes)
     what, verb = ("Attached", "Detach") if args.command in ("detach", "dt", "d") else ("Assigned", "Unassign")
+    lines = qubes.call(f"admin.vm.device.{args.devclass}.{what}", "", args.VMNAME).splitlines()
+    given = [text.parse_line(line) for line in lines]
     if args.DEVICE is not None:
-        attached = [_place(one) for one in _listed(qubes, args.devclass, what, args.VMNAME)]
-        devices = [wire(_by_path(args.devclass, qubes, args.DEVICE, attached))]
-    else:
-        found = _listed(qubes, args.devclass, what, args.VMNAME)
-        devices = [wire(f"{_place(one)}:{one.get('device_id', '*')}") for one in found]
-    for device in devices:
+        meant = _by_path(args.devclass, qubes, args.DEVICE, [text.place(one) for one in given])
+        backend, port, ident = text.split(meant)
+        given = [
+            one
+            for one in given
+            if one.get("backend_domain") == backend
+            and (ANY if args.only_device else port) in (ANY, one.get("port_id"))
+            and (ident == ANY or ident == one.get("device_id"))
+            and not (args.only_port and one.get("device_id", ANY) != ANY)
+            and not (args.only_device and one.get("port_id") != ANY)
+        ]
+        if not given:
+            raise DeviceNotAssignedError(f"{args.DEVICE} is not {what.lower()} {'to' if verb == 'Detach' else 'for'} "
+                                         f"{args.VMNAME}")  # fmt: skip
+    for device in given:
+        argument = text.wire(f"{text.place(device)}:{device.get('device_id', ANY)}")
         try:
-            qubes.call(f"admin.vm.device.{args.devclass}.{verb}", device, args.VMNAME)
+            qubes.call(f"admin.vm.device.{args.devclass}.{verb}", argument, args.VMNAME)
         except DeviceNotAssignedError:
             if args.DEVICE is not None:
                 raise
@@ -200,55 +244,70 @@ def main(argv: Sequence[str] | None = None, devclass: str | None = None) -> int:
     """Run the tool; ``devclass`` is the class that the name of the tool says."""
     parser = tool.Parser(PROG if devclass is None else f"qvm-{devclass}", "List devices and give them to qubes.")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="how to list devices")
+    parser.add_argument("-l", "--list-device-classes", "--list-classes", action=_Classes,
+                        help="list the classes of devices and exit")  # fmt: skip
     if devclass is None:
-        parser.add_argument("-l", "--list-device-classes", action=_Classes, help="list the classes of devices and exit")
         parser.add_argument("devclass", metavar="CLASS", help="class of devices: block, pci, usb")
     else:
         parser.set_defaults(devclass=devclass)
     commands = parser.add_subparsers(title="commands", dest="command", parser_class=tool.Subparser)
     show = commands.add_parser("list", aliases=["ls", "l"], help="list the devices that qubes offer, and who has them")
-    show.add_argument("VMNAME", nargs="*", help="only those of these qubes")
+    show.many_qubes()
+    show.add_argument("-s", "--assignments", action="store_true",
+                      help="also what is assigned, there or not, with * before who would get it")  # fmt: skip
+    show.add_argument("--with-sbdf", "--resolve-paths", action="store_true", help="also the address of PCI devices")
     show.set_defaults(action=_list)
     info = commands.add_parser("info", aliases=["i"], help="show what is known of a device")
-    info.add_argument("DEVICE", metavar="BACKEND:DEVICE")
+    info.add_argument("DEVICE", metavar="BACKEND:DEVICE", nargs="?")
     info.set_defaults(action=_info)
-    for verb, aliases, text in (
+    for verb, aliases, said in (
         ("attach", ["at", "a"], "give a running qube a device"),
         ("assign", ["as", "s"], "give a qube a device at each start"),
     ):
-        one = commands.add_parser(verb, aliases=aliases, help=text)
+        one = commands.add_parser(verb, aliases=aliases, help=said)
         one.add_argument("VMNAME")
         one.add_argument("DEVICE", metavar="BACKEND:DEVICE", help="for block devices of dom0 also dom0:/PATH of a file")
         one.add_argument("-o", "--option", action="append", default=[], dest="options", metavar="OPTION=VALUE",
                          help="read-only=yes|no, frontend-dev=vdX, devtype=disk|cdrom")  # fmt: skip
         one.add_argument("--ro", action="store_true", help="the qube may not write to it")
         one.set_defaults(action=_attach if verb == "attach" else _assign)
+        if verb == "attach":
+            one.add_argument("-p", "--persistent", action="store_true", help="and assign it, required, for each start")
         if verb == "assign":
             how = one.add_mutually_exclusive_group()
             for mode, flags, meaning in (
                 ("required", ("-r", "--required"), "do not start the qube without it"),
-                ("ask", ("-q", "--ask", "--ask-to-attach"), "ask when it is there"),
+                ("ask", ("--ask", "--ask-to-attach"), "ask when it is there"),
                 ("auto", ("-a", "--auto", "--auto-attach"), "attach it when it is there (this is the default)"),
             ):
                 how.add_argument(*flags, action="store_const", dest="mode", const=mode, default="auto", help=meaning)
-            what = one.add_mutually_exclusive_group()
-            what.add_argument("--port", action="store_true", dest="by_port", help="whatever is at that port")
-            what.add_argument("--device", action="store_true", dest="by_device", help="that device at any port")
-    for verb, aliases, text in (
+            _which(one)
+    for verb, aliases, said in (
         ("detach", ["dt", "d"], "take a device, or all, from a running qube"),
         ("unassign", ["un", "u"], "do not give it, or any, any more"),
     ):
-        one = commands.add_parser(verb, aliases=aliases, help=text)
+        one = commands.add_parser(verb, aliases=aliases, help=said)
         one.add_argument("VMNAME")
         one.add_argument("DEVICE", metavar="BACKEND:DEVICE", nargs="?", help="also dom0:/PATH; all where none is named")
+        if verb == "unassign":
+            _which(one)
         one.set_defaults(action=_take)
-    parser.set_defaults(action=_list, VMNAME=None)
+    parser.set_defaults(action=_list, VMNAME=[], all=False, exclude=[], assignments=False, with_sbdf=False,
+                        only_port=False, only_device=False)  # fmt: skip
 
     def body(args: argparse.Namespace, qubes: Qubes) -> int:
         status: int = args.action(args, qubes)
         return status
 
     return tool.run(parser, body, argv)
+
+
+def _which(parser: argparse.ArgumentParser) -> None:
+    """Options of assign and unassign: what of BACKEND:PORT:IDENTITY counts."""
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--port", "--only-port", action="store_true", dest="only_port", help="whatever is at that port")
+    what.add_argument("--device", "--only-device", action="store_true", dest="only_device",
+                      help="that device at any port")  # fmt: skip
 
 
 class _Classes(argparse.Action):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
 from casemate.cli import tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
-from casemate.wire.firewall import ACTIONS, ALLOW_ALL, Rule, format_rules, parse_rules, rule_of
+from casemate.wire.firewall import ALLOW_ALL, KEYS, Rule, format_rules, parse_rules, rule_of
 
 PROG = "qvm-firewall"
 _HEAD = ["NO", "ACTION", "HOST", "PROTOCOL", "PORT(S)", "SPECIAL TARGET", "ICMP TYPE", "EXPIRE", "COMMENT"]
@@ -23,26 +24,45 @@ def _store(qubes: Qubes, name: str, rules: list[Rule]) -> None:
     qubes.call("admin.vm.firewall.Set", "", name, format_rules(rules))
 
 
+_ORDER = ("action", "dsthost", "proto", "dstports", "icmptype")
+"""What parts without a name are, each once; a protocol takes away the last or the last but one."""
+
+
 def read(words: Sequence[str]) -> Rule:
-    """A rule as a person writes it: ``accept`` or ``drop`` may stand without ``action=``, ``dsthost`` may be an
-    address, ``expire=+N`` is in N seconds, ``dstports=N`` is one port."""
-    parts = []
+    """A rule as a person writes it: ``accept example.com tcp 443``, ``action=accept dsthost=example.com``, or a mix.
+
+    A part without a name is the next of _ORDER that was not given yet. ``dsthost`` may be an address or a network,
+    ``dst4`` and ``dst6`` any of these, ``expire=+N`` is in N seconds, ``dstports=N`` is one port. UsageError for what
+    is no part of a rule, ValueInvalidError for a value that a part cannot have.
+    """
+    parts: list[tuple[str, str]] = []
+    left = list(_ORDER)
     for word in words:
         key, equals, text = word.partition("=")
-        if not equals and word in ACTIONS:
-            key, text = "action", word
-        elif not equals:
-            raise tool.UsageError(f"not understood: {word!r}; parts of a rule are written NAME=VALUE")
-        if key == "dsthost" and text[:1].isdigit() and not text.strip("0123456789./"):
-            key = "dst4"
-        elif key == "dsthost" and ":" in text:
-            key = "dst6"
+        if not equals:
+            if not left:
+                raise tool.UsageError(f"a rule has no further part for {word!r}")
+            key, text = left[0], word
+        if key not in KEYS:
+            raise tool.UsageError(f"not understood: {word!r}; a rule has {', '.join(KEYS)}")
+        if not text:
+            raise tool.UsageError(f"{key}= needs a value")
+        key = _family(text) if key in ("dsthost", "dst4", "dst6") else key
+        taken = ["dsthost" if key in ("dst4", "dst6") else key]
+        if key == "proto":  # then the other kind of number is not looked for
+            taken.append("dstports" if text == "icmp" else "icmptype")
+        left = [name for name in left if name not in taken]
         if key == "expire" and text.startswith("+") and text[1:].isdecimal():
-            import time
-
             text = str(int(time.time()) + int(text[1:]))
         parts.append((key, text))
     return rule_of(parts)
+
+
+def _family(text: str) -> str:
+    """Whether a host is written as an IPv4 or IPv6 address or network, or by its name."""
+    if text[:1].isdigit() and not text.strip("0123456789./"):
+        return "dst4"
+    return "dst6" if ":" in text else "dsthost"
 
 
 def _row(number: int, rule: Rule) -> list[str]:
@@ -51,9 +71,14 @@ def _row(number: int, rule: Rule) -> list[str]:
     ports = first if first == last else f"{first}-{last}"
     cells = [
         rule["action"], host, rule.get("proto", "-"), ports or "-", rule.get("specialtarget", "-"),
-        rule.get("icmptype", "-"), rule.get("expire", "-"), rule.get("comment", "-"),
+        rule.get("icmptype", "-"), _left(rule["expire"]) if "expire" in rule else "-", rule.get("comment", "-"),
     ]  # fmt: skip
     return [str(number), *cells]
+
+
+def _left(expire: str) -> str:
+    """How long a rule still holds, in seconds (``+300s``), or since when it does not (``-5s``)."""
+    return f"{int(expire) - time.time():+.0f}s"
 
 
 def _list(args: argparse.Namespace, qubes: Qubes) -> int:
@@ -107,11 +132,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = tool.Parser(
         PROG,
         "Show and change the firewall rules of a qube. The first rule that fits counts; what none fits is dropped.",
-        "A rule: accept or drop, then any of proto=tcp|udp|icmp, dst4=, dst6=, dsthost=, dstports=A-B, icmptype=, "
-        "specialtarget=dns, expire=, comment=.",
+        "A rule: ACTION [HOST [PROTOCOL [PORTS or ICMPTYPE]]], or the same by name: action=accept|drop, dsthost=, "
+        "proto=tcp|udp|icmp, dstports=A-B, icmptype=, specialtarget=dns, expire=EPOCH or +SECONDS, comment=.",
     )
     parser.one_qube()
-    parser.add_argument("--reload", action="store_true", help="apply the rules again, also when nothing changed")
+    parser.add_argument("-r", "--reload", action="store_true", help="apply the rules again, also when nothing changed")
     parser.add_argument("--raw", action="store_true", help="list the rules as the daemon writes them")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="how to list the rules")
     commands = parser.add_subparsers(title="commands", dest="command", parser_class=tool.Subparser)
@@ -126,11 +151,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     delete.add_argument("rule", nargs="*", metavar="PART", help="parts of the rule")
     delete.set_defaults(action=_delete)
     commands.add_parser("reset", help="let everything through again").set_defaults(action=_reset)
-    parser.set_defaults(action=None)
+    parser.set_defaults(action=_list)
 
     def body(args: argparse.Namespace, qubes: Qubes) -> int:
-        action = args.action or (None if args.reload else _list)
-        status: int = 0 if action is None else action(args, qubes)
+        status: int = args.action(args, qubes)
         if args.reload:
             qubes.call("admin.vm.firewall.Reload", "", args.VMNAME)
         return status

@@ -26,7 +26,7 @@ FORMATS = {
     "network": ("name", "state", "netvm", "ip", "ipback", "gateway"),
     "kernel": ("name", "state", "class", "template", "kernel", "kernelopts"),
     "full": ("name", "state", "class", "label", "qid", "xid", "uuid"),
-    "prefs": ("name", "label", "template", "netvm", "vcpus", "xid", "disk", "memory"),
+    "prefs": ("name", "label", "template", "netvm", "vcpus", "initialmem", "maxmem", "virt_mode"),
     "disk": (
         "name", "state", "disk",
         "priv-curr", "priv-max", "priv-used", "root-curr", "root-max", "root-used",
@@ -41,19 +41,41 @@ DESCRIPTIONS = {
     "uuid": "UUID",
     "ipback": "address, of a qube that provides network",
     "gateway": "gateway that the qube sees",
+    "memory": "MiB of memory that a running qube has now",
+    "initialmem": "MiB of memory that it starts with (property memory)",
+    "flags": "type (0 dom0, a AppVM, d DispVM, s StandaloneVM, t TemplateVM; capital: virt_mode hvm), state (first "
+    "letter, - halted), then U updateable, N provides network, R installed by RPM, i internal, D debug, A autostart",
+    "tags": "tags, between commas",
     "disk": "MiB that all volumes take on the disk",
     "priv-curr": "MiB that the private volume takes",
     "priv-max": "MiB that the private volume may take",
+    "priv-pool": "pool of the private volume",
     "priv-used": "how full the private volume is, in per cent",
     "root-curr": "MiB that the root volume takes",
     "root-max": "MiB that the root volume may take",
+    "root-pool": "pool of the root volume",
     "root-used": "how full the root volume is, in per cent",
 }
 """What the columns that are not simply properties show."""
 
 _FIXED = ("name", "state", "class", "uuid")
-_SOURCES = {"ipback": ("ip", "provides_network"), "gateway": ("visible_gateway",)}
-_DISKS = ("disk", "priv-curr", "priv-max", "priv-used", "root-curr", "root-max", "root-used")
+_FLAGS = {"updateable": "U", "provides_network": "N", "installed_by_rpm": "R", "internal": "i", "debug": "D",
+          "autostart": "A"}  # fmt: skip
+"""Properties that column FLAGS tells with a letter, in its order."""
+_SOURCES = {
+    "ipback": ("ip", "provides_network"),
+    "gateway": ("visible_gateway",),
+    "initialmem": ("memory",),
+    "memory": (),
+    "flags": ("virt_mode", *(name for name in _FLAGS if name != "internal")),
+}
+"""Properties that a column is made of, where it is not the property of its own name."""
+_DISKS = tuple(name for name in DESCRIPTIONS if name == "disk" or name.startswith(("priv-", "root-")))
+_NUMERIC = ("memory", "initialmem", "disk", "priv-curr", "priv-max", "priv-used", "root-curr", "root-max", "root-used",
+            "xid", "qid", "maxmem", "qrexec_timeout", "shutdown_timeout", "vcpus")  # fmt: skip
+"""Columns that --sort orders as numbers; one without a number counts as 0."""
+_TRUE = ("1", "true", "True")
+"""Values of the features internal and servicevm that --internal and --servicevm take for yes."""
 
 
 def _property(entry: Entry, name: str) -> str:
@@ -64,16 +86,31 @@ def _property(entry: Entry, name: str) -> str:
 def _disk(entry: Entry, column: str) -> str:
     volumes: dict[str, dict[str, str]] = entry.get("volumes", {})
     if column == "disk":
-        return str(sum(int(v.get("usage", "0")) for v in volumes.values()) >> 20) if volumes else ""
-    volume = volumes.get("private" if column.startswith("priv") else "root")
-    if volume is None:
-        return ""
+        return str(sum(int(v.get("usage", "0")) for v in volumes.values()) >> 20)
+    volume = volumes.get("private" if column.startswith("priv") else "root", {})
+    if column.endswith("-pool"):
+        return volume.get("pool", "")
+    if not volume:
+        return "0"  # as upstream: dom0 has no volumes, so they take nothing
     size, usage = int(volume.get("size", "0")), int(volume.get("usage", "0"))
     if column.endswith("-max"):
         return str(size >> 20)
     if column.endswith("-curr"):
         return str(usage >> 20)
-    return f"{usage * 100 // size if size else 0}%"
+    # Upstream divides whole MiB; dividing bytes would show another number for nearly empty volumes.
+    return f"{(usage >> 20) * 100 // (size >> 20)}%" if size >> 20 else "0"
+
+
+def _flags(entry: Entry) -> str:
+    """Eight characters: type, state, and a letter or ``-`` for each of _FLAGS."""
+    letters = {"TemplateVM": "t", "AppVM": "a", "StandaloneVM": "s", "DispVM": "d"}
+    kind = "0" if entry["class"] == "AdminVM" else letters.get(entry["class"], "-")
+    if _property(entry, "virt_mode") == "hvm":
+        kind = kind.upper()
+    state = "-" if entry["state"] in ("Halted", "NA") else entry["state"][0].lower()
+    known = {**{name: _property(entry, name) == "True" for name in _FLAGS},
+             "internal": bool(entry.get("features", {}).get("internal"))}  # fmt: skip
+    return kind + state + "".join(letter if known[name] else "-" for name, letter in _FLAGS.items())
 
 
 def _plain(column: str) -> Callable[[Entry], str]:
@@ -100,6 +137,12 @@ def cell(entry: Entry, column: str) -> str:
         return _disk(entry, column) or "-"
     if column == "tags":
         return ",".join(entry.get("tags", [])) or "-"
+    if column == "memory":
+        return str(entry.get("memory", "-"))
+    if column == "initialmem":
+        return _property(entry, "memory") or "-"
+    if column == "flags":
+        return _flags(entry)
     if column == "ipback":
         return (_property(entry, "ip") if _property(entry, "provides_network") == "True" else "") or "-"
     if column == "gateway":
@@ -144,12 +187,13 @@ def _filters(args: argparse.Namespace) -> list[Callable[[Entry], bool]]:
         found.append(lambda e: bool(set(args.tags) & set(e.get("tags", []))))
     if args.exclude_tags:
         found.append(lambda e: not set(args.exclude_tags) & set(e.get("tags", [])))
-    for wish, name in ((args.internal, "internal"), (args.servicevm, "servicevm"),
-                       ("y" if args.pending_update else None, "updates-available")):  # fmt: skip
+    for wish, name in ((args.internal, "internal"), (args.servicevm, "servicevm")):
         if wish:
             found.append(
-                lambda e, w=wish, n=name: bool(e.get("features", {}).get(n)) == (w == "y")  # type: ignore[misc]
+                lambda e, w=wish, n=name: (e.get("features", {}).get(n) in _TRUE) == w.startswith("y")  # type: ignore[misc]
             )
+    if args.pending_update:
+        found.append(lambda e: bool(e.get("features", {}).get("updates-available")))
     for key, value in _pairs(args.features).items():
         found.append(lambda e, k=key, v=value: e.get("features", {}).get(k) == v)  # type: ignore[misc]
     for key, value in _pairs(args.prefs).items():
@@ -160,20 +204,22 @@ def _filters(args: argparse.Namespace) -> list[Callable[[Entry], bool]]:
 def _collect(args: argparse.Namespace, qubes: Qubes, columns: Sequence[str]) -> list[Entry]:
     properties = _needs(columns)
     properties.update(_pairs(args.prefs))
-    wanted = (("label", args.label), ("template", args.template_source), ("netvm", args.netvm_is), ("netvm", args.tree))
-    properties.update(name for name, wish in wanted if wish)
+    asked = (("label", args.label), ("template", args.template_source), ("netvm", args.netvm_is),
+             ("netvm", args.tree), ("provides_network", args.tree))  # fmt: skip
+    properties.update(name for name, wish in asked if wish)
     features = set(_pairs(args.features))
     wishes = (("internal", args.internal), ("servicevm", args.servicevm), ("updates-available", args.pending_update))
     features.update(name for name, wish in wishes if wish)
+    if "flags" in columns:
+        features.add("internal")
     gc.disable()  # nothing of this short life is a cycle, and looking through thousands of new objects takes time
     entries = qubes.inventory(properties, features, bool(args.tags or args.exclude_tags or "tags" in columns))
-    known = {entry["name"] for entry in entries}
-    for name in (*args.VMNAME, *args.exclude):
-        if name not in known:
-            raise tool.UsageError(f"no such domain: {name!r}")
+    known = sorted(entry["name"] for entry in entries)
+    wanted = tool.named(args.VMNAME, known)
     if args.exclude and not args.all:
         raise tool.UsageError("--exclude can only be used with --all")
-    entries = [e for e in entries if (not args.VMNAME or e["name"] in args.VMNAME) and e["name"] not in args.exclude]
+    tool.named(args.exclude, known)
+    entries = [e for e in entries if (not args.VMNAME or e["name"] in wanted) and e["name"] not in args.exclude]
     filters = _filters(args)
     if filters:
         entries = [entry for entry in entries if all(matches(entry) for matches in filters)]
@@ -184,24 +230,47 @@ def _collect(args: argparse.Namespace, qubes: Qubes, columns: Sequence[str]) -> 
                 entry["volumes"] = {name: qubes.volume(entry["name"], name) for name in names}
             except NotFoundError:
                 pass  # removed since the list of qubes was taken: its sizes are not known any more
+    if "memory" in columns:
+        for entry in entries:
+            if entry["state"] not in ("Halted", "NA"):
+                entry["memory"] = _memory_now(qubes, entry["name"])
     return entries
 
 
+def _memory_now(qubes: Qubes, name: str) -> str:
+    """MiB that a running qube has; ``-`` where it has stopped or gone since."""
+    try:
+        words = dict(word.partition("=")[::2] for word in qubes.call("admin.vm.CurrentState", "", name).split())
+    except NotFoundError:
+        return "-"
+    return str(int(words.get("mem", "0")) >> 10)
+
+
 def _tree(entries: list[Entry]) -> list[tuple[int, Entry]]:
-    """The qubes below those that they get their network from, with their depth."""
+    """The qubes below those that they get their network from, with their depth.
+
+    First come those that are in no tree: without a net qube and serving none, or below a qube that is not listed.
+    """
     names = {entry["name"] for entry in entries}
     children: dict[str, list[Entry]] = {}
+    alone, roots = [], []
     for entry in entries:
         net = _property(entry, "netvm")
-        children.setdefault(net if net in names else "", []).append(entry)
+        if net in names:
+            children.setdefault(net, []).append(entry)
+        elif not net and _property(entry, "provides_network") == "True":
+            roots.append(entry)
+        else:
+            alone.append(entry)
     found: list[tuple[int, Entry]] = []
 
-    def walk(parent: str, depth: int) -> None:
-        for entry in children.get(parent, []):
-            found.append((depth, entry))
-            walk(entry["name"], depth + 1)
+    def walk(entry: Entry, depth: int) -> None:
+        found.append((depth, entry))
+        for child in children.get(entry["name"], []):
+            walk(child, depth + 1)
 
-    walk("", 0)
+    for entry in (*alone, *roots):
+        walk(entry, 0)
     return found
 
 
@@ -229,7 +298,8 @@ def _json(entries: list[Entry], columns: list[str]) -> str:
 
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     if args.help_formats:
-        sys.stdout.write(table([[name, ",".join(columns).upper()] for name, columns in FORMATS.items()]))
+        rows = [[f"  {name}", ",".join(columns).upper()] for name, columns in sorted(FORMATS.items())]
+        sys.stdout.write(f"Available formats:\n{table(rows)}\n")
         return 0
     if args.help_columns:
         sys.stdout.write(table([[name.upper(), text] for name, text in DESCRIPTIONS.items()]))
@@ -243,11 +313,15 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
 
     sorts_by = _plain(key)
 
-    def order(entry: Entry) -> tuple[bool, int, str]:
+    def order(entry: Entry) -> tuple[int, str]:
         text = sorts_by(entry)
-        number = int(text) if text.isascii() and text.isdecimal() else 0
-        return (key == "name" and text != ADMIN, number, text.lower() if args.ignore_case else text)
+        if key in _NUMERIC:
+            digits = text.removesuffix("%").lstrip("-")
+            number = int(digits) if digits.isascii() and digits.isdecimal() else 0
+            return (-number if text.startswith("-") else number, "")
+        return (0, text.upper() if args.ignore_case else text)
 
+    entries.sort(key=lambda entry: str(entry["name"]))  # the order of those that are equal in another column
     entries.sort(key=order, reverse=args.reverse)
     if args.format == "json":
         sys.stdout.write(_json(entries, columns))
@@ -263,8 +337,7 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     if args.raw_list or args.raw_data:
         sys.stdout.write(raw(rows))
     else:
-        header = [column.upper().replace("_", "-") if column in _DISKS else column.upper() for column in columns]
-        sys.stdout.write(table([header, *rows]))
+        sys.stdout.write(table([[column.upper().replace("_", "-") for column in columns], *rows]))
     return 0
 
 
@@ -296,8 +369,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     which.add_argument("--halted", action="store_true", help="that are halted")
     which.add_argument("--template-source", nargs="+", metavar="TEMPLATE", help="based on these templates")
     which.add_argument("--netvm-is", nargs="+", metavar="NETVM", help="with these net qubes")
-    which.add_argument("--internal", choices=["y", "n"], help="that are internal, or not")
-    which.add_argument("--servicevm", choices=["y", "n"], help="that serve others, or not")
+    which.add_argument("--internal", choices=["y", "yes", "n", "no"], help="that are internal, or not")
+    which.add_argument("--servicevm", choices=["y", "yes", "n", "no"], help="that serve others, or not")
     which.add_argument("--pending-update", action="store_true", help="for which there are updates")
     which.add_argument("--features", nargs="+", default=[], metavar="FEATURE=VALUE", help="with these features")
     which.add_argument("--prefs", nargs="+", default=[], metavar="PROPERTY=VALUE", help="with these properties")

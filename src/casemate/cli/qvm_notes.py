@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool."""
     parser = tool.Parser(PROG, "Show, edit and replace the notes about a qube.")
     parser.one_qube()
-    parser.add_argument("-f", "--force", action="store_true", help="do not ask before notes are replaced or deleted")
+    parser.add_argument("-f", "--force", action="store_true", help="do not ask before notes are deleted")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("-e", "--edit", action="store_true", help="edit them with $EDITOR (this is the default)")
     what.add_argument("-p", "--print", action="store_true", help="show them")
@@ -61,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = args.VMNAME
         old = qubes.call("admin.vm.notes.Get", "", name)
         if args.print:
-            sys.stdout.write("".join(f"{printable(line, 65536)}\n" for line in old.splitlines()) if sys.stdout.isatty()
-                             else old)  # fmt: skip
+            # What a qube's owner wrote may come from anywhere; on a terminal control characters are shown, not sent.
+            shown = "\n".join(printable(line, 65536) for line in old.splitlines()) if sys.stdout.isatty() else old
+            sys.stdout.write(f"{shown}\n")
             return 0
         if args.append is not None:
             new = old + ("\n" if old and not old.endswith("\n") else "") + args.append
@@ -80,9 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             new = _edited(old)
             if new == old:
                 return 0
-            args.force = True
-        if old and args.append is None and not _sure(args, f"Replace the notes of {name}?"):
-            return 1
+        if args.delete and not _sure(args, f"Delete the notes of {name}?"):
+            return 2
         qubes.call("admin.vm.notes.Set", "", name, new)
         return 0
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from casemate.cli import tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
+from casemate.wire.errors import CasemateError
 
 PROG = "qvm-pool"
 
@@ -35,7 +36,8 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
 
 def _info_of(args: argparse.Namespace, qubes: Qubes) -> int:
     found = _info(qubes, args.POOL)
-    return _show(args, [[key, text] for key, text in sorted(found.items())], found)
+    rows = [[key, text] for key, text in sorted(found.items(), key=lambda pair: (pair[0] != "name", pair))]
+    return _show(args, rows, found)
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:
@@ -64,9 +66,7 @@ def _set(args: argparse.Namespace, qubes: Qubes) -> int:
     known = _driver_options(qubes).get(driver, [])
     for key, text in _options(args.option).items():
         if key not in known:
-            raise tool.UsageError(
-                f"driver {driver} of pool {args.POOL} has no option {key!r}; it has {', '.join(known)}"
-            )
+            raise CasemateError(f"driver {driver} of pool {args.POOL} has no option {key!r}; it has {', '.join(known)}")
         qubes.call(f"admin.pool.Set.{key}", args.POOL, payload=text)
     return 0
 
@@ -83,8 +83,17 @@ def _drivers(args: argparse.Namespace, qubes: Qubes) -> int:
     return _show(args, rows, found)
 
 
+_LEGACY = ("-l", "--list", "-i", "--info", "-a", "--add", "-r", "--remove", "-s", "--set", "--help-drivers")
+"""Options from before there were commands; a command line with one of them is qvm-pool-legacy's."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if any(word.partition("=")[0] in _LEGACY for word in words):
+        from casemate.cli import qvm_pool_legacy
+
+        return qvm_pool_legacy.main(words)
     parser = tool.Parser(PROG, "Show and change storage pools.")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="how to show what was asked for")
     commands = parser.add_subparsers(title="commands", dest="command", parser_class=tool.Subparser)
@@ -115,4 +124,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.action(args, qubes)
         return status
 
-    return tool.run(parser, body, argv)
+    return tool.run(parser, body, words)

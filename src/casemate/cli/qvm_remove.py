@@ -17,9 +17,9 @@ PROG = "qvm-remove"
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     names = [qube.name for qube in tool.choose(args, qubes.listed())]
     if ADMIN in names:
-        raise tool.UsageError(f"{ADMIN} cannot be removed")
+        raise CasemateError(f"{ADMIN} cannot be removed")
     if not args.force and names:
-        sys.stdout.write("These qubes will be removed with everything in them:\n")
+        sys.stderr.write("These qubes will be removed with everything in them:\n")
         sys.stdout.write("".join(f"  {name}\n" for name in names))
         sys.stdout.write("Are you sure? [y/N] ")
         sys.stdout.flush()

@@ -34,16 +34,19 @@ class _Parser(tool.Parser):
         )
         add = self.add_argument
         add("-u", "--user", help="run as this user of the qube")
-        add("-a", "--autostart", action="store_true", default=True, help="start the qube (default)")
-        add("-n", "--no-autostart", dest="autostart", action="store_false", help="do not start the qube")
+        add("-a", "--autostart", "--auto", action="store_true", default=True, help="start the qube (default)")
+        add("-n", "--no-autostart", "--no-auto", dest="autostart", action="store_false", help="do not start the qube")
         add("-p", "--pass-io", action="store_true", help="join stdin, stdout and stderr to the command's")
         add("--localcmd", metavar="COMMAND", help="join stdin and stdout to this local command's")
         add("--service", action="store_true", help="the command is the name of a service")
         add("--no-shell", dest="shell", action="store_false", help="do not use the qube's shell")
-        add("--gui", "--no-gui", "--nogui", action="store_true", help=argparse.SUPPRESS)
+        add("--gui", action=tool.Ignored, why="qubes draw on no screen of this host")
+        add("--no-gui", "--nogui", action="store_true", help=argparse.SUPPRESS)
         for what in ("output", "stderr"):
-            add(f"--color-{what}", type=_color, metavar="NUMBER", help=f"show {what} in this ANSI colour (31: red)")
-            add(f"--no-color-{what}", dest=f"color_{what}", action="store_const", const=None, help=argparse.SUPPRESS)
+            names = [f"--color-{what}", f"--colour-{what}"]
+            add(*names, type=_color, metavar="NUMBER", help=f"show {what} in this ANSI colour (31: red)")
+            names = [f"--no-color-{what}", f"--no-colour-{what}"]
+            add(*names, dest=f"color_{what}", action="store_const", const=None, help=argparse.SUPPRESS)
         add("--all", action="store_true", help="all running qubes except dom0")
         add("--exclude", action="append", default=[], metavar="VMNAME", help="not this one of --all")
         add("-d", "--dispvm", metavar="TEMPLATE", nargs="?", const="", help="a new disposable (=TEMPLATE: of that)")
@@ -80,10 +83,10 @@ class _Parser(tool.Parser):
             self.error("a service takes no further words")
         if found.exclude and not found.all:
             self.error("--exclude can only be used with --all")
+        if found.service and not found.shell:
+            self.error("--no-shell does not apply to --service")
         if found.all and (found.dispvm is not None or found.pass_io or found.localcmd):
             self.error("--all does not go together with --dispvm, --pass-io and --localcmd")
-        if found.pass_io and found.localcmd:
-            self.error("--pass-io and --localcmd exclude each other")
 
 
 def _color(text: str) -> str:

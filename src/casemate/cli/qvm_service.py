@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from casemate.cli import tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
+from casemate.wire.errors import CasemateError
 
 PROG = "qvm-service"
 PREFIX = "service."
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = tool.Parser(PROG, "Switch the services inside a qube on and off.")
     parser.one_qube()
     parser.add_argument("service", nargs="?", metavar="SERVICE", help="name of a service")
-    parser.add_argument("value", nargs="?", choices=["on", "off"], help="what it shall be")
+    parser.add_argument("value", nargs="?", metavar="VALUE", help="on or off")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("-l", "--list", action="store_true", help="list the services (this is the default)")
     action.add_argument("-e", "--enable", action="store_true", help="switch the service on")
@@ -42,15 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         feature = PREFIX + args.service
         if args.default:
             qubes.unset_feature(name, feature)
-        elif args.enable or args.value == "on":
-            qubes.call("admin.vm.feature.Set", feature, name, "1")
-        elif args.disable or args.value == "off":
-            qubes.call("admin.vm.feature.Set", feature, name, "")
+        elif args.enable or args.disable or args.value is not None:
+            wanted = args.enable if args.value is None else _switch(args.value)
+            qubes.call("admin.vm.feature.Set", feature, name, "1" if wanted else "")
         else:
             sys.stdout.write(_word(qubes.call("admin.vm.feature.Get", feature, name)) + "\n")
         return 0
 
     return tool.run(parser, body, argv)
+
+
+def _switch(text: str) -> bool:
+    """What a value on the command line means; CasemateError for another word."""
+    words = {"on": True, "1": True, "yes": True, "true": True, "off": False, "0": False, "no": False, "false": False}
+    if text.lower() not in words:
+        raise CasemateError(f"a service is switched on or off, not {text!r}")
+    return words[text.lower()]
 
 
 def _word(value: str) -> str:

@@ -12,13 +12,15 @@ from casemate.wire.admin import ADMIN
 from casemate.wire.errors import NotHaltedError
 
 PROG = "qvm-start"
+WINDOWS_TOOLS = "/usr/lib/qubes/qubes-windows-tools.iso"
+"""Where upstream's package of drivers for Windows guests puts its image."""
 
 
 @contextmanager
 def _with_drive(args: argparse.Namespace, qubes: Qubes, name: str) -> Iterator[None]:
     """While the block lasts the qube is assigned the drive that the command line names."""
+    from casemate.cli.device_text import payload, wire
     from casemate.cli.loop_device import LoopDevice
-    from casemate.cli.qvm_device import payload, wire
 
     devtype, place = args.drive
     backend, colon, where = place.partition(":")
@@ -79,4 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                        help="the same, as a disk that can be written")  # fmt: skip
     drive.add_argument("--cdrom", dest="drive", type=lambda text: ("cdrom", text), metavar="DRIVE",
                        help="the same, to be read only")  # fmt: skip
+    drive.add_argument("--install-windows-tools", dest="drive", action="store_const",
+                       const=("cdrom", f"{ADMIN}:{WINDOWS_TOOLS}"),
+                       help=f"the same with {WINDOWS_TOOLS}, which is not part of Casemate")  # fmt: skip
     return tool.run(parser, _body, argv)

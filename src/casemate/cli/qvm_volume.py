@@ -14,17 +14,27 @@ from casemate.wire.errors import CasemateError, NotFoundError
 
 PROG = "qvm-volume"
 CONFIG = ("revisions_to_keep", "rw", "ephemeral")
-_UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
+_INFO = ("pool", "vid", "rw", "source", "save_on_stop", "snap_on_start", "size", "usage", "revisions_to_keep",
+         "ephemeral", "is_outdated")  # fmt: skip
+"""What ``info`` shows, in upstream's order; ``info VOLUME PROPERTY`` tells also what else the daemon says."""
+_NO_REVISIONS = "-1"
+_UNITS = "kmgt"
 
 
 def size(text: str) -> int:
-    """Bytes of a size such as ``10G``, ``10GiB`` or ``500``; raises UsageError."""
-    word = text.lower().removesuffix("ib").removesuffix("b")
-    shift = _UNITS.get(word[-1:], 0)
-    digits = word[:-1] if shift else word
-    if not (digits.isascii() and digits.isdecimal()):
-        raise tool.UsageError(f"not a size: {text!r}")
-    return int(digits) << shift
+    """Bytes of a size: a number, or one with K, M, G, T (powers of 1000) or Ki, Mi, Gi, Ti (powers of 1024).
+
+    A ``B`` may follow, upper and lower case are the same; UsageError for anything else. (upstream's parse_size)
+    """
+    word = text.strip().lower().removesuffix("b")
+    binary = word.endswith("i")
+    word = word.removesuffix("i")
+    power = _UNITS.find(word[-1:]) + 1 if word[-1:] else 0
+    digits = (word[:-1] if power else word).strip()
+    if not (digits.isascii() and digits.isdecimal()) or (binary and not power):
+        raise CasemateError(f"not a size: {text!r}; sizes are written in bytes, or as 10GiB (1024³) or 10GB (1000³)")
+    unit: int = (1024 if binary else 1000) ** power
+    return int(digits) * unit
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -47,18 +57,31 @@ def _volumes_of(qubes: Qubes, name: str, only: set[str], pool: str | None) -> li
     return found
 
 
+def _wanted(args: argparse.Namespace, qubes: Qubes) -> list[tuple[str, set[str]]]:
+    """The qubes whose volumes are to be listed, each with the names of the volumes that are meant (none: all)."""
+    listed = qubes.listed()
+    if args.all or args.exclude:
+        return [(qube.name, set()) for qube in tool.choose(args, listed)]
+    if not args.VMNAME:
+        return [(qube.name, set()) for qube in listed]
+    found: dict[str, set[str]] = {}
+    for word in args.VMNAME:
+        pattern, _, volume = word.partition(":")
+        for name in tool.named([pattern], [qube.name for qube in listed]):
+            found.setdefault(name, set()).update({volume} - {""})
+    return list(found.items())
+
+
 def _list(args: argparse.Namespace, qubes: Qubes) -> int:
-    wanted = args.VOLUME or []
+    if args.pool is not None and args.pool not in qubes.call("admin.pool.List").split():
+        raise tool.UsageError(f"No such pool: {args.pool!r}")
     found: list[dict[str, str]] = []
-    names = list(dict.fromkeys(w.partition(":")[0] for w in wanted)) or [q.name for q in qubes.listed()]
-    for name in names:
-        only = {w.partition(":")[2] for w in wanted if w.partition(":")[0] == name} - {""}
+    for name, only in _wanted(args, qubes):
         try:
             found += _volumes_of(qubes, name, only, args.pool)
         except NotFoundError:
-            if wanted:
-                raise
-            # Removed since the list of qubes was taken.
+            pass  # removed since the list of qubes was taken
+    found.sort(key=lambda volume: (volume["pool"], volume["vid"]))
     if args.format == "json":
         import json
 
@@ -71,7 +94,7 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
 
 def _info(args: argparse.Namespace, qubes: Qubes) -> int:
     name, volume = _split(args.VOLUME)
-    info = qubes.volume(name, volume)
+    info = {"is_outdated": "False", **qubes.volume(name, volume)}
     revisions = qubes.call("admin.vm.volume.ListSnapshots", volume, name).split()
     if args.property is not None:
         if args.property == "revisions":
@@ -79,14 +102,16 @@ def _info(args: argparse.Namespace, qubes: Qubes) -> int:
         elif args.property in info:
             sys.stdout.write(f"{info[args.property]}\n")
         else:
-            raise tool.UsageError(f"a volume has no {args.property!r}")
+            raise CasemateError(f"a volume has no {args.property!r}; it has {', '.join([*_INFO, 'revisions'])}")
         return 0
     if args.format == "json":
         import json
 
         sys.stdout.write(json.dumps({**info, "revisions": revisions}, indent=2) + "\n")
         return 0
-    sys.stdout.write(table([[key, text] for key, text in sorted(info.items())]))
+    if info["revisions_to_keep"] == _NO_REVISIONS:
+        info["revisions_to_keep"] += " (snapshot disabled)"
+    sys.stdout.write(table([[key, info[key]] for key in _INFO]))
     sys.stdout.write("List of available revisions (for revert):" + (" none\n" if not revisions else "\n"))
     sys.stdout.write("".join(f"  {one}\n" for one in revisions))
     return 0
@@ -94,6 +119,8 @@ def _info(args: argparse.Namespace, qubes: Qubes) -> int:
 
 def _config(args: argparse.Namespace, qubes: Qubes) -> int:
     name, volume = _split(args.VOLUME)
+    if args.property not in CONFIG:
+        raise CasemateError(f"{args.property!r} cannot be set; {', '.join(CONFIG)} can")
     qubes.call(f"admin.vm.volume.Set.{args.property}", volume, name, args.value)
     return 0
 
@@ -139,9 +166,36 @@ def _import(args: argparse.Namespace, qubes: Qubes) -> int:
     return 0
 
 
+def _sure(args: argparse.Namespace, what: str) -> bool:
+    """Whether a person, or ``--force``, wants what cannot be taken back where no revisions are kept."""
+    if args.force:
+        return True
+    sys.stdout.write(f"{what}\n(What it holds now stays as a revision, where the volume keeps any.)\n")
+    sys.stdout.write("Are you sure? [y/N] ")
+    sys.stdout.flush()
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    sys.stderr.write("Nothing was changed.\n")
+    return False
+
+
 def _clear(args: argparse.Namespace, qubes: Qubes) -> int:
     name, volume = _split(args.VOLUME)
+    if not _sure(args, f"This empties {args.VOLUME}."):
+        return 1
     qubes.call("admin.vm.volume.Clear", volume, name)
+    return 0
+
+
+def _clone(args: argparse.Namespace, qubes: Qubes) -> int:
+    source, target = _split(args.VOLUME), _split(args.target)
+    for (name, volume), text in ((source, args.VOLUME), (target, args.target)):
+        if qubes.volume(name, volume)["save_on_stop"] != "True":
+            raise CasemateError(f"{text} is made anew at each start, so it cannot be copied or replaced")
+    if not _sure(args, f"This replaces what is in {args.target} by what is in {args.VOLUME}."):
+        return 1
+    token = qubes.call("admin.vm.volume.CloneFrom", source[1], source[0])
+    qubes.call("admin.vm.volume.CloneTo", target[1], target[0], token)
     return 0
 
 
@@ -151,8 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=["table", "json"], default="table", help="how to show what was asked for")
     commands = parser.add_subparsers(title="commands", dest="command", parser_class=tool.Subparser)
 
-    def command(name: str, aliases: list[str], text: str, action: object, one: bool = True) -> argparse.ArgumentParser:
-        found: argparse.ArgumentParser = commands.add_parser(name, aliases=aliases, help=text)
+    def command(name: str, aliases: list[str], text: str, action: object, one: bool = True) -> tool.Subparser:
+        found: tool.Subparser = commands.add_parser(name, aliases=aliases, help=text)
         if one:
             found.add_argument("VOLUME", metavar="VMNAME:VOLUME")
         found.set_defaults(action=action)
@@ -160,14 +214,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     show = command("list", ["ls", "l"], "list volumes (this is the default)", _list, one=False)
     show.add_argument("-p", "--pool", help="only those in this pool")
-    show.add_argument("VOLUME", nargs="*", metavar="VMNAME:VOLUME", help="only these; VMNAME for all of a qube")
+    show.add_argument("--full", action="store_true", help="each line whole (they always are)")
+    show.many_qubes()
     info = command("info", ["i"], "show how a volume is configured", _info)
     info.add_argument("property", nargs="?", metavar="PROPERTY", help="only this")
     config = command("config", ["c", "set", "s"], "change how a volume is configured", _config)
-    config.add_argument("property", choices=CONFIG, metavar="PROPERTY", help=", ".join(CONFIG))
+    config.add_argument("property", metavar="PROPERTY", help=", ".join(CONFIG))
     config.add_argument("value", metavar="VALUE")
     resize = command("resize", ["extend"], "make a volume larger", _resize)
-    resize.add_argument("size", metavar="SIZE", help="in bytes, or with KiB, MiB, GiB, TiB")
+    resize.add_argument("size", metavar="SIZE", help="in bytes, or with KiB, MiB, GiB (1024), KB, MB, GB (1000)")
     resize.add_argument("-f", "--force", action="store_true", help=argparse.SUPPRESS)
     revert = command("revert", ["rv", "r"], "go back to an older state", _revert)
     revert.add_argument("revision", nargs="?", metavar="REVISION", help="which (default: the newest)")
@@ -175,8 +230,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     put.add_argument("path", metavar="PATH", help="file with a raw image; - for standard input")
     put.add_argument("--size", help="how much data there is, where that cannot be seen from the file")
     put.add_argument("--no-resize", action="store_true", help="refuse an image that is larger than the volume")
-    command("clear", ["cl"], "make a volume as it was when it was new", _clear)
-    parser.set_defaults(action=_list, VOLUME=None, pool=None)
+    clone = command("clone", [], "replace a volume by a copy of another", _clone)
+    clone.add_argument("target", metavar="VMNAME:VOLUME", help="the one that is replaced")
+    clear = command("clear", ["cl"], "make a volume as it was when it was new", _clear)
+    for one in (clone, clear):
+        one.add_argument("-f", "--force", action="store_true", help="do not ask")
+    parser.set_defaults(action=_list, VMNAME=[], all=False, exclude=[], pool=None)
 
     def body(args: argparse.Namespace, qubes: Qubes) -> int:
         status: int = args.action(args, qubes)

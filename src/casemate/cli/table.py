@@ -6,7 +6,11 @@ from collections.abc import Iterable, Sequence
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
-    """The rows as lines; the last column is not padded."""
+    """The rows as lines; the last column is not padded.
+
+    Before an empty last cell the blanks stay: scripts that cut columns by position count on the layout of column(1),
+    which upstream's tools print with.
+    """
     cells = [list(row) for row in rows]
     if not cells:
         return ""
@@ -14,7 +18,7 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     for index, column in enumerate(columns[:-1]):
         width = max(map(len, column))
         columns[index] = tuple([text.ljust(width) for text in column])
-    return "".join([f"{'  '.join(row).rstrip()}\n" for row in zip(*columns, strict=True)])
+    return "".join([f"{'  '.join(row)}\n" for row in zip(*columns, strict=True)])
 
 
 def raw(rows: Iterable[Sequence[str]]) -> str:

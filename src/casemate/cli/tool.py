@@ -5,18 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN, ListedQube
-from casemate.wire.errors import (
-    CasemateError,
-    LabelNotFoundError,
-    NoSuchPropertyError,
-    NotFoundError,
-    PoolNotFoundError,
-    printable,
-)
+from casemate.wire.errors import CasemateError, NoSuchPropertyError, NotFoundError, PoolNotFoundError, printable
 from casemate.wire.names import foreign
 
 USAGE = 2
@@ -62,10 +55,23 @@ def _width() -> int:
 
 
 class Subparser(argparse.ArgumentParser):
-    """The parser of one command of a tool that has several."""
+    """The parser of one command of a tool that has several.
+
+    The options that every tool has may also stand after the command (``qvm-tags work list -v``), as in upstream's
+    tools. They have no default here: it would take back what was said before the command.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_Formatter, **options)
+        hidden = argparse.SUPPRESS
+        self.add_argument("-v", "--verbose", action="count", default=hidden, help=hidden)
+        self.add_argument("-q", "--quiet", action="store_true", default=hidden, help=hidden)
+        self.add_argument("--version", action=_Version, help=hidden)
+        self.add_argument("--force-root", action="store_true", default=hidden, help=hidden)
+
+    def many_qubes(self) -> None:
+        """Take names of qubes, or ``--all`` with exceptions, after the command; ``chosen`` reads them."""
+        _many_qubes(self)
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,12 +88,15 @@ class Parser(argparse.ArgumentParser):
         """Take the name of one qube."""
         self.add_argument("VMNAME", help="name of the qube")
 
-    def many_qubes(self, *, everything: bool = True) -> None:
-        """Take names of qubes, or ``--all`` with exceptions."""
-        self.add_argument("VMNAME", nargs="*", help="names of qubes")
-        if everything:
-            self.add_argument("--all", action="store_true", help="all qubes except dom0")
-            self.add_argument("--exclude", action="append", default=[], metavar="VMNAME", help="not this one of --all")
+    def many_qubes(self) -> None:
+        """Take names of qubes, or ``--all`` with exceptions; ``choose`` reads them."""
+        _many_qubes(self)
+
+
+def _many_qubes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("VMNAME", nargs="*", help="names of qubes; patterns with *, ? and [...] too")
+    parser.add_argument("--all", action="store_true", help="all qubes except dom0")
+    parser.add_argument("--exclude", action="append", default=[], metavar="VMNAME", help="not this one of --all")
 
 
 class _Version(argparse.Action):
@@ -103,8 +112,25 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class Ignored(argparse.Action):
+    """An option of upstream's tool that can do nothing here: taken, so that scripts go on, and said on stderr."""
+
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, why: str, nargs: int | None = 0, help: str = ""
+    ) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=nargs, default=argparse.SUPPRESS,
+                         help=help or argparse.SUPPRESS)  # fmt: skip
+        self._why = why
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _args: object, _value: object, option: str | None = None
+    ) -> None:
+        sys.stderr.write(f"{parser.prog}: {option} does nothing here: {self._why}\n")
+
+
 def run(parser: argparse.ArgumentParser, body: Body, argv: Sequence[str] | None) -> int:
     """Parse, carry out, and turn what went wrong into a message and an exit status."""
+    args = argparse.Namespace()
     try:
         args = parser.parse_args(argv)
         status = body(args, Qubes())
@@ -112,8 +138,11 @@ def run(parser: argparse.ArgumentParser, body: Body, argv: Sequence[str] | None)
         return status
     except SystemExit as stop:  # from the parser
         return stop.code if isinstance(stop.code, int) else 1
-    except (NotFoundError, NoSuchPropertyError, PoolNotFoundError, LabelNotFoundError) as error:
-        say_error(parser.prog, error)  # a word of the command line names what does not exist
+    except (NotFoundError, PoolNotFoundError) as error:
+        say_error(parser.prog, error)
+        return USAGE if _is_argument(args, error) else error.exit_status
+    except NoSuchPropertyError as error:
+        say_error(parser.prog, error)
         return USAGE
     except CasemateError as error:
         say_error(parser.prog, error)
@@ -129,6 +158,18 @@ def run(parser: argparse.ArgumentParser, body: Body, argv: Sequence[str] | None)
         # The reader of our output has gone; nothing may be written to it when Python ends either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _is_argument(args: argparse.Namespace, error: CasemateError) -> bool:
+    """Whether what does not exist is an argument of its own, not the value of an option or property.
+
+    Upstream's parsers look such arguments up themselves and end with 2; a value is refused by the daemon, with 1.
+    """
+    words: list[str] = []
+    for name, found in vars(args).items():
+        if name.isupper():  # what is not an option has a name in capitals in our parsers
+            words += found if isinstance(found, list) else [found] if isinstance(found, str) else []
+    return any(f"'{printable(word)}'" in str(error) for word in words)
 
 
 def say_error(prog: str, error: object) -> None:
@@ -149,11 +190,32 @@ def choose(args: argparse.Namespace, listed: list[ListedQube]) -> list[ListedQub
         raise UsageError("--exclude can only be used with --all")
     if not args.VMNAME:
         raise UsageError("Give the name of a qube, or --all")
-    _require(args.VMNAME, by_name)
-    return [by_name[name] for name in dict.fromkeys(args.VMNAME)]
+    return [by_name[name] for name in named(args.VMNAME, by_name)]
 
 
-def _require(names: Sequence[str], known: dict[str, ListedQube]) -> None:
+def named(words: Sequence[str], known: Collection[str]) -> list[str]:
+    """The names among ``known`` that words of the command line mean, each once, in the order of the words.
+
+    A word with ``*``, ``?`` or ``[`` is a pattern for names (no name of a qube has these characters); one that fits
+    none is said on standard error and is no error, so that ``qvm-shutdown 'disp*'`` can be repeated. UsageError for
+    a plain word that is no name.
+    """
+    found: dict[str, None] = {}
+    for word in words:
+        if any(mark in word for mark in "*?["):
+            from fnmatch import fnmatchcase  # imports more than the tools otherwise need
+
+            fitting = [name for name in known if fnmatchcase(name, word)]
+            if not fitting:
+                sys.stderr.write(f"no qube fits {printable(word)!r}\n")
+            found.update(dict.fromkeys(fitting))
+        else:
+            _require([word], known)
+            found[word] = None
+    return list(found)
+
+
+def _require(names: Sequence[str], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
             raise UsageError(f"no such domain: {name!r}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from casemate.client.transport import Transport
 from casemate.wire.admin import ADMIN, ListedQube, PropertyValue, parse_list, parse_properties, parse_property
-from casemate.wire.errors import FeatureNotFoundError
+from casemate.wire.errors import CasemateError, FeatureNotFoundError
+from casemate.wire.names import label_name, new_qube_name, pool_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
 
@@ -116,8 +117,13 @@ class Qubes:
     def create(
         self, klass: str, name: str, label: str, template: str | None = None, pools: dict[str, str] | None = None
     ) -> None:
-        """Create a qube. ``pools`` maps a volume to its pool, or ``""`` to the pool of all volumes."""
-        payload = f"name={name} label={label}"
+        """Create a qube. ``pools`` maps a volume to its pool, or ``""`` to the pool of all volumes.
+
+        ValueInvalidError for a name that no qube, label or pool can have: blanks would part the payload's words.
+        """
+        payload = f"name={new_qube_name(name)} label={label_name(label)}"
+        for pool in (pools or {}).values():
+            pool_name(pool)
         if not pools:
             self.call(f"admin.vm.Create.{klass}", template or "", ADMIN, payload)
             return
@@ -136,31 +142,28 @@ class Qubes:
         klass: str | None = None,
         pools: dict[str, str] | None = None,
         label: str | None = None,
+        volumes: Iterable[str] | None = None,
+        failed: Callable[[CasemateError], None] | None = None,
     ) -> None:
-        """Make a qube like another: class, settings, features, tags, firewall, notes, kept volumes; all or nothing."""
+        """Make a qube like another: class, settings, features, tags, firewall, notes, kept volumes; all or nothing.
+
+        ``volumes`` are those to be copied (None: all that are kept). ``failed`` hears of each setting that is refused,
+        and the clone goes on without it; without ``failed`` the first such refusal undoes the clone and is raised.
+        """
         entry = self.inventory(None, None, True, [source])[0]
         found: dict[str, dict[str, Any]] = entry["properties"]
         target = klass or str(entry["class"])
         template = found["template"]["value"] if target in ("AppVM", "DispVM") and "template" in found else None
         self.create(target, name, label or found["label"]["value"], template, pools)
         try:
-            known = set(self.property_names(name))
-            for key, value in found.items():
-                if key in known and not value["default"] and key not in NOT_CLONED:
-                    self.set(name, key, value["value"])
-            for key, text in entry.get("features", {}).items():
-                self.call("admin.vm.feature.Set", key, name, text)
-            for tag in entry.get("tags", []):
-                if not tag.startswith(("created-by-", "guivm-", "audiovm-")):
-                    self.call("admin.vm.tag.Set", tag, name)
-            if "netvm" in found:
-                rules = self.call("admin.vm.firewall.Get", "", source)
-                if rules != "action=accept\n":
-                    self.call("admin.vm.firewall.Set", "", name, rules)
-            notes = self.call("admin.vm.notes.Get", "", source)
-            if notes:
-                self.call("admin.vm.notes.Set", "", name, notes)
-            theirs = set(self.volumes(source))
+            for step in self._settings(source, name, entry):
+                try:
+                    step()
+                except CasemateError as error:
+                    if failed is None:
+                        raise
+                    failed(error)
+            theirs = set(self.volumes(source) if volumes is None else volumes)
             for volume in self.volumes(name):
                 if volume in theirs and self.volume(name, volume).get("save_on_stop") == "True":
                     token = self.call("admin.vm.volume.CloneFrom", volume, source)
@@ -168,6 +171,23 @@ class Qubes:
         except BaseException:
             self.remove(name)
             raise
+
+    def _settings(self, source: str, name: str, entry: dict[str, Any]) -> Iterator[Callable[[], object]]:
+        """What gives a new qube the settings of another, ``entry`` being all that is known of that: a call for each."""
+        found: dict[str, dict[str, Any]] = entry["properties"]
+        known = set(self.property_names(name))
+        for key, value in found.items():
+            if key in known and not value["default"] and key not in NOT_CLONED:
+                yield lambda key=key, value=value: self.set(name, key, value["value"])  # type: ignore[misc]
+        for key, text in entry.get("features", {}).items():
+            yield lambda key=key, text=text: self.call("admin.vm.feature.Set", key, name, text)  # type: ignore[misc]
+        for tag in entry.get("tags", []):
+            if not tag.startswith(("created-by-", "guivm-", "audiovm-")):
+                yield lambda tag=tag: self.call("admin.vm.tag.Set", tag, name)  # type: ignore[misc]
+        if "netvm" in found and (rules := self.call("admin.vm.firewall.Get", "", source)) != "action=accept\n":
+            yield lambda: self.call("admin.vm.firewall.Set", "", name, rules)
+        if notes := self.call("admin.vm.notes.Get", "", source):
+            yield lambda: self.call("admin.vm.notes.Set", "", name, notes)
 
 
 NOT_CLONED = frozenset({"name", "qid", "uuid", "label", "template", "ip", "ip6", "mac", "dispid", "backup_timestamp"})

@@ -86,9 +86,11 @@ def endpoint(text: str, what: str) -> str:
 def build_request(method: str, arg: str = "", dest: str = ADMIN, payload: bytes = b"", source: str = ADMIN) -> bytes:
     """The bytes of a call. ProtocolError for one that no daemon would accept, and for what a person typed that no
     name can have: NotFoundError for the qube, ValueInvalidError for the rest."""
-    if not dest.isascii():
+    if not dest.isascii() or " " in dest or "\0" in dest:
         raise NotFoundError(dest)
     names.text(arg, f"argument of {method}")
+    if " " in arg or "\0" in arg:  # blanks part the words of the header, so no name that travels in it has one
+        raise ValueInvalidError(f"No blank can be in a name: {printable(arg, 80)!r}")
     data = f"{method}+{arg} {source} name {dest}\0".encode("ascii", "strict") + payload
     parse_request(data)
     return data

@@ -108,7 +108,9 @@ def line(device: HostDevice, backend: str) -> str:
 def _described(device: HostDevice, backend: str) -> dict[str, str]:
     found = {
         "device_id": device.ident, "port_id": device.port, "devclass": device.klass, "backend_domain": backend,
-        "vendor": device.vendor, "product": device.product, "name": device.name, "serial": device.serial,
+        # Clients show the product; a USB device says its own name, which tells people more than its number.
+        "vendor": device.vendor, "product": (device.klass == "usb" and device.name) or device.product,
+        "name": device.name, "serial": device.serial,
         "interfaces": device.interfaces, "parent_port_id": device.whole,
         "parent_devclass": device.klass if device.whole else "",
     }  # fmt: skip
