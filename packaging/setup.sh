@@ -25,6 +25,8 @@ qemu-img                                -       qemu-utils                   qem
 libvirtd                                -       libvirt-daemon               libvirt-daemon                libvirt                 libvirt-daemon           libvirt
 lib:libvirt_driver_qemu.so              -       libvirt-daemon-driver-qemu   libvirt-daemon-driver-qemu    libvirt                 libvirt-daemon-driver-qemu libvirt
 py:libvirt                              -       python3-libvirt              python3-libvirt               libvirt-python          python3-libvirt-python   python3Packages.libvirt
+py:nftables                             -       python3-nftables             python3-nftables              nftables                python3-nftables         nftables
+pasta                                   -       passt                        passt                         passt                   passt                    passt
 py:venv                                 -       python3-venv                 python3                       python                  python3                  python3
 mmdebstrap                              -       mmdebstrap                   mmdebstrap                    mmdebstrap              mmdebstrap               mmdebstrap
 newuidmap                               -       uidmap                       shadow-utils                  shadow                  shadow                   shadow
@@ -144,6 +146,8 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$want" ]; then
     for file in "$binding"/libvirt.py "$binding"/libvirtaio.py "$binding"/libvirtmod*.so; do
         [ ! -e "$file" ] || ln -s "$file" "$site/"
     done
+    # So does the binding of nftables: it is one module over the system's libnftables.
+    ln -s "$("$python" -c 'import nftables, os; print(os.path.dirname(os.path.abspath(nftables.__file__)))')" "$site/"
     # libvirt-python of some distributions puts the extension elsewhere than the module.
     "$python" -c 'import libvirtmod; print(libvirtmod.__file__)' | while read -r file; do
         [ -e "$site/${file##*/}" ] || ln -s "$file" "$site/"

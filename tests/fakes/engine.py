@@ -12,13 +12,14 @@ from casemate.engine.acceleration import AccelerationProbe
 from casemate.engine.accounts import Accounts
 from casemate.engine.reconcile import reconcile
 from casemate.host.acceleration import Acceleration
-from casemate.host.hypervisor import EventKind, HostDisk, MachineEvent, MachineInfo, MachineSpec, PowerState
+from casemate.host.hypervisor import EventKind, HostDisk, MachineEvent, MachineInfo, MachineSpec, Nic, PowerState
 from casemate.host.process import Runner
 from casemate.storage.driver import DIR_PATH, Driver
 from casemate.store.store import Store
 from casemate.wire.errors import DisconnectedError
 from tests.builders import settings_in, uuid
 from tests.component.laws.lab import LabLinks, TouchPool
+from tests.fakes.wires import FakeWires
 
 
 class FakeMachines:
@@ -74,6 +75,15 @@ class FakeMachines:
     async def host_disks(self) -> Mapping[UUID, Sequence[HostDisk]]:
         return {}
 
+    async def nics(self) -> Mapping[UUID, Sequence[Nic]]:
+        return {}
+
+    async def attach_nic(self, uuid: UUID, nic: Nic) -> None:
+        raise AssertionError("no test attaches interfaces here")
+
+    async def detach_nic(self, uuid: UUID, tap: str) -> None:
+        raise AssertionError("no test detaches interfaces here")
+
     def subscribe(self, callback: Callable[[MachineEvent], None]) -> None:
         self.callbacks.append(callback)
 
@@ -118,6 +128,7 @@ class Engine:
             self.settings, self.store, self.machines, runner, accounts=Accounts(self.settings, root=False),
             acceleration=acceleration, links=self.links,  # type: ignore[arg-type]
             drivers={"touch": Driver("touch", "Empty files.", (DIR_PATH,), TouchPool)},  # type: ignore[arg-type]
+            wires=FakeWires(),
         )  # fmt: skip
         for name in ("deb", "work"):
             for volume in self.store.snapshot().domains[name].volumes.values():

@@ -18,9 +18,11 @@ from casemate.devices.device_class import Opening
 from casemate.engine.accounts import Accounts
 from casemate.engine.bus import Bus
 from casemate.engine.devices import Devices
+from casemate.engine.firewall import Firewalls
 from casemate.engine.guests import Guests
 from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
+from casemate.engine.qube_files import QubeFiles
 from casemate.host.hypervisor import PowerState
 from casemate.model.domain import Domain
 from casemate.settings import load
@@ -351,4 +353,5 @@ class FakeParts:
             host=FakeHostStatus(),
             permissions=permissions or FakePermissions(),
             guests=guests,
+            firewalls=Firewalls(QubeFiles(directory / "qubes"), self.bus.say),
         )

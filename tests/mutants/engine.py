@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     Mutant(
         "one-user-for-all", "V2", "src/casemate/engine/accounts.py",
-        "users[1 + domain.qid % (len(users) - 1)]", "users[1]",
+        "users[1 + domain.qid % (len(users) - 2)]", "users[1]",
         (f"{_STEPS}test_each_qube_has_a_user_of_its_own_and_all_have_one_group",),
     ),
     Mutant(

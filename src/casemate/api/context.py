@@ -21,6 +21,7 @@ from casemate.api.parts import (
     Volumes,
 )
 from casemate.api.stats import Stats
+from casemate.engine.firewall import Firewalls
 from casemate.engine.qube_files import QubeFiles
 from casemate.model.domain import Domain
 from casemate.store.store import Store
@@ -44,6 +45,7 @@ class Context:
     host: Host
     permissions: Permissions
     guests: Guests
+    firewalls: Firewalls
     tokens: CloneTokens = field(default_factory=CloneTokens)
     imports: Imports = field(init=False)
     files: QubeFiles = field(init=False)

@@ -10,6 +10,7 @@ that is made after it; each is a subscription or a handler, set once while the d
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Mapping
@@ -36,11 +37,13 @@ from casemate.engine.devices import Devices
 from casemate.engine.disposable_leases import LeaseServer
 from casemate.engine.disposables import Disposables
 from casemate.engine.figures import Figures
+from casemate.engine.firewall import Firewalls
 from casemate.engine.guests import Guests
 from casemate.engine.journal import OperationJournal
 from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
 from casemate.engine.machine import TARGETS
+from casemate.engine.network import Network, NetworkStep, NoWires, Wires
 from casemate.engine.operations import OperationLocks
 from casemate.engine.power import Power
 from casemate.engine.qube_files import QubeFiles
@@ -54,7 +57,9 @@ from casemate.host.files import remove_tree, replace_file
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.kernel_devices import KernelDevices
 from casemate.host.libvirt_machines import connect
-from casemate.host.process import Runner
+from casemate.host.process import Runner, is_subreaper, watch_orphans
+from casemate.host.room.client import RoomWires, open_room
+from casemate.network.uplink import Uplinks
 from casemate.qrexec.ask import Prompters
 from casemate.qrexec.broker import Broker
 from casemate.qrexec.call_sockets import CallSockets
@@ -95,6 +100,7 @@ class Parts:
     figures: Figures
     autostart: Autostart
     database_sync: DatabaseSync
+    network: Network
 
 
 def build(
@@ -107,12 +113,14 @@ def build(
     acceleration: AccelerationProbe | None = None,
     links: Links | None = None,
     drivers: Mapping[str, Driver] | None = None,
+    wires: Wires | None = None,
 ) -> Parts:
     """All parts, made and joined; nothing is opened yet. Some parts can be given instead, by a test's own daemon."""
     accounts = accounts or Accounts(settings, root=os.geteuid() == 0)
     acceleration = acceleration or AccelerationProbe(settings, runner, store)
     links = links or Links(settings, runner)
     drivers = drivers or load_drivers()
+    wires = wires or NoWires("nobody gave this daemon any")
 
     # What is known: the stored system, the states of qubes, the policy.
     bus, states, locks = Bus(), States(), OperationLocks()
@@ -124,10 +132,16 @@ def build(
     listener = CallListener(settings)
     opening = Opening(KernelDevices(), hypervisor, frozenset(TARGETS.values()))
     devices = Devices(store, bus, states, locks, accounts, device_classes(), opening)
-    link = LinkStep(settings, links, listener, accounts)
+    files = QubeFiles(store.path.parent / "qubes")
+    firewalls = Firewalls(files, bus.say)
+    uplinks = Uplinks(settings, runner, accounts.room)
+    network = Network(store, wires, hypervisor, accounts, uplinks, firewalls)
+    bus.subscribe(network.heard)
+    link = LinkStep(settings, links, listener, accounts, firewalls.rules_or_none)
     steps = (
         VolumesStep(pools, accounts),
         DirectoryStep(settings, accounts),
+        NetworkStep(network),
         MachineStep(settings, hypervisor, states, acceleration, accounts, devices.controllers),
         devices,
         link,
@@ -135,7 +149,7 @@ def build(
     )
     lifecycle = Lifecycle(store, hypervisor, links, bus, states, locks, StartMarks(settings), steps, link)
     guests = Guests(settings)
-    database_sync = DatabaseSync(store, states, guests, host_timezone)
+    database_sync = DatabaseSync(store, states, guests, host_timezone, firewalls.rules_or_none)
     bus.subscribe(database_sync.heard)
     power = Power(store, hypervisor, links, bus, states, locks, lifecycle, guests)
     journal = OperationJournal(settings.state / "intents")
@@ -144,7 +158,6 @@ def build(
     lifecycle.after_halt.append(disposables.remove_halted)
 
     volumes = Volumes(store, pools, locks, states)
-    files = QubeFiles(store.path.parent / "qubes")
 
     # The Admin API.
     events = Subscriptions(store)
@@ -163,6 +176,7 @@ def build(
         host=HostStatus(settings, acceleration, states, policy, accounts, runner),
         permissions=Permissions(policy, systems),
         guests=guests,
+        firewalls=firewalls,
     )
 
     # Calls of qubes. The host's services are the API's methods and the programs of the administrator.
@@ -195,6 +209,7 @@ def build(
         figures=Figures(hypervisor, states),
         autostart=Autostart(settings, store.snapshot, power.start),
         database_sync=database_sync,
+        network=network,
     )
 
 
@@ -209,14 +224,22 @@ async def begin(settings: Settings, parts: Parts) -> None:
         parts.creator,
         parts.disposables,
     )
+    await _take_over_network(parts)
     parts.figures.start()
     parts.database_sync.start()
     await parts.devices.watch()
 
 
+async def _take_over_network(parts: Parts) -> None:
+    found, system = await parts.hypervisor.nics(), parts.context.store.snapshot()
+    running = (system.domains[name] for name in parts.context.states.all() if name in system.domains)
+    await parts.network.start({domain.name: found.get(domain.uuid, ()) for domain in running})
+
+
 async def end(parts: Parts) -> None:
     """Let go of everything; qubes and their links go on. In the order opposite to use: callers first."""
     await parts.autostart.close()
+    await parts.network.close()
     await parts.database_sync.close()
     parts.figures.close()
     parts.devices.close()
@@ -227,6 +250,18 @@ async def end(parts: Parts) -> None:
     await parts.lifecycle.close()
     parts.links.release()
     await parts.hypervisor.close()
+
+
+async def _open_host(settings: Settings, runner: Runner, accounts: Accounts) -> tuple[Hypervisor, Wires]:
+    """Machines and wires. With libvirt embedded both are in the wire room; a libvirt daemon has machines alone."""
+    if settings.hypervisor != "embed":
+        why = f"libvirt is a daemon here (CASEMATE_HYPERVISOR={settings.hypervisor}), so taps would be in its namespace"
+        return await connect(settings), NoWires(why)
+    machines, wires = await open_room(settings, runner, accounts.room)
+    if is_subreaper():
+        # A QEMU becomes ours when the room's process, which started it, is killed.
+        watch_orphans(asyncio.get_running_loop())
+    return machines, wires
 
 
 class Daemon:
@@ -242,7 +277,11 @@ class Daemon:
             replace_file(policy, default_policy().encode(), mode=0o600)
         remove_tree(settings.state / "spool")  # files of imports that a killed daemon had not finished
         store = Store(settings.store_file)
-        self._parts = parts = build(settings, store, await connect(settings), Runner())
+        runner, accounts = Runner(), Accounts(settings, root=os.geteuid() == 0)
+        hypervisor, wires = await _open_host(settings, runner, accounts)
+        self._parts = parts = build(settings, store, hypervisor, runner, accounts=accounts, wires=wires)
+        if isinstance(wires, RoomWires):
+            wires.process.on_restart.append(parts.network.room_restarted)
         await begin(settings, parts)
         self._server = Server(parts.context)
         self._others = {

@@ -29,4 +29,9 @@ class Accounts:
         if not self.root:
             return None
         users = users_of(self._settings)
-        return Account(users[1 + domain.qid % (len(users) - 1)], users[0])
+        return Account(users[1 + domain.qid % (len(users) - 2)], users[0])
+
+    @property
+    def room(self) -> int | None:
+        """The user that owns the wire room and runs uplinks; never one of a qube."""
+        return users_of(self._settings)[-1] if self.root else None

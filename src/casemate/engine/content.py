@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 
 from casemate.model.domain import Domain
+from casemate.network.keys import Rules, network_keys
 
 _SERVICE = "service."
 _CONFIG = "vm-config."
@@ -39,8 +40,8 @@ def follows_changes(key: str) -> bool:
     return key not in _ONCE
 
 
-def database_content(domain: Domain, seed: bytes, timezone: str | None) -> dict[str, str]:
-    """Keys and values for a qube that is about to start; ``seed`` is 64 fresh random bytes."""
+def database_content(domain: Domain, seed: bytes, timezone: str | None, rules: Rules) -> dict[str, str]:
+    """Keys and values for a qube that is about to start; ``seed`` is 64 fresh random bytes. ``rules``: firewalls."""
     content = {
         "/name": domain.name,
         "/type": domain.klass,
@@ -63,4 +64,4 @@ def database_content(domain: Domain, seed: bytes, timezone: str | None) -> dict[
             content[f"/qubes-service/{feature[len(_SERVICE) :]}"] = "1" if value else "0"
         elif feature.startswith(_CONFIG) and len(feature) <= len(_CONFIG) + 51:
             content[f"/vm-config/{feature[len(_CONFIG) :]}"] = value
-    return content
+    return content | network_keys(domain, rules)

@@ -21,6 +21,7 @@ from casemate.engine.content import database_content, follows_changes
 from casemate.engine.states import States
 from casemate.model.changes import Change
 from casemate.model.domain import Domain
+from casemate.network.keys import Rules, commits
 from casemate.store.store import Store
 from casemate.wire import events as ev
 from casemate.wire.api_event import ApiEvent
@@ -42,11 +43,14 @@ class Databases(Protocol):
 class DatabaseSync:
     """One task that brings databases up to date after each commit. Owns what it wrote last, by qube."""
 
-    def __init__(self, store: Store, states: States, databases: Databases, timezone: Callable[[], str | None]) -> None:
+    def __init__(
+        self, store: Store, states: States, databases: Databases, timezone: Callable[[], str | None], rules: Rules
+    ) -> None:
         self._store = store
         self._states = states
         self._databases = databases
         self._timezone = timezone
+        self._rules = rules
         self._written: dict[str, dict[str, str]] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -63,8 +67,9 @@ class DatabaseSync:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     def heard(self, event: ApiEvent) -> None:
-        """A listener for the bus: a qube that has just started may have missed a change during its start."""
-        if isinstance(event, ev.DomainStart):
+        """A listener for the bus: a qube that has just started may have missed a change during its start, and rules
+        of a firewall are not in the store."""
+        if isinstance(event, ev.DomainStart | ev.FirewallChanged):
             self._wake.set()
 
     async def close(self) -> None:
@@ -91,7 +96,7 @@ class DatabaseSync:
 
     async def _bring_up_to_date(self, domain: Domain) -> None:
         name = domain.name
-        content = database_content(domain, b"", self._timezone())
+        content = database_content(domain, b"", self._timezone(), self._rules)
         wanted = {key: value for key, value in content.items() if follows_changes(key)}
         before = self._written.get(name)
         if wanted == before:
@@ -102,4 +107,7 @@ class DatabaseSync:
         remove = [key for key in before or () if key in there and key not in wanted]
         if write or remove:
             await self._databases.change_database(name, write, remove)
+            # Last: a net qube applies the rules of a qube when it is told that they are whole.
+            if whole := commits([*write, *remove]):
+                await self._databases.change_database(name, dict.fromkeys(whole, ""), [])
         self._written[name] = wanted

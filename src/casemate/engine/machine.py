@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from casemate.host.hypervisor import Disk, MachineSpec
 from casemate.model.domain import Domain
+from casemate.network.plan import nics
 from casemate.settings import Settings
 from casemate.storage.pool import Owner
 from casemate.wire.errors import StartError
@@ -79,4 +80,5 @@ def machine_spec(
         uid=owner.uid if owner is not None else None,
         gid=owner.gid if owner is not None else None,
         usb="usb" in controllers,
+        nics=nics(domain),
     )

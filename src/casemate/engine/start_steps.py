@@ -23,6 +23,7 @@ from casemate.host.hypervisor import Disk, Hypervisor
 from casemate.model.classes import Template
 from casemate.model.domain import Domain
 from casemate.model.qube_settings import MACHINE_PROPERTIES
+from casemate.network.keys import Rules
 from casemate.settings import Settings
 from casemate.storage.pools import Pools
 from casemate.wire import events as ev
@@ -158,8 +159,9 @@ class CallSocket(Protocol):
 class LinkStep:
     """The process that holds the qube's channel, and the socket at which it asks for calls."""
 
-    def __init__(self, settings: Settings, links: Links, calls: CallSocket, accounts: Accounts) -> None:
+    def __init__(self, settings: Settings, links: Links, calls: CallSocket, accounts: Accounts, rules: Rules) -> None:
         self._settings = settings
+        self._rules = rules
         self._links = links
         self._calls = calls
         self._accounts = accounts
@@ -178,7 +180,7 @@ class LinkStep:
                 name=domain.name,
                 directory=self._settings.qube_run(domain.name),
                 default_user=domain.default_user,
-                database=database_content(domain, os.urandom(64), host_timezone()),
+                database=database_content(domain, os.urandom(64), host_timezone(), self._rules),
                 uid=owner.uid if owner is not None else None,
                 gid=owner.gid if owner is not None else None,
             )

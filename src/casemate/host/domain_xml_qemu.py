@@ -8,6 +8,7 @@ from __future__ import annotations
 from lxml import etree
 
 from casemate.host.domain_xml import child, endings, head, to_text
+from casemate.host.domain_xml_nic import nic_element
 from casemate.host.hypervisor import Disk, MachineSpec
 
 CHANNEL = "org.casemate.channel.0"
@@ -64,9 +65,16 @@ def qemu_xml(spec: MachineSpec, prefix: str) -> str:
     slots.put(child(devices, "controller", type="virtio-serial", index=0, ports=4, model=_MODERN))
     for disk in spec.disks:
         slots.put(_disk(devices, disk))
-    _ports(devices, slots)
+    plugged = [nic for nic in spec.nics if not nic.fixed]
+    _ports(devices, slots, HOTPLUG_PORTS + len(plugged))
     _sockets(devices, spec)
     slots.put(_random(devices))
+    for nic in spec.nics:
+        if nic.fixed:
+            slots.put(nic_element(devices, nic))
+    for port, nic in enumerate(plugged, HOTPLUG_PORTS + 1):
+        address = {"domain": "0x0000", "bus": f"0x{port:02x}", "slot": "0x00", "function": "0x0"}
+        child(nic_element(devices, nic), "address", type="pci", **address)
     if spec.uid is not None and spec.gid is not None:
         # V2: a user of its own. No relabelling: shared templates must never change hands (host/qemu_access.py).
         label = child(domain, "seclabel", type="static", model="dac", relabel="no")
@@ -122,10 +130,10 @@ def _disk(devices: etree._Element, disk: Disk) -> etree._Element:
     return element
 
 
-def _ports(devices: etree._Element, slots: _Slots) -> None:
-    """Empty ports for devices that come while the machine runs. All are functions of one slot of the root bus."""
+def _ports(devices: etree._Element, slots: _Slots, count: int) -> None:
+    """Ports for devices that come, or go, while the machine runs. All are functions of one slot of the root bus."""
     slot = slots.take()
-    for number in range(HOTPLUG_PORTS):
+    for number in range(count):
         port = child(devices, "controller", type="pci", index=number + 1, model="pcie-root-port")
         child(port, "model", name="pcie-root-port")
         child(port, "target", chassis=number + 1, port=f"0x{slot << 3 | number:x}")

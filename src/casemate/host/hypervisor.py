@@ -80,6 +80,18 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class Nic:
+    """A network interface of a machine: the guest sees ``mac``; its other end is the tap of that name in the wire room.
+
+    ``fixed``: there from start to end, so that it needs no port from which it could be unplugged.
+    """
+
+    tap: str
+    mac: str
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """A machine to define. ``uid`` and ``gid`` are who runs its QEMU; None where we are not root ourselves."""
 
@@ -99,6 +111,8 @@ class MachineSpec:
     gid: int | None = None
     usb: bool = False
     """Whether the machine has a USB controller, with free ports."""
+    nics: tuple[Nic, ...] = ()
+    """Network interfaces that are there from the start. Their taps must be there before, with their rules loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +165,15 @@ class Hypervisor(Protocol):
 
     async def host_disks(self) -> Mapping[UUID, Sequence[HostDisk]]:
         """The block devices of the host that machines of ours have now, as the hypervisor knows it."""
+
+    async def nics(self) -> Mapping[UUID, Sequence[Nic]]:
+        """The network interfaces that machines of ours have now."""
+
+    async def attach_nic(self, uuid: UUID, nic: Nic) -> None:
+        """Give a running machine a network interface, until it ends or detach_nic(). One that is there is fine."""
+
+    async def detach_nic(self, uuid: UUID, tap: str) -> None:
+        """Take it back; DeviceBusyError when the guest does not let go of it. Absent is fine."""
 
     def subscribe(self, callback: Callable[[MachineEvent], None]) -> None:
         """Hear of every event of our machines, in the event loop's thread."""

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import libvirt
 
 from casemate.host import libvirt_embed, qemu_access
 from casemate.host.domain_xml_disk import disk_xml, disks_of, element_of, has_usb
+from casemate.host.domain_xml_nic import element_of_nic, nic_xml, nics_of
 from casemate.host.domain_xml_qemu import HOTPLUG_PORTS, USB_PORTS, qemu_xml
 from casemate.host.hypervisor import (
     EventKind,
@@ -23,6 +24,7 @@ from casemate.host.hypervisor import (
     MachineEvent,
     MachineInfo,
     MachineSpec,
+    Nic,
     PowerState,
 )
 from casemate.host.libvirt_connection import EventThread, LibvirtConnection
@@ -34,9 +36,12 @@ from casemate.wire.errors import DeviceBusyError, HypervisorError, NotHaltedErro
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _RELEASE_SECONDS = 10.0
 """Seconds that a guest has to release a device. Emulated guests need half a second."""
-_NO_PORT = {"No more available PCI slots": HOTPLUG_PORTS, "No free USB ports": USB_PORTS}
+_NO_SLOT = "No more available PCI slots"
+_NO_PORT = {_NO_SLOT: HOTPLUG_PORTS, "No free USB ports": USB_PORTS}
 """What libvirt says when all ports of a bus are taken, and how many there are; it has no error code for that."""
 _ABSENT = (libvirt.VIR_ERR_NO_DOMAIN,)
 """Codes that mean: libvirt does not know the machine."""
@@ -248,15 +253,19 @@ class LibvirtMachines(Hypervisor):
 
     async def detach_disk(self, uuid: UUID, target: str) -> None:
         """Ask for a disk back and wait until QEMU has closed it."""
+        await self._detach(uuid, lambda description: element_of(description, target), f"disk {target}")
+
+    async def _detach(self, uuid: UUID, find: Callable[[str], str | None], what: str) -> None:
+        """Ask the guest to let go of a device, and wait until the machine does not have it any more."""
 
         def work(connection: Any) -> None:
             try:
                 domain = connection.lookupByUUID(uuid.bytes)
                 end = time.monotonic() + _RELEASE_SECONDS
                 asked = False
-                while (xml := element_of(domain.XMLDesc(0), target)) is not None:
+                while (xml := find(domain.XMLDesc(0))) is not None:
                     if time.monotonic() > end:
-                        raise DeviceBusyError(f"The guest does not let go of its disk {target}")
+                        raise DeviceBusyError(f"The guest does not let go of its {what}")
                     if not asked:
                         domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
                         asked = True
@@ -266,24 +275,58 @@ class LibvirtMachines(Hypervisor):
                 if code_of(error) not in (*_OFF, libvirt.VIR_ERR_DEVICE_MISSING):
                     raise
 
-        await self._libvirt.call(f"detach disk {target}", work)
+        await self._libvirt.call(f"detach {what}", work)
+
+    # -- network interfaces
+
+    async def attach_nic(self, uuid: UUID, nic: Nic) -> None:
+        """Plug a network interface into a free port."""
+        xml = nic_xml(nic)
+
+        def work(connection: Any) -> None:
+            domain = connection.lookupByUUID(uuid.bytes)
+            if element_of_nic(domain.XMLDesc(0), nic.tap) is not None:
+                return
+            try:
+                domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            except libvirt.libvirtError as error:
+                if _NO_SLOT in str(error):
+                    raise DeviceBusyError(
+                        f"All {HOTPLUG_PORTS} ports of the machine are taken, so it cannot get a network interface: "
+                        "detach a device, or start it again"
+                    ) from None
+                raise
+
+        await self._libvirt.call("attach a network interface", work)
+
+    async def detach_nic(self, uuid: UUID, tap: str) -> None:
+        """Ask for a network interface back and wait until QEMU has closed its tap."""
+        await self._detach(uuid, lambda description: element_of_nic(description, tap), "network interface")
 
     async def host_disks(self) -> Mapping[UUID, Sequence[HostDisk]]:
         """The block devices of the host that machines have, from the descriptions of those that run."""
+        return await self._of_each("list attached disks", disks_of)
 
-        def work(connection: Any) -> Mapping[UUID, Sequence[HostDisk]]:
-            found = {}
+    async def nics(self) -> Mapping[UUID, Sequence[Nic]]:
+        """The network interfaces that machines have."""
+        return await self._of_each("list network interfaces", nics_of)
+
+    async def _of_each(self, what: str, find: Callable[[str], Sequence[T]]) -> Mapping[UUID, Sequence[T]]:
+        """What the description of each machine that runs says."""
+
+        def work(connection: Any) -> Mapping[UUID, Sequence[T]]:
+            found: dict[UUID, Sequence[T]] = {}
             for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
                 if not domain.name().startswith(self._prefix):
                     continue
                 try:
-                    found[UUID(bytes=domain.UUID())] = disks_of(domain.XMLDesc(0))
+                    found[UUID(bytes=domain.UUID())] = find(domain.XMLDesc(0))
                 except libvirt.libvirtError as error:
                     if code_of(error) not in _OFF:
                         raise
             return found
 
-        return await self._libvirt.call("list attached disks", work)
+        return await self._libvirt.call(what, work)
 
     # -- events
 

@@ -143,11 +143,15 @@ class Runner:
         stdin: int = asyncio.subprocess.DEVNULL,
         stdout: int = asyncio.subprocess.DEVNULL,
         stderr: int = asyncio.subprocess.DEVNULL,
+        user: int | None = None,
     ) -> asyncio.subprocess.Process:
-        """Start a program in a session of its own and leave it to live on; it is reaped when it ends."""
+        """Start a program in a session of its own and leave it to live on; it is reaped when it ends.
+
+        ``user`` is who runs it, with the group of the same number; None: we ourselves.
+        """
         words = [str(word) for word in argv]
         log.debug("spawn %s", shown(words))
-        return await self._start(words, env, pass_fds, cwd, None, None, stdin=stdin, stdout=stdout, stderr=stderr)
+        return await self._start(words, env, pass_fds, cwd, user, user, stdin=stdin, stdout=stdout, stderr=stderr)
 
     async def _start(
         self,

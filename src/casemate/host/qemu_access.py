@@ -87,6 +87,19 @@ def allow_group(path: Path, gid: int) -> None:
     _change(path, _GROUP, gid, 6)
 
 
+def allow_user(path: Path, uid: int) -> bool:
+    """Let a user use a device, by an access list entry; False when everybody may already."""
+    if path.stat().st_mode & 0o006 == 0o006:
+        return False
+    _change(path, _USER, uid, 6)
+    return True
+
+
+def forget_user(path: Path, uid: int) -> None:
+    """Take that entry back."""
+    _change(path, _USER, uid, 0)
+
+
 def lend(path: Path, uid: int, readonly: bool) -> None:
     """Let a qube's user use a block device of the host, by an access list entry."""
     _need_block(path)

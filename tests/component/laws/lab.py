@@ -35,6 +35,7 @@ from casemate.storage.driver import DIR_PATH, Driver, Opening
 from casemate.storage.pool import Owner
 from casemate.store.store import Store
 from casemate.wire.errors import DisconnectedError, StorageError
+from tests.fakes.wires import FakeWires
 
 MARKER = "<domain type='test'><name>marker</name><memory>1</memory><vcpu>1</vcpu><os><type>hvm</type></os></domain>"
 
@@ -206,6 +207,7 @@ async def serve(settings: Settings) -> None:
         settings, store, machines, runner,
         accounts=Accounts(settings, root=False), acceleration=acceleration, links=LabLinks(),  # type: ignore[arg-type]
         drivers={"touch": Driver("touch", "Empty files.", (DIR_PATH,), TouchPool)},  # type: ignore[arg-type]
+        wires=FakeWires(),
     )  # fmt: skip
     await begin(settings, parts)
     server = Server(parts.context)
