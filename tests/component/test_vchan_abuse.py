@@ -489,7 +489,7 @@ def test_services_of_the_host(place: VchanPlace) -> None:
 def test_a_policy_program(place: VchanPlace) -> None:
     program = place.directory / "program"
     program.write_text(
-        '#!/bin/sh\n[ "$3" = vault ] && [ "$4" = echo+ ] || { echo result=deny; exit 0; }\n'
+        '#!/bin/sh\n[ "$3" = vault ] && [ "$4" = echo ] || { echo result=deny; exit 0; }\n'
         "printf 'result=allow\\nuser=DEFAULT\\ntarget=vault\\nrequested_target=vault\\nautostart=False\\n'\n"
     )
     program.chmod(0o755)
@@ -511,7 +511,7 @@ def test_refusals_say_why_in_the_log(place: VchanPlace) -> None:
     place.agent(5)
     place.up("work")
     qube = place.client_vm(5)
-    for target, why in (("x", "denied by policy"), ("vault", "does not run"), ("work", "to itself")):
+    for target, why in (("x", "denied by policy"), ("vault", "does not run")):
         assert qube.call(target, "echo").status == 126
         eventually(lambda why=why: why in place.log())  # type: ignore[misc]
 

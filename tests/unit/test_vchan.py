@@ -143,15 +143,26 @@ def test_deadlines_in_their_order() -> None:
     assert late == ["c", "again"] and not len(deadlines)
 
 
-def test_ports_are_used_in_turn_and_all_of_them(place: SocketDirectory) -> None:
+def test_ports_are_of_two_kinds_and_anybody_can_have_all_of_them(place: SocketDirectory) -> None:
     ports = Ports(place, 6)
-    taken = [ports.allocate(caller) for caller in (1, 99, 0) * 86][:256]
-    assert sorted(port or 0 for port in taken) == list(range(513, 769))
+    assert [ports.allocate(caller) for caller in (9, 1, 0, 9, 1)] == [514, 513, 515, 516, 517]
+    taken = [ports.allocate(1) for _ in range(251)]
+    assert taken[:125] == list(range(519, 769, 2)), "those of its kind first"
+    assert sorted(port or 0 for port in taken) == list(range(518, 769, 1))[:251]
     assert ports.allocate(1) is None
     assert not ports.release(2, 513) and ports.release(1, 513) and not ports.release(1, 513)
     assert ports.allocate(7) == 513
-    assert ports.release(99, 514) and ports.release(0, 515)
-    assert [ports.allocate(1), ports.allocate(1), ports.allocate(1)] == [514, 515, None]
+    assert ports.release(9, 514) and ports.release(0, 515)
+    assert [ports.allocate(1), ports.allocate(1), ports.allocate(1)] == [515, 514, None]
+
+
+def test_a_caller_gets_the_port_of_its_last_call_last(place: SocketDirectory) -> None:
+    """The agent of the caller may not have reported the end of that call yet."""
+    ports = Ports(place, 6)
+    assert ports.allocate(9) == 514 and ports.release(9, 514)
+    assert ports.allocate(8) == 514, "another caller's"
+    assert ports.release(8, 514)
+    assert [ports.allocate(8) for _ in range(128)] == list(range(516, 769, 2)) + [514]
 
 
 def test_a_port_rests_while_its_old_name_is_there_which_then_goes(
@@ -171,8 +182,8 @@ def test_a_port_rests_while_its_old_name_is_there_which_then_goes(
 
 def test_a_port_is_not_used_both_ways_between_two_domains(place: SocketDirectory) -> None:
     ports = Ports(place, 6)
-    ports.outgoing.add((9, 513))
-    assert [ports.allocate(9), ports.allocate(8)] == [514, 515]
+    ports.outgoing.add((9, 514))
+    assert [ports.allocate(9), ports.allocate(8)] == [516, 514]
     ports.reset()
     assert not ports.outgoing and ports.used == 0
 

@@ -8,7 +8,7 @@ import socket
 import sys
 
 from casemate.agent.port import find_port, open_port
-from casemate.agent.service import NoServiceError, Service, find_service
+from casemate.agent.service import NoServiceError, Service, failure_status, find_service
 from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
 from casemate.calls.children import Children
@@ -144,7 +144,7 @@ class Agent:
                     raise ProtocolError("request is cut")
                 self._serve(stream, parse_exec(body[HEADER.size :]))
             except (CasemateError, OSError, ValueError) as error:
-                refuse(stream, getattr(error, "exit_status", EXIT_FAILED), f"{error}\n")
+                refuse(stream, failure_status(error), f"{error}\n")
         elif kind == POWER:
             stream.abort()
             from casemate.agent.power import power_off
@@ -158,7 +158,8 @@ class Agent:
         # Without a graphical session there is none to wait for.
         if found.config.wait_for_session and self._database.tree.read("/qubes-gui-enabled") == b"True":
             self._account(found.user)
-            self._sessions.hold(stream, found.user, lambda: self._start_held(stream, found))
+            source = found.environment["QREXEC_REMOTE_DOMAIN"]
+            self._sessions.hold(stream, found.user, source, lambda: self._start_held(stream, found))
         else:
             self._start(stream, found)
 
@@ -169,7 +170,7 @@ class Agent:
         try:
             self._start(stream, found)
         except (CasemateError, OSError) as error:
-            refuse(stream, getattr(error, "exit_status", EXIT_FAILED), f"{error}\n")
+            refuse(stream, failure_status(error), f"{error}\n")
 
     def _start(self, stream: MuxStream, found: Service) -> None:
         pid, stdin, stdout, stderr = self._spawn(found)
@@ -185,9 +186,9 @@ class Agent:
             environment.update(account.environment())
         return spawn(found.argv, environment, account)
 
-    def _wait_for_session(self, user: str, done: Callable[[int], None]) -> None:
+    def _wait_for_session(self, user: str, source: str, done: Callable[[int], None]) -> None:
         try:
-            found = find_service(Command("DEFAULT", WAIT_FOR_SESSION, None, "dom0"), self._default_user())
+            found = find_service(Command("DEFAULT", WAIT_FOR_SESSION, None, source), self._default_user())
             pid, stdin, stdout, stderr = self._spawn(found)
         except NoServiceError:
             self._loop.later(0, lambda: done(EXIT_NO_SERVICE))

@@ -36,6 +36,12 @@ class ServiceError(CasemateError):
     exit_status = EXIT_FAILED
 
 
+def failure_status(error: Exception) -> int:
+    """The exit status that a caller is told for a call that cannot be served: 127 where there is no such service, else
+    125. The exit statuses of other errors are for tools of the host, and mean other things there."""
+    return EXIT_NO_SERVICE if isinstance(error, NoServiceError) else EXIT_FAILED
+
+
 class Config:
     """A service's configuration file; every key has its default."""
 

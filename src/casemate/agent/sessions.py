@@ -52,16 +52,16 @@ class Held(Handler):
 class Sessions:
     """Runs one waiter for each user, however many calls wait.
 
-    ``run_waiter(user, done)`` starts ``qubes.WaitForSession`` with the user's name as its input and calls
-    ``done(status)`` when it has ended.
+    ``run_waiter(user, source, done)`` starts ``qubes.WaitForSession`` with the user's name as its input, as a call of
+    the qube ``source``, and calls ``done(status)`` when it has ended.
     """
 
-    def __init__(self, run_waiter: Callable[[str, Callable[[int], None]], None]) -> None:
+    def __init__(self, run_waiter: Callable[[str, str, Callable[[int], None]], None]) -> None:
         self._run_waiter = run_waiter
         self._held: dict[str, list[tuple[Stream, Held, Callable[[], None]]]] = {}
 
-    def hold(self, stream: Stream, user: str, start: Callable[[], None]) -> None:
-        """Call ``start`` once the user's session is there; until then the stream is held."""
+    def hold(self, stream: Stream, user: str, source: str, start: Callable[[], None]) -> None:
+        """Call ``start`` once the user's session is there; until then the stream is held. ``source`` calls."""
         if sum(map(len, self._held.values())) >= MAX_HELD:
             refuse(stream, EXIT_FAILED, "too many calls wait for a session\n")
             return
@@ -71,7 +71,7 @@ class Sessions:
             waiting.append((stream, held, start))
             return
         self._held[user] = [(stream, held, start)]
-        self._run_waiter(user, lambda status: self._done(user, status))
+        self._run_waiter(user, source, lambda status: self._done(user, status))
 
     def _done(self, user: str, status: int) -> None:
         for stream, held, start in self._held.pop(user, []):

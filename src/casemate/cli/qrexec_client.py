@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PROG = "qrexec-client"
 SOCKET_DIR = "/var/run/qubes"
 HOST = "dom0"
+HOST_NAMES = (HOST, "@adminvm", "uuid:00000000-0000-0000-0000-000000000000")
 API_SERVICES = ("admin.", "policy.")
 """Services of this host that are methods of the Admin API; upstream's policy editor calls them this way."""
 EXIT_JOIN_FAILED = 137
@@ -135,22 +136,61 @@ def _on_host(args: argparse.Namespace, qubes: Qubes) -> int:
         return qrexec_status(service.wait())
 
 
+def _serve_here(args: argparse.Namespace, source: str, request: bytes) -> int:
+    """Serve the request of a domain with a service or a command of this host, and end with its exit status.
+
+    The command names no user: it runs as who runs this program.
+    """
+    from casemate.calls.children import Children
+    from casemate.streams.loop import Loop
+    from casemate.vchan.agent import Accounts
+    from casemate.vchan.call import Served, service_of
+
+    place = SocketDirectory.of(os.environ)
+    caller = DaemonConversation(f"{args.socket_dir}/qrexec.{source}")
+    loop = Loop()
+    try:
+        domain, port = caller.ask(qrexec.SERVICE_CONNECT, 0, 0, request)
+        accounts = Accounts()
+        what = service_of(b"DEFAULT:" + os.fsencode(args.COMMAND), accounts.own, accounts)
+        statuses: list[int] = []
+        served = Served(
+            loop,
+            Children(loop),
+            place.directory,
+            lambda why: tool.say_error(PROG, why),
+            wait_for_hello=True,
+            seconds=args.seconds or None,
+            account_of=accounts,
+        )
+        served.on_status = statuses.append
+        served.serve(place.path(domain, place.domain, port), what, loop.stop)
+        loop.run()
+    finally:
+        loop.close()
+        caller.close()
+    if not statuses:
+        raise DisconnectedError("The caller went away before the service had ended")
+    return 0 if args.no_status else statuses[0]
+
+
 def qrexec_status(code: int) -> int:
     """What qrexec tells of a program's end."""
     return code if code >= 0 else 128 - code
 
 
 def _join(args: argparse.Namespace) -> int:
-    """Serve the request of a domain with a service in another."""
+    """Serve the request of a domain with a service of this host or of another domain."""
     ident, source, number = (args.join.split(",") + ["", ""])[:3]
-    if not number.isdecimal() or len(ident) > 31:
-        raise tool.UsageError("-c wants ID,NAME,NUMBER")
-    if args.domain == HOST:
-        raise tool.UsageError("Requests for this host are served by its daemon, not by this program")
+    if not number.isdecimal() or not int(number) or source in HOST_NAMES or not 0 < len(os.fsencode(ident)) <= 31:
+        raise tool.UsageError("-c wants ID,NAME,NUMBER of a request, as its domain's daemon knows it")
+    request = os.fsencode(ident).ljust(qrexec.IDENT, b"\0")
+    if args.domain in HOST_NAMES:
+        return _serve_here(args, source, request)
     target = DaemonConversation(f"{args.socket_dir}/qrexec.{args.domain}")
     domain, port = target.ask(qrexec.EXEC_CMDLINE, int(number), 0, os.fsencode(args.COMMAND) + b"\0")
     caller = DaemonConversation(f"{args.socket_dir}/qrexec.{source}")
-    caller.ask(qrexec.SERVICE_CONNECT, domain, port, ident.encode("ascii").ljust(qrexec.IDENT, b"\0"))
+    caller.ask(qrexec.SERVICE_CONNECT, domain, port, request)
     if args.wait:
         target.wait_end()
         caller.wait_end()
@@ -165,7 +205,7 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
             except (CasemateError, OSError) as error:
                 tool.say_error(PROG, error)
                 return EXIT_JOIN_FAILED
-        if args.domain == HOST:
+        if args.domain in HOST_NAMES:
             return _on_host(args, qubes)
         path = f"{args.socket_dir}/qrexec.{args.domain}"
         run: Callable[[], int] = lambda: _over_vchan(args, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from casemate.cli import tool
 from casemate.client.qubes import Qubes
 from casemate.qrexec.evaluate import Allow, Ask, Decision, SystemInfo, evaluate
 from casemate.qrexec.tokens import ADMIN, HOST
+from casemate.vchan.decision import REQUESTED_SOURCE
 from casemate.wire import names
 from casemate.wire.errors import CasemateError, DisconnectedError
 from casemate.wire.qrexec import parse_call, requested_target
@@ -25,6 +27,9 @@ def _asked(args: argparse.Namespace, qubes: Qubes) -> str:
         lines.append("assume_yes_for_ask=yes")
     if args.just_evaluate:
         lines.append("just_evaluate=yes")
+    # casemate-qrexecd sets this where a relay speaks for a qube on another machine.
+    if requested := os.environ.get(REQUESTED_SOURCE):
+        lines.append(f"requested_source={names.qube_name(requested)}")
     qubes.call("admin.vm.List")  # starts the daemon where it does not run
     with connect(str(qubes.transport.settings.policy_socket)) as sock:
         sock.sendall(("\n".join(lines) + "\n\n").encode("ascii"))

@@ -145,7 +145,7 @@ class Agent:
     def _message(self, kind: int, body: bytes) -> None:
         if kind == SERVICE_CONNECT:
             domain, port, ident = control.parse_params(body)
-            caller = self._asking.pop(ident, None)
+            caller = self._asking.pop(control.padded_ident(ident), None)
             if caller is None:
                 # Its program has gone meanwhile; the daemon waits to hear that.
                 self._send(self._session, control.params(CONNECTION_TERMINATED, domain, port))

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 
-from casemate.agent.service import find_service
+from casemate.agent.service import failure_status, find_service
 from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
 from casemate.calls.children import Children
@@ -19,9 +19,10 @@ from casemate.calls.vchan_sockets import CONNECT_SECONDS, Connector
 from casemate.streams.deadlines import Deadlines
 from casemate.streams.loop import WRITE, Loop
 from casemate.streams.socket_stream import SocketStream
+from casemate.wire.call_data import ServiceSide
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import user_name
-from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDOUT, EXIT_FAILED, message, parse_command
+from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDERR, DATA_STDOUT, EXIT_FAILED, message, parse_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 
 
 class Program:
-    """A service that is a program; ``account`` None: as who we are. ``bare``: nothing but its exit code is told.
-    ``session``: the user whose graphical session it waits for, empty for none."""
+    """A service that is a program, made by ``service_of`` and started by ``Served``.
+
+    ``account`` is who it runs as, None for who we are. With ``bare`` the caller is told its exit code alone, and it has
+    no input. ``session`` is the user whose graphical session it waits for, empty for none.
+    """
 
     __slots__ = ("account", "argv", "bare", "environment", "session")
 
@@ -78,17 +82,23 @@ Service = Program | SocketService | Failure
 
 
 class Served:
-    """The calls that this process serves; ``with_stderr``: services' stderr goes to the caller, else to ours.
-    ``account_of`` is for the program that waits for a session; without it nothing waits."""
+    """The calls that this process serves: those of an agent, or the services of this host.
+
+    ``log`` None is for an agent: what a service writes to stderr, and why it cannot be served, is told to the caller.
+    For services of this host both stay here: their stderr is ours, and the reason is logged by ``log``.
+    ``wait_for_hello`` says which end greets first. ``seconds`` is how long the caller's socket, and then its greeting,
+    are waited for; None waits for the socket without end. ``account_of`` is for the program that waits for a session;
+    without it nothing waits.
+    """
 
     def __init__(
         self,
         loop: Loop,
         children: Children,
         directory: str,
-        with_stderr: bool = True,
+        log: Callable[[str], None] | None = None,
         wait_for_hello: bool = False,
-        seconds: float = CONNECT_SECONDS,
+        seconds: float | None = CONNECT_SECONDS,
         account_of: AccountOf | None = None,
     ) -> None:
         self._loop = loop
@@ -96,8 +106,10 @@ class Served:
         self._account_of = account_of
         self._sessions = Sessions(self._wait_for_session)
         self._connector = Connector(loop, directory, seconds)
-        self._hellos = Deadlines(loop, seconds)
-        self._with_stderr = with_stderr
+        self._hellos = Deadlines(loop, seconds or CONNECT_SECONDS)
+        self._log = log
+        self.on_status: Callable[[int], None] = _ignore
+        """Called with the exit status of each call that was served or refused, as its caller is told it."""
         self._wait_for_hello = wait_for_hello
 
     def serve(self, path: str, what: Service, on_closed: Callable[[], None]) -> None:
@@ -126,9 +138,10 @@ class Served:
         if stream.closed:
             return
         if isinstance(what, Failure):
-            _refuse(stream, what)
+            self._refuse(stream, what)
         elif what.session and self._account_of is not None:
-            self._sessions.hold(stream, what.session, lambda: self._try_start(stream, what))
+            source = what.environment["QREXEC_REMOTE_DOMAIN"]
+            self._sessions.hold(stream, what.session, source, lambda: self._try_start(stream, what))
         else:
             self._try_start(stream, what)
 
@@ -136,7 +149,19 @@ class Served:
         try:
             self._start(stream, what)
         except OSError as error:
-            _refuse(stream, Failure(EXIT_FAILED, f"{what.argv[0]}: {error.strerror}\n", what.bare))
+            self._refuse(stream, Failure(EXIT_FAILED, f"{what.argv[0]}: {error.strerror}\n", what.bare))
+
+    def _refuse(self, stream: DataChannel, failure: Failure) -> None:
+        self.on_status(failure.status)
+        if failure.bare:
+            _tell_status(stream, failure.status)
+        elif self._log is None:
+            refuse(stream, failure.status, failure.why)
+        else:
+            self._log(failure.why.rstrip("\n"))
+            side = ServiceSide()
+            stream.writev(side.eof(DATA_STDERR) + side.exit(failure.status))
+            stream.eof()
 
     def _start(self, stream: DataChannel, program: Program) -> None:
         argv, environment, account = program.argv, program.environment, program.account
@@ -144,18 +169,24 @@ class Served:
             environment = {**environment, **account.environment()}
             if not os.access(RUN_AS, os.X_OK):
                 argv, account = _as_user(argv, account), None
+        tell: Callable[[int], None]
         if program.bare:
             pid = _spawn_bare(argv, environment, account)
-            self._children.add(pid, lambda status: _tell_status(stream, status))
+            tell = lambda status: _tell_status(stream, status)
         else:
-            pid, stdin, stdout, stderr = spawn(argv, environment, account, self._with_stderr)
-            self._children.add(
-                pid, SplicedCall.of_program(self._loop, stream, stdin, stdout, stderr, look=self._children.look).exited
-            )
+            pid, stdin, stdout, stderr = spawn(argv, environment, account, with_stderr=self._log is None)
+            look = self._children.look
+            tell = SplicedCall.of_program(self._loop, stream, stdin, stdout, stderr, look=look).exited
 
-    def _wait_for_session(self, user: str, done: Callable[[int], None]) -> None:
+        def exited(status: int) -> None:
+            self.on_status(status)
+            tell(status)
+
+        self._children.add(pid, exited)
+
+    def _wait_for_session(self, user: str, source: str, done: Callable[[int], None]) -> None:
         assert self._account_of is not None
-        found = service_of(f"{user}:QUBESRPC {WAIT_FOR_SESSION} dom0".encode(), user, self._account_of)
+        found = service_of(f"{user}:QUBESRPC {WAIT_FOR_SESSION} {source}".encode(), user, self._account_of)
         try:
             if not isinstance(found, Program):
                 raise OSError
@@ -200,6 +231,7 @@ class Served:
         def begin(stream: DataChannel) -> None:
             if not stream.closed:
                 SocketCall(self._loop, stream, sock, what)
+                self.on_status(0)
 
         def ended() -> None:
             if sock.fileno() >= 0:  # nobody came for it
@@ -222,6 +254,10 @@ class Served:
 
 
 _ATTEMPTS, _PAUSE = 200, 0.02
+
+
+def _ignore(_status: int) -> None:
+    pass
 
 
 class SocketCall(ServiceCall):
@@ -253,13 +289,6 @@ class SocketCall(ServiceCall):
         """The status of a socket is always 0; what ends the call is its configuration."""
         if not self._outputs and (not self._input_open or self._rules.on_service_eof or self._connection.closed):
             self.exited(0)
-
-
-def _refuse(stream: DataChannel, failure: Failure) -> None:
-    if failure.bare:
-        _tell_status(stream, failure.status)
-    else:
-        refuse(stream, failure.status, failure.why)
 
 
 def _tell_status(stream: DataChannel, status: int) -> None:
@@ -330,4 +359,4 @@ def service_of(
             address = (host, int(port))
         return SocketService(address, descriptor.encode("ascii") + b"\0" if descriptor else b"", flags)
     except CasemateError as error:
-        return Failure(getattr(error, "exit_status", EXIT_FAILED), f"{error}\n", bare)
+        return Failure(failure_status(error), f"{error}\n", bare)

@@ -63,7 +63,7 @@ class Daemon:
         self._accounts = Accounts()
         self._connector = Connector(loop, vchans.directory, None)
         # What a service of this host says on stderr is for our log, never for a qube.
-        self._served = Served(loop, children, vchans.directory, False, True, SERVICE_SECONDS)
+        self._served = Served(loop, children, vchans.directory, say, True, SERVICE_SECONDS, account_of=self._accounts)
         self.domains: dict[int, Domain] = {}
         self._by_name: dict[str, Domain] = {}
         self._waiting: dict[str, list[_Start]] = {}
@@ -138,7 +138,7 @@ class Daemon:
             request.domain.name,
             asked.source,
             asked.target,
-            asked.full,
+            asked.call,
             lambda decision: self._decided(request, decision),
         )
 
@@ -163,9 +163,6 @@ class Daemon:
 
     def _to_domain(self, request: Request, decision: Decision, target: Domain, dispose: str = "") -> None:
         source = request.domain
-        if target is source:
-            request.refuse("a call of a domain to itself")
-            return
 
         def granted(port: int | None) -> None:
             if port is None or request.over or source.number not in self.domains:
@@ -174,13 +171,18 @@ class Daemon:
                 self._dispose(dispose)
                 request.refuse("no free port")
                 return
+            service = decision.service or request.asked.full
+            text = call_text(decision.user or "DEFAULT", service, decision.policy_source or source.name)
+            # The target is told first, so that a target that takes no call can still be refused to the caller.
+            if not target.execute(EXEC_CMDLINE, source.number, port, text):
+                target.ports.release(source.number, port)
+                self._dispose(dispose)
+                request.refuse(f"the agent of {target.name} does not read")
+                return
             source.ports.outgoing.add((target.number, port))
             if dispose:
                 target.when_ended(source.number, port, lambda: self._dispose(dispose))
             request.connect(target.number, port)
-            text = call_text(decision.user or "DEFAULT", decision.service or request.asked.full, source.name)
-            if not target.execute(EXEC_CMDLINE, source.number, port, text):
-                source.log(f"{target.name} takes no call: its agent does not read")
 
         target.with_port(source.number, granted)
 
@@ -196,7 +198,8 @@ class Daemon:
                 request.refuse("no free port")
                 return
             request.connect(HOST, port)
-            text = call_text(user, decision.service or request.asked.full, source.name, requested)
+            call = decision.service or request.asked.full
+            text = call_text(user, call, decision.policy_source or source.name, requested)
             service = service_of(text, user, self._accounts)
             self._served.serve(self._vchans.path(source.number, HOST, port), service, _nothing)
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 SOCKET = "/var/run/qubes/policy.sock"
 MAX_ANSWER = 4096
 SECONDS = 600.0
-"""A decision may have to wait for a person."""
+"""Seconds that a decision may take: a person may have to be asked."""
+REQUESTED_SOURCE = "QREXEC_REQUESTED_SOURCE"
+"""Variable of the policy program: the qube that a relay speaks for."""
 _FULL_ATTEMPTS, _FULL_PAUSE = 500, 0.02
 _WANTED = ("user", "target", "requested_target", "autostart")
 _KNOWN = frozenset((*_WANTED, "target_uuid", "service", "policy_source"))
@@ -30,7 +32,17 @@ _KNOWN = frozenset((*_WANTED, "target_uuid", "service", "policy_source"))
 class Decision:
     """What the policy says: ``allow`` and how, or the reason of the refusal."""
 
-    __slots__ = ("allow", "autostart", "reason", "requested_target", "service", "target", "target_uuid", "user")
+    __slots__ = (
+        "allow",
+        "autostart",
+        "policy_source",
+        "reason",
+        "requested_target",
+        "service",
+        "target",
+        "target_uuid",
+        "user",
+    )
 
     def __init__(self, reason: str = "", fields: dict[str, str] | None = None) -> None:
         fields = fields or {}
@@ -42,6 +54,8 @@ class Decision:
         self.requested_target = fields.get("requested_target", "")
         self.autostart = fields.get("autostart") == "True"
         self.service = fields.get("service", "")
+        self.policy_source = fields.get("policy_source", "")
+        """Who the service is told that calls, where a relay speaks for a qube on another machine; empty: the source."""
 
 
 def parse_answer(data: bytes) -> Decision:
@@ -69,8 +83,10 @@ def parse_answer(data: bytes) -> Decision:
 
 
 class Policy:
-    """Asks without a process for it, as long as somebody listens at ``path``; else runs ``program``, if there is one.
-    The answer comes exactly once, and what went wrong is a refusal."""
+    """Asks the policy daemon that listens at ``path``; where none does, runs ``program``, if there is one.
+
+    Each question is answered exactly once, by ``answer``. Whatever goes wrong is a refusal.
+    """
 
     def __init__(self, loop: Loop, children: Children, path: str, program: str = "") -> None:
         self._loop = loop
@@ -80,9 +96,13 @@ class Policy:
         self._deadlines = Deadlines(loop, SECONDS)
 
     def decide(self, source: str, requested_source: str, target: str, call: str, answer: Answer) -> None:
-        """Ask about a call of ``source``; ``call`` is ``SERVICE+ARGUMENT``."""
+        """Ask about a call of ``source``; ``call`` is ``SERVICE`` or ``SERVICE+ARGUMENT``, as the caller said it.
+
+        The policy daemon is always told a ``+``, a program what the caller said, as upstream's daemon does.
+        """
         target = target or "@default"
-        lines = [f"source={source}", f"intended_target={target}", f"service_and_arg={call}"]
+        full = call if "+" in call else call + "+"
+        lines = [f"source={source}", f"intended_target={target}", f"service_and_arg={full}"]
         if requested_source:
             lines.append(f"requested_source={requested_source}")
         self._connect("\n".join(lines).encode() + b"\n\n", (source, requested_source, target, call), answer, 0)
@@ -120,9 +140,15 @@ class Policy:
 
     def _run(self, why: str, words: tuple[str, str, str, str], answer: Answer) -> None:
         source, requested_source, target, call = words
-        if not self._program or requested_source:
+        if not self._program:
             answer(Decision(why))
             return
+        # Upstream's program has no argument for the source that a relay speaks for, and decides about the relay itself,
+        # which could ask in its own name as well. Ours finds it in the environment.
+        environment = dict(os.environ)
+        environment.pop(REQUESTED_SOURCE, None)
+        if requested_source and requested_source != source:
+            environment[REQUESTED_SOURCE] = requested_source
         try:
             reading, writing = os.pipe2(os.O_CLOEXEC)
         except OSError as error:
@@ -132,7 +158,7 @@ class Policy:
             pid = os.posix_spawn(
                 self._program,
                 [self._program, "--", source, target, call],
-                os.environ,
+                environment,
                 file_actions=[(os.POSIX_SPAWN_DUP2, writing, 1)],
                 setsigdef=(signal.SIGPIPE,),
             )
@@ -158,7 +184,10 @@ class Policy:
         self._read(reading, part)
 
     def _read(self, fd: int, on_end: Callable[[bytes], None]) -> None:
-        """All bytes up to the end, or the first too many; nothing when the deadline comes first."""
+        """Read to the end of the file, or until there is more than an answer may have, and call ``on_end`` with it.
+
+        It gets no bytes at all when the deadline comes first, which is no answer either.
+        """
         os.set_blocking(fd, False)
         data = bytearray()
 

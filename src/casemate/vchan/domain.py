@@ -6,7 +6,7 @@ import socket
 import time
 from collections import deque
 
-from casemate.calls.vchan_sockets import CONTROL_PORT, Connector, SocketDirectory
+from casemate.calls.vchan_sockets import CONTROL_PORT, DATA_PORTS, FIRST_DATA_PORT, Connector, SocketDirectory
 from casemate.streams.deadlines import Deadlines
 from casemate.streams.loop import Loop
 from casemate.streams.messages import MessageSocket
@@ -295,13 +295,17 @@ class Domain:
 
     def _client_asks(self, client: Client, kind: int, caller: int, port: int, rest: bytes) -> None:
         if kind == SERVICE_CONNECT:
-            request = self._requests.get(rest)
+            # Whoever may open this socket may answer a request that waits, and only once: a program that decides by
+            # itself does so in place of our policy's answer.
+            request = self._requests.get(control.padded_ident(rest))
             if request is None:
                 raise ProtocolError("qrexec: no such request waits")
             self.answered(request)
         else:
             control.check_command(control.command_text(rest))
         if port:
+            if not FIRST_DATA_PORT <= port < FIRST_DATA_PORT + DATA_PORTS:
+                raise ProtocolError("qrexec: no data channel has that port")
             self._forward(client, kind, caller, port, rest)
             return
         gone = False

@@ -44,6 +44,8 @@ _U32 = struct.Struct("<I")
 PARAMS = _PARAMS.size
 
 _EXEC_LENGTHS = (PARAMS + 2, MAX_PACKET)
+_CONNECT_LENGTHS = (PARAMS + 2, PARAMS + IDENT)
+"""Upstream pads a request id with zeros; a client may as well send it with its one NUL."""
 _TRIGGERS = {
     TRIGGER_SERVICE: (2 * FIELD, 2 * FIELD),
     TRIGGER_SERVICE3: (FIELD + IDENT + 1, FIELD + IDENT + MAX_SERVICE + 1),
@@ -62,13 +64,13 @@ DAEMON_MESSAGES = LengthTable(
     {
         EXEC_CMDLINE: _EXEC_LENGTHS,
         JUST_EXEC: _EXEC_LENGTHS,
-        SERVICE_CONNECT: (PARAMS + IDENT, PARAMS + IDENT),
+        SERVICE_CONNECT: _CONNECT_LENGTHS,
         SERVICE_REFUSED: (IDENT, IDENT),
     }
 )
 """What a daemon sends its agent."""
 CLIENT_REQUESTS = LengthTable(
-    {EXEC_CMDLINE: _EXEC_LENGTHS, JUST_EXEC: _EXEC_LENGTHS, SERVICE_CONNECT: (PARAMS + IDENT, PARAMS + IDENT)}
+    {EXEC_CMDLINE: _EXEC_LENGTHS, JUST_EXEC: _EXEC_LENGTHS, SERVICE_CONNECT: _CONNECT_LENGTHS}
 )
 """What a client asks of a daemon."""
 PLACES = LengthTable({kind: (PARAMS, PARAMS) for kind in (EXEC_CMDLINE, JUST_EXEC, SERVICE_CONNECT)})
@@ -104,6 +106,14 @@ def parse_params(body: bytes) -> tuple[int, int, bytes]:
     """(domain, port, the rest) of such a body."""
     domain, port = _PARAMS.unpack_from(body)
     return domain, port, body[PARAMS:]
+
+
+def padded_ident(rest: bytes) -> bytes:
+    """The request id of a SERVICE_CONNECT, with all its padding; ProtocolError when it does not end."""
+    text, nul, padding = rest.partition(b"\0")
+    if not text or not nul or padding.strip(b"\0"):
+        raise ProtocolError("qrexec: malformed request id")
+    return text.ljust(IDENT, b"\0")
 
 
 def command_text(rest: bytes) -> bytes:
