@@ -26,6 +26,7 @@ TOOLS = {
     "open-file": "casemate.agent.open_file",
     "vmexec": "casemate.agent.vmexec",
     "service-connect": "casemate.agent.connector",
+    "net-qube": "casemate.agent.net_qube",
 }
 """Tool: module whose ``main(argv)`` runs it. ``argv[0]`` is the tool's name."""
 

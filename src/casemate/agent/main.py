@@ -41,7 +41,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from casemate.agent.network import Network
+
 RUN = "/run/qubes"
+NETWORK_PREFIX = "/qubes-"
+NETWORK_KEYS = ("/qubes-mac", "/qubes-netvm-gateway")
+"""Where one of these keys is, the qube has a network or serves others."""
 _POLL_SECONDS = 0.02
 _COMMANDS = ("qubes.VMShell", "qubes.VMExec", "qubes.VMRootShell", "qubes.VMRootExec")
 """Services that run a person's command: it is hung up when the person's end goes. Others clean up by themselves."""
@@ -59,6 +64,8 @@ class Agent:
         self._calls = CallQueue(loop)
         self._accounts: dict[str, Account | None] = {}
         self._database = Database(guest=True)
+        self._database.on_change = self._changed
+        self._network: Network | None = None
         self._seeded = False
         os.makedirs(run, mode=0o755, exist_ok=True)
         os.chmod(run, 0o755)
@@ -92,6 +99,30 @@ class Agent:
 
     def _synced(self) -> None:
         self._configure()
+        if not self._need_network(self._tell_ready):
+            self._tell_ready()
+
+    def _need_network(self, ready: Callable[[], None]) -> bool:
+        """Set up the network, the first time that the qube has one; whether ``ready`` will be called for it."""
+        if self._network is not None or os.geteuid() != 0:
+            return False
+        if all(self._database.tree.read(key) is None for key in NETWORK_KEYS):
+            return False
+        from casemate.agent.network import Network
+
+        self._network = Network(self._loop, self._database.tree, self._children)
+        self._network.begin(ready)
+        return True
+
+    def _changed(self, path: str) -> None:
+        if not path.startswith(NETWORK_PREFIX):
+            return
+        if self._network is not None:
+            self._network.changed(path)
+        elif self._seeded:
+            self._need_network(lambda: None)
+
+    def _tell_ready(self) -> None:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot_id = file.read().strip()
         if self._channel is not None:

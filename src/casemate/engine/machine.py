@@ -30,6 +30,10 @@ kernel leaves the check out by itself.
 """
 
 
+NET_INITRD = "initrd-net"
+"""The initramfs of net qubes, beside that of the others: with the modules of their firewall."""
+
+
 def init_kind(domain: Domain) -> str:
     """``lean`` (our agent is process 1) or ``systemd``: feature ``init`` of the qube, else along its templates."""
     at: Domain | None = domain
@@ -72,7 +76,7 @@ def machine_spec(
         vcpus=1 if acceleration == "tcg" and not domain.is_set("vcpus") else domain.vcpus,
         acceleration=acceleration,
         kernel=directory / "vmlinuz",
-        initrd=directory / "initrd",
+        initrd=directory / (NET_INITRD if domain.provides_network else "initrd"),
         cmdline=cmdline,
         disks=tuple(disks[name] for name in TARGETS if name in disks),
         channel=run / "channel.sock",

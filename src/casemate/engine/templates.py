@@ -11,6 +11,7 @@ from typing import Protocol
 
 from casemate.engine.accounts import Accounts
 from casemate.engine.create import Creator
+from casemate.engine.machine import NET_INITRD
 from casemate.engine.qube_files import QubeFiles
 from casemate.host.files import copy_file
 from casemate.host.guest_kernel import BuiltKernel
@@ -110,7 +111,7 @@ class Templates:
     def _install_kernel(self, kernel: BuiltKernel) -> None:
         directory = self._settings.state / "kernels" / kernel.name
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for source, target in ((kernel.vmlinuz, "vmlinuz"), (kernel.initrd, "initrd")):
+        for source, target in ((kernel.vmlinuz, "vmlinuz"), (kernel.initrd, "initrd"), (kernel.initrd_net, NET_INITRD)):
             # A template of a later build has the same kernel but perhaps a newer first program in its initrd.
             temporary = directory / f".{target}.new"
             copy_file(Path(source), temporary)

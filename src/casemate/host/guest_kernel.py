@@ -9,7 +9,7 @@ from pathlib import Path
 
 from casemate.host.build_lock import build_directory, build_lock
 from casemate.host.initrd import cpio
-from casemate.host.initrd.modules import Module, load_order, module_directory
+from casemate.host.initrd.modules import NET_QUBE, WANTED, Module, load_order, module_directory
 from casemate.host.process import Runner
 from casemate.settings import Settings
 from casemate.wire.errors import TemplateBuildError
@@ -32,6 +32,11 @@ class BuiltKernel:
     vmlinuz: Path
     initrd: Path
     name: str
+
+    @property
+    def initrd_net(self) -> Path:
+        """The initramfs of net qubes: with the modules of their firewall, which others need not load."""
+        return self.initrd.with_name("initrd-net")
 
 
 def _sources_digest() -> str:
@@ -70,6 +75,8 @@ async def build_kernel(settings: Settings, runner: Runner, package: Path, progre
             init = await compile_static(runner, _INIT_SOURCE.name, work)
             modules = load_order(module_directory(work / "tree", release))
             (out / "initrd").write_bytes(initramfs(init, modules))
+            more = load_order(module_directory(work / "tree", release), (*WANTED, *NET_QUBE))
+            (out / "initrd-net").write_bytes(initramfs(init, more))
             for path in out.iterdir():
                 path.chmod(0o644)
             out.chmod(0o755)

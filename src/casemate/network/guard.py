@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from casemate.network.plan import SERVED_MAC, Plan, Served, Wire
-from casemate.wire.nft import field, match, network, one_of, rule_matches
+from casemate.wire.nft import PROTOCOLS, field, match, meta, network, one_of, rule_matches
 
 if TYPE_CHECKING:
     from casemate.wire.nft import Expression
@@ -156,6 +156,7 @@ def _qube_part(wire: Wire, reject: bool) -> Part:
             _counted(tap, "nowhere", match(field("ip", "daddr"), one_of([network(n) for n in NOWHERE]))),
             # A server of DHCP: nobody asks, so an answer is an attack.
             _counted(tap, "nowhere", match(field("udp", "sport"), 67)),
+            *_pieces(tap),
             [match(field("ether", "type"), "ip"), {"jump": {"target": four}}],
             *_guard6(wire, six),
             _counted(tap, "type"),
@@ -244,12 +245,22 @@ def _forward(wire: Wire) -> list[list[Expression]]:
         return []
     out: list[list[Expression]] = []
     if wire.seen_ip != wire.ip:
-        out.append([match(field("ip", "saddr"), wire.seen_ip), _set("saddr", wire.ip)])
-    return [*out, [{"counter": f"{wire.tap}-out"}, {"fwd": {"dev": wire.peer}}]]
+        out.append([match(field("ip", "saddr"), wire.seen_ip), _set("ip", "saddr", wire.ip)])
+    return [*out, [_set("ether", "daddr", SERVED_MAC), {"counter": f"{wire.tap}-out"}, {"fwd": {"dev": wire.peer}}]]
 
 
-def _set(name: str, value: str) -> Expression:
-    return {"mangle": {"key": field("ip", name), "value": value}}
+def _set(protocol: str, name: str, value: str) -> Expression:
+    return {"mangle": {"key": field(protocol, name), "value": value}}
+
+
+def _pieces(tap: str) -> list[list[Expression]]:
+    """Pieces of TCP packets: nobody sends them, and the first could be too small to show what a rule asks for. Of IPv6
+    no pieces at all: behind them anything could hide."""
+    piece = match({"&": [field("ip", "frag-off"), 0x3FFF]}, 0, "!=")
+    return [
+        _counted(tap, "nowhere", piece, match(meta("l4proto"), PROTOCOLS["tcp"])),
+        _counted(tap, "nowhere", match({"exthdr": {"name": "frag"}}, True)),
+    ]
 
 
 # -- what comes to a qube
@@ -261,13 +272,15 @@ def _incoming(wire: Wire) -> list[list[Expression]]:
     if not wire.inbound:
         flags = {"&": [field("tcp", "flags"), ["fin", "syn", "rst", "ack"]]}
         out = [
+            *_pieces(wire.tap),
             _counted(wire.tap, "inbound", match(flags, "syn")),
             _counted(wire.tap, "inbound", match(field("icmp", "type"), "echo-request")),
             _counted(wire.tap, "inbound", match(field("icmpv6", "type"), "echo-request")),
         ]
     if wire.seen_ip != wire.ip:
-        out.append([match(field("ip", "daddr"), wire.ip), _set("daddr", wire.seen_ip)])
-    return [*out, [{"counter": f"{wire.tap}-in"}, {"fwd": {"dev": wire.tap}}]]
+        out.append([match(field("ip", "daddr"), wire.ip), _set("ip", "daddr", wire.seen_ip)])
+    # A net qube need not know addresses of interfaces, and can send to no other than the one that is there.
+    return [*out, [_set("ether", "daddr", wire.mac), {"counter": f"{wire.tap}-in"}, {"fwd": {"dev": wire.tap}}]]
 
 
 def _others(own: str | None, networks: Iterable[str], family: str) -> list[Expression]:

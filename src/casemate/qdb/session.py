@@ -148,6 +148,8 @@ class Database:
         self.tree = Tree()
         self.guest = guest
         self._sessions: list[Session] = []
+        self.on_change: Callable[[str], None] | None = None
+        """Called with the path of each change, after the tree has it."""
 
     def attach(self, session: Session) -> None:
         """Tell a session of changes from now on; sessions do it themselves."""
@@ -162,6 +164,8 @@ class Database:
         """Tell all sessions of a change that ``tree`` has already seen."""
         for session in tuple(self._sessions):
             session.changed(path, value, origin)
+        if self.on_change is not None:
+            self.on_change(path)
 
     def write(self, path: str, value: bytes) -> None:
         """Store a value and tell everybody."""

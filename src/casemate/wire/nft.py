@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 DNS = ("10.139.1.1", "10.139.1.2")
 """The addresses of the name servers of every qube; its net qube sends what comes for them on to its own."""
 
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
+"""Numbers, because nft finds names in /etc/protocols, which a small guest does not have."""
 _FAMILY = {4: "ip", 6: "ip6"}
 
 
@@ -82,8 +84,8 @@ def rule_matches(rule: Rule, family: int, names: str | None) -> list[list[Expres
     name = "icmpv6" if protocols[0] == "icmp" and family == 6 else protocols[0]
     if "dstports" in rule:
         low, _, high = rule["dstports"].partition("-")
-        ports: object = int(low) if low == high else {"range": [int(low), int(high)]}
+        ports: object = int(low) if high in ("", low) else {"range": [int(low), int(high)]}
         return [[*base, match(field(name, "dport"), ports)]]
     if "icmptype" in rule:
         return [[*base, match(field(name, "type"), int(rule["icmptype"]))]]
-    return [[*base, match(meta("l4proto"), "ipv6-icmp" if name == "icmpv6" else name)]]
+    return [[*base, match(meta("l4proto"), PROTOCOLS[name])]]

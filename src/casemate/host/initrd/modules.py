@@ -16,6 +16,12 @@ from casemate.wire.errors import TemplateBuildError
 WANTED = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "virtio_net")
 """What a guest's devices need; what these depend on comes by itself. Loaded in this order."""
 
+NET_QUBE = (
+    "nf_tables", "nft_ct", "nft_nat", "nft_chain_nat", "nft_masq", "nft_redir", "nft_reject_ipv4", "nft_reject_ipv6",
+    "nft_limit",
+)  # fmt: skip
+"""What the firewall and address translation of a net qube need besides."""
+
 PLACES = ("lib/modules", "usr/lib/modules")
 """Where a kernel package keeps its modules: bookworm's in the first, trixie's (usr merged) in the second."""
 

@@ -1,0 +1,139 @@
+"""The interface towards the qube's network: address, route, neighbour and name servers, as the database says.
+
+Everything is given, nothing is asked for: no DHCP, no ARP, no router advertisements. The agent runs this at its start,
+when a key changes, and when an interface comes (a qube can be given a network while it runs).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from casemate.agent.netlink import Netlink, interfaces
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NAME = "eth0"
+SERVED = "vif0"
+"""The interface of a net qube towards the qubes that it serves."""
+GATEWAY_MAC = "fe:ff:ff:ff:ff:ff"
+KEYS = (
+    "/qubes-mac", "/qubes-ip", "/qubes-gateway", "/qubes-ip6", "/qubes-gateway6",
+    "/qubes-primary-dns", "/qubes-secondary-dns",
+)  # fmt: skip
+"""What the interface is made of."""
+RESOLVER = "/etc/resolv.conf"
+
+
+def write_setting(path: str, value: str) -> None:
+    """Write a setting of the kernel; one that it does not have is fine."""
+    try:
+        with open(f"/proc/sys/net/{path}", "w", encoding="ascii") as file:
+            file.write(value)
+    except OSError:
+        pass
+
+
+class Interface:
+    """What the interface was last made to be; ``bring`` makes it what the database says now."""
+
+    def __init__(self, read: Callable[[str], bytes | None]) -> None:
+        """``read`` gives the value of a key."""
+        self._read = read
+        self._done: tuple[str, ...] = ()
+        self._index = -1
+
+    def wanted(self) -> tuple[str, ...]:
+        """The values of KEYS, empty for those that are missing."""
+        return tuple((self._read(key) or b"").decode("ascii", "replace") for key in KEYS)
+
+    def bring(self) -> bool:
+        """Make it so; True when there is an interface that is set up."""
+        wanted = self.wanted()
+        mac, ip = wanted[0], wanted[1]
+        if not mac or not ip:
+            self._take_down()
+            return False
+        found = interfaces().get(mac)
+        if found is None:
+            self._done, self._index = (), -1
+            return False
+        name, index = found
+        if (wanted, index) == (self._done, self._index):
+            return True
+        try:
+            self._set_up(Netlink(), name, index, wanted)
+        except OSError as error:
+            sys.stderr.write(f"casemate-agent: network: {error}\n")
+            return False
+        self._done, self._index = wanted, index
+        return True
+
+    def _set_up(self, netlink: Netlink, name: str, index: int, wanted: tuple[str, ...]) -> None:
+        _mac, ip, gateway, ip6, gateway6, *servers = wanted
+        if index == self._index and self._done:
+            self._forget(netlink, index)
+        if name != NAME:
+            self._make_way(netlink)
+            netlink.set_up(index, False)
+            netlink.rename(index, NAME)
+            name = NAME
+        # No address by itself, also none that is local to the wire, and none that somebody advertises.
+        write_setting(f"ipv6/conf/{name}/accept_ra", "0")
+        write_setting(f"ipv6/conf/{name}/addr_gen_mode", "1")
+        write_setting(f"ipv6/conf/{name}/disable_ipv6", "0" if ip6 else "1")
+        netlink.set_up(index)
+        for address, router in ((ip, gateway), (ip6, gateway6)):
+            if not address:
+                continue
+            netlink.address(index, address)
+            if router:
+                netlink.neighbour(index, router, GATEWAY_MAC)
+                netlink.route(index, router)
+                netlink.route(index, None, via=router, source=address)
+        _write_servers([server for server in servers if server])
+
+    @staticmethod
+    def _make_way(netlink: Netlink) -> None:
+        """The kernel numbers interfaces as it finds them: that towards served qubes may have our name."""
+        for found, index in interfaces().values():
+            if found == NAME:
+                netlink.set_up(index, False)
+                netlink.rename(index, SERVED)
+
+    def _forget(self, netlink: Netlink, index: int) -> None:
+        """Take back what was set before; routes go with the addresses."""
+        _mac, ip, gateway, ip6, gateway6, *_servers = self._done
+        for address, router in ((ip, gateway), (ip6, gateway6)):
+            if router:
+                netlink.route(index, router, add=False)
+                netlink.neighbour(index, router, GATEWAY_MAC, add=False)
+            if address:
+                netlink.address(index, address, add=False)
+
+    def _take_down(self) -> None:
+        if self._done:
+            try:
+                netlink = Netlink()
+                self._forget(netlink, self._index)
+                netlink.set_up(self._index, False)
+            except OSError:
+                pass  # the interface has gone
+            self._done, self._index = (), -1
+
+
+def _write_servers(servers: list[str]) -> None:
+    text = "".join(f"nameserver {server}\n" for server in servers)
+    try:
+        with open(RESOLVER, encoding="ascii", errors="replace") as file:
+            if file.read() == text:
+                return
+    except OSError:
+        pass
+    try:
+        # Not a rename: the file may be a link, or a mount of its own.
+        with open(RESOLVER, "w", encoding="ascii") as file:
+            file.write(text)
+    except OSError as error:
+        sys.stderr.write(f"casemate-agent: {RESOLVER}: {error.strerror}\n")
