@@ -248,5 +248,21 @@ def test_menus_of_a_template_are_its_qubes_menus(daemon: FakeDaemon, qubes: Qube
     tool("qvm-appmenus", "--set-whitelist", "-", "work", data="ed.desktop\nother.desktop\n")
     assert tool("qvm-appmenus", "--get-whitelist", "work") == "ed.desktop\nother.desktop\n"
     assert tool("qvm-appmenus", "--update", "--force", "work") == ""
+    # As Qube Manager, New qube and a clone by upstream's library ask.
+    fields = ("--file-field", "Comment", "--file-field", "Icon")
+    assert tool("qvm-appmenus", "--get-available", *fields, "work") == "ed.desktop|Editor||\n"
+    available = ("--get-available", "--i-understand-format-is-unstable", "--file-field", "Comment")
+    assert tool("qvm-appmenus", *available, "--template", "work", "deb") == "ed.desktop|Editor|\n"
+    tool("qvm-appmenus", "--set-default-whitelist", "-", "deb", data="ed.desktop\n")
+    assert tool("qvm-appmenus", "--get-default-whitelist", "deb") == "ed.desktop\n"
+    assert tool("qvm-appmenus", "--get-default-whitelist", "work") == ""
+    assert tool("qvm-appmenus", "--init", "--update", "--source", "deb", "work", "dom0") == ""
+    assert tool("qvm-appmenus", "--get-whitelist", "work") == "ed.desktop\nother.desktop\n"  # it has some already
+    tool("qvm-features", "-D", "work", "menu-items")
+    tool("qvm-appmenus", "--init", "--update", "--source", "deb", "work")
+    assert tool("qvm-appmenus", "--get-whitelist", "work") == "ed.desktop\n"
+    tool("qvm-appmenus", "--set-whitelist", "-", "--update", "--get-whitelist", "work", data="new.desktop\n")
+    assert tool("qvm-appmenus", "--get-whitelist", "work") == "new.desktop\n"
+    assert tool("qvm-appmenus", "--remove", "gone") == ""
     with pytest.raises(ProtocolError):
         ask(daemon, "misc", "qubes.SyncAppMenus", payload=b"", source="work")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from casemate.engine.upstream_databases import UpstreamDatabases
+from tests.builders import settings_in
 from tests.component.rig import SOURCE
 from tests.fakes.daemon import running
 from tests.unit.test_api import client
@@ -49,6 +53,33 @@ def test_what_is_not_ours_stays_and_nothing_is_half_done(tmp_path: Path, place: 
     assert tree(tmp_path) == before
     interop("remove", "--root", str(tmp_path))
     assert path.read_text() == "Qubes release 4.2\n"
+
+
+def test_databases_of_running_qubes_are_where_upstreams_tools_look(tmp_path: Path) -> None:
+    """Made and removed with each qube, brought up to date by a new daemon; what is not ours stays."""
+    settings = settings_in(tmp_path)
+    places = tmp_path / "upstream"
+    places.mkdir()
+    foreign = places / "qubesdb.theirs.sock"
+    foreign.symlink_to("/elsewhere")
+    databases = UpstreamDatabases(settings, places)
+    domain = SimpleNamespace(name="work")
+
+    async def life() -> None:
+        await databases.up(SimpleNamespace(domain=domain))  # type: ignore[arg-type]
+        assert (places / "qubesdb.work.sock").readlink() == settings.database_socket("work")
+        await databases.down(domain)  # type: ignore[arg-type]
+        await databases.down(domain)  # type: ignore[arg-type]
+        databases.refresh(["other", "theirs"])
+        assert sorted(path.name for path in places.iterdir()) == ["qubesdb.other.sock", "qubesdb.theirs.sock"]
+        databases.refresh([])
+        assert foreign.is_symlink() and tree(places) == ["qubesdb.theirs.sock"]
+        nowhere = UpstreamDatabases(settings, None)
+        await nowhere.up(SimpleNamespace(domain=domain))  # type: ignore[arg-type]
+        nowhere.refresh(["work"])
+
+    asyncio.run(life())
+    assert tree(places) == ["qubesdb.theirs.sock"]
 
 
 def test_the_import_programs_as_upstreams_client_calls_them(tmp_path: Path) -> None:

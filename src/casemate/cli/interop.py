@@ -1,8 +1,12 @@
 """``casemate interop``: put on this host what programs written for Qubes OS look for at fixed places.
 
 Their client library takes the Admin API's socket only where ``/etc/qubes-release`` exists, imports volumes through
-programs in ``/etc/qubes-rpc``, calls ``/usr/lib/qubes/qrexec-client``, and asks who is in the group ``qubes``. Nothing
-that is not ours is overwritten or removed. (places: upstream's client, its config module and tools)
+programs in ``/etc/qubes-rpc``, calls ``/usr/lib/qubes/qrexec-client``, and asks who is in the group ``qubes``. Its
+policy editor calls ``/usr/bin/qrexec-client``, its manager the programs for menus. Nothing that is not ours is
+overwritten or removed. (places: upstream's client, its config module and tools, the manager)
+
+``/run/qubes`` is not made here: it is gone at each boot, and the daemon of the whole host makes it and what is in it
+(engine/upstream_databases.py).
 """
 
 from __future__ import annotations
@@ -14,9 +18,8 @@ from pathlib import Path
 
 from casemate.cli import tool
 from casemate.wire.errors import CasemateError
+from casemate.wire.upstream_paths import GROUP, MARK
 
-GROUP = "qubes"
-MARK = "made by casemate interop"
 BIN = Path(__file__).resolve().parents[3] / "bin"
 
 _IMPORT = f"""#!/bin/sh
@@ -33,9 +36,12 @@ FILES = {
 
 LINKS = {
     "usr/lib/qubes/qrexec-client": "qrexec-client",
+    "usr/bin/qrexec-client": "qrexec-client",
+    "usr/bin/qubesd-query": "qubesd-query",
     "usr/bin/qvm-appmenus": "qvm-appmenus",
+    "usr/bin/qvm-sync-appmenus": "qvm-sync-appmenus",
 }
-"""Links to our own tools."""
+"""Links to our own tools: those that upstream's clients run and do not bring themselves."""
 
 DIRECTORIES = ("etc/qubes/backup",)
 """Where the group may write."""

@@ -45,11 +45,29 @@ def _installed(qubes: Qubes) -> list[str]:
     return [qube.name for qube in qubes.listed() if qube.klass == "TemplateVM"]
 
 
+_UNKNOWN = {**dict.fromkeys(_FACTS, ""), "epoch": "0", "release": "0", "reponame": REPOSITORY, "size": "0",
+            "buildtime": "1970-01-01 00:00:00"}  # fmt: skip
+"""Stands for what is not known. Upstream's Template Manager reads numbers and dates, and fails at empty ones."""
+
+
 def _facts(qubes: Qubes, name: str) -> dict[str, str]:
-    """_FACTS of a template that is here; empty where nothing was noted at its creation."""
+    """_FACTS of a template that is here, those of _UNKNOWN where nothing was noted at its creation."""
     features = qubes.features(name)
-    found = {fact: features.get(f"template-{fact}", "") for fact in _FACTS}
+    found = {fact: features.get(f"template-{fact}") or _UNKNOWN[fact] for fact in _FACTS}
     return {**found, "name": name, "size": qubes.volume(name, "root")["usage"]}
+
+
+def _facts_of_new(name: str, recipe: Recipe) -> dict[str, str]:
+    """_FACTS of a template that can be built."""
+    from casemate.wire.recipe import RELEASES
+
+    return {
+        **_UNKNOWN,
+        "name": name,
+        "version": RELEASES[recipe.suite],
+        "summary": f"Debian {recipe.suite}, {recipe.kind}",
+        "description": "Can be built on this host: qvm-template install",
+    }
 
 
 def _version(facts: dict[str, str]) -> str:
@@ -112,11 +130,9 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
 
 def _info(args: argparse.Namespace, qubes: Qubes) -> int:
     rows = []
+    buildable = _buildable()
     for state, name in _chosen(args, qubes):
-        if state == "available":
-            facts = {**dict.fromkeys(_FACTS, ""), "name": name, "reponame": REPOSITORY}
-        else:
-            facts = _facts(qubes, name)
+        facts = _facts_of_new(name, buildable[name]) if state == "available" else _facts(qubes, name)
         rows.append((state, facts))
     if _show(args, rows):
         return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ from casemate.engine.start_marks import StartMarks
 from casemate.engine.start_steps import AgentStep, DirectoryStep, LinkStep, MachineStep, VolumesStep, host_timezone
 from casemate.engine.states import States
 from casemate.engine.templates import Templates
+from casemate.engine.upstream_databases import UpstreamDatabases
 from casemate.engine.volumes import Volumes
 from casemate.host.files import remove_tree, replace_file
 from casemate.host.hypervisor import Hypervisor
@@ -74,6 +76,7 @@ from casemate.storage.driver import Driver
 from casemate.storage.drivers import load as load_drivers
 from casemate.storage.pools import Pools
 from casemate.store.store import Store
+from casemate.wire import upstream_paths
 
 DEFAULT_POLICY = "90-default.policy"
 SYSTEM_STATE = Path("/var/lib/casemate")
@@ -101,6 +104,7 @@ class Parts:
     autostart: Autostart
     database_sync: DatabaseSync
     network: Network
+    upstream_databases: UpstreamDatabases
 
 
 def build(
@@ -114,6 +118,7 @@ def build(
     links: Links | None = None,
     drivers: Mapping[str, Driver] | None = None,
     wires: Wires | None = None,
+    upstream_run: Path | None = None,
 ) -> Parts:
     """All parts, made and joined; nothing is opened yet. Some parts can be given instead, by a test's own daemon."""
     accounts = accounts or Accounts(settings, root=os.geteuid() == 0)
@@ -138,6 +143,7 @@ def build(
     network = Network(store, wires, hypervisor, accounts, uplinks, firewalls)
     bus.subscribe(network.heard)
     link = LinkStep(settings, links, listener, accounts, firewalls.rules_or_none)
+    upstream_databases = UpstreamDatabases(settings, upstream_run)
     steps = (
         VolumesStep(pools, accounts),
         DirectoryStep(settings, accounts),
@@ -145,6 +151,7 @@ def build(
         MachineStep(settings, hypervisor, states, acceleration, accounts, devices.controllers),
         devices,
         link,
+        upstream_databases,
         AgentStep(hypervisor, links),
     )
     lifecycle = Lifecycle(store, hypervisor, links, bus, states, locks, StartMarks(settings), steps, link)
@@ -210,6 +217,7 @@ def build(
         autostart=Autostart(settings, store.snapshot, power.start),
         database_sync=database_sync,
         network=network,
+        upstream_databases=upstream_databases,
     )
 
 
@@ -225,6 +233,7 @@ async def begin(settings: Settings, parts: Parts) -> None:
         parts.disposables,
     )
     await _take_over_network(parts)
+    parts.upstream_databases.refresh(parts.context.states.all())
     parts.figures.start()
     parts.database_sync.start()
     await parts.devices.watch()
@@ -262,6 +271,27 @@ async def _open_host(settings: Settings, runner: Runner, accounts: Accounts) -> 
         # A QEMU becomes ours when the room's process, which started it, is killed.
         watch_orphans(asyncio.get_running_loop())
     return machines, wires
+def _is_of_the_whole_host(settings: Settings) -> bool:
+    """Whether this is the daemon that upstream's programs mean: root's, of the default state."""
+    return os.geteuid() == 0 and settings.state == SYSTEM_STATE
+
+
+def _upstream_run(settings: Settings) -> Path | None:
+    """Upstream's run-time directory, made for this boot; None where ``casemate interop install`` was not run."""
+    try:
+        laid_out = upstream_paths.MARK in Path(upstream_paths.RELEASE).read_text("utf-8", "replace")
+    except OSError:
+        laid_out = False
+    if not laid_out or not _is_of_the_whole_host(settings):
+        return None
+    directory = Path(upstream_paths.RUN)
+    directory.mkdir(mode=0o775, exist_ok=True)
+    directory.chmod(0o775)  # whatever the umask was: tools of the group's members lock files there
+    try:
+        shutil.chown(directory, group=upstream_paths.GROUP)
+    except LookupError:
+        pass  # there is no such group: then only root has business there
+    return directory
 
 
 class Daemon:
@@ -282,6 +312,9 @@ class Daemon:
         self._parts = parts = build(settings, store, hypervisor, runner, accounts=accounts, wires=wires)
         if isinstance(wires, RoomWires):
             wires.process.on_restart.append(parts.network.room_restarted)
+        self._parts = parts = build(
+            settings, store, await connect(settings), Runner(), upstream_run=_upstream_run(settings)
+        )
         await begin(settings, parts)
         self._server = Server(parts.context)
         self._others = {
@@ -293,7 +326,7 @@ class Daemon:
         await self._server.start(settings.api_socket)
         for path, server in self._others.items():
             await server.start(path)
-        if os.geteuid() == 0 and settings.state == SYSTEM_STATE:
+        if _is_of_the_whole_host(settings):
             for server in (self._server, *self._others.values()):
                 await server.also(UPSTREAM_DIRECTORY / server.name)
         self._follower = Follower(store)
