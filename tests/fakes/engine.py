@@ -111,6 +111,9 @@ class Engine:
         self.settings = settings_in(directory)
         self.store = Store(self.settings.store_file)
         self.machines, self.links = FakeMachines(), FakeLinks()
+        kernel = self.settings.state / "kernels/none"
+        kernel.mkdir(parents=True)
+        (kernel / "vmlinuz").touch()
         with self.store.write() as transaction:
             system = transaction.system
             system.add_pool("touch", "touch", {})

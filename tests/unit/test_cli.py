@@ -115,6 +115,37 @@ def test_preferences(shell: Shell) -> None:
     shell("qubes-prefs default_netvm deb", status=1)
 
 
+def kernel(shell: Shell, name: str) -> None:
+    directory = shell.daemon.store.path.parent / "kernels" / name
+    directory.mkdir(parents=True)
+    (directory / "vmlinuz").touch()
+
+
+def test_what_would_make_the_next_start_impossible_is_refused(shell: Shell) -> None:
+    """And the value until now stays: every qube still starts after it."""
+    shell("qubes-prefs default_kernel 6.1", status=1)
+    assert "there is none yet: casemate template build" in shell.err
+    kernel(shell, "6.1")
+    kernel(shell, "6.12")
+    shell("qubes-prefs default_kernel 6.1")
+    for line in ("qubes-prefs -D default_kernel", "qubes-prefs default_kernel"):
+        shell(line, *([] if "-D" in line else [""]), status=1)
+        assert "must have one; there are 6.1, 6.12" in shell.err and shell("qubes-prefs default_kernel") == "6.1\n"
+    for value, said in (("nosuch", "no such kernel: 'nosuch'; there are 6.1, 6.12"), ("", "must have one")):
+        shell("qvm-prefs work kernel", value, status=1)
+        assert said in shell.err and shell("qvm-prefs work kernel") == "6.1\n"
+    shell("qvm-prefs work kernel 6.12")
+    shell("qvm-prefs -D work kernel")
+    for value, said in (("10", "too little"), ("10000000", "this host has"), ("many", "Invalid number")):
+        shell(f"qvm-prefs work memory {value}", status=1)
+        assert said in shell.err and shell("qvm-prefs work memory") == "400\n"
+    shell("qvm-prefs work vcpus 300", status=1)
+    assert "128 processors at most" in shell.err
+    shell("qubes-prefs default_pool nosuch", status=1)
+    assert "there are default" in shell.err
+    assert "unless this is set" in shell("qvm-prefs work --help-properties")
+
+
 def test_features_services_and_tags(shell: Shell) -> None:
     shell("qvm-features work gui 1")
     shell("qvm-features work empty", "")

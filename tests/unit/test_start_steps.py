@@ -229,3 +229,23 @@ def test_a_kernel_is_a_name_in_our_directory(tmp_path: Path, name: str) -> None:
     qube.uuid = uuid(1)
     with pytest.raises(CasemateError):
         machine_spec(settings_in(tmp_path), qube, {}, "tcg", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("memory", 10, "too little"), ("memory", 1 << 23, "no qube can have"), ("vcpus", 200, "128 processors at most"),
+     ("kernel", "gone", "no such kernel: 'gone'; there are none"), ("kernel", None, "must have one")],
+)  # fmt: skip
+def test_a_start_says_what_cannot_be_on_this_host(tmp_path: Path, name: str, value: object, said: str) -> None:
+    """The collection may come from another host, so it is not enough to refuse what is set here."""
+
+    async def scenario() -> None:
+        engine = Engine(tmp_path)
+        parts = await engine.daemon()
+        with engine.store.write() as transaction:
+            transaction.system.domains["work"].set(name, value)  # type: ignore[arg-type]
+        with pytest.raises(CasemateError, match=said) as caught:
+            await parts.context.power.start("work")
+        assert f"property {name}" in str(caught.value) and parts.context.states.all() == {}
+
+    asyncio.run(scenario())

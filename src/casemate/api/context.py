@@ -22,6 +22,7 @@ from casemate.api.parts import (
 )
 from casemate.api.stats import Stats
 from casemate.engine.firewall import Firewalls
+from casemate.engine.possible import Possible
 from casemate.engine.qube_files import QubeFiles
 from casemate.model.domain import Domain
 from casemate.store.store import Store
@@ -49,12 +50,14 @@ class Context:
     tokens: CloneTokens = field(default_factory=CloneTokens)
     imports: Imports = field(init=False)
     files: QubeFiles = field(init=False)
+    possible: Possible = field(init=False)
     stats: Stats = field(init=False)
 
     def __post_init__(self) -> None:
-        # Three parts of the API's own that need others of this record; a frozen record is filled this way.
+        # Four parts of the API's own that need others of this record; a frozen record is filled this way.
         object.__setattr__(self, "imports", Imports(self.store, self.states, self.volumes, self.events))
         object.__setattr__(self, "files", QubeFiles(self.store.path.parent / "qubes"))
+        object.__setattr__(self, "possible", Possible(self.store.path.parent / "kernels"))
         object.__setattr__(self, "stats", Stats(self.store, self.states))
 
     def may_see(self, source: str, method: str, name: str) -> bool:

@@ -137,6 +137,7 @@ def _info(args: argparse.Namespace, qubes: Qubes) -> int:
     if _show(args, rows):
         return 0
     for state, facts in rows:
+        facts = {**facts, "size": f"{int(facts['size']) / (1 << 20):.1f} MiB"}
         lines = [[key, ":", facts[fact]] for key, fact in (
             ("Name", "name"), ("Epoch", "epoch"), ("Version", "version"), ("Release", "release"), ("Size", "size"),
             ("Repository", "reponame"), ("Buildtime", "buildtime"), ("Install time", "installtime"), ("URL", "url"),

@@ -46,6 +46,7 @@ from casemate.engine.links import Links
 from casemate.engine.machine import TARGETS
 from casemate.engine.network import Network, NetworkStep, NoWires, Wires
 from casemate.engine.operations import OperationLocks
+from casemate.engine.possible import Possible
 from casemate.engine.power import Power
 from casemate.engine.qube_files import QubeFiles
 from casemate.engine.reconcile import reconcile
@@ -144,11 +145,12 @@ def build(
     bus.subscribe(network.heard)
     link = LinkStep(settings, links, listener, accounts, firewalls.rules_or_none)
     upstream_databases = UpstreamDatabases(settings, upstream_run)
+    possible = Possible(settings.state / "kernels")
     steps = (
         VolumesStep(pools, accounts),
         DirectoryStep(settings, accounts),
         NetworkStep(network),
-        MachineStep(settings, hypervisor, states, acceleration, accounts, devices.controllers),
+        MachineStep(settings, hypervisor, states, acceleration, accounts, devices.controllers, possible),
         devices,
         link,
         upstream_databases,

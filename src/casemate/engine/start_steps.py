@@ -17,6 +17,7 @@ from casemate.engine.accounts import Accounts
 from casemate.engine.content import database_content
 from casemate.engine.links import Links, LinkSpec
 from casemate.engine.machine import TARGETS, machine_spec
+from casemate.engine.possible import Possible
 from casemate.engine.states import States
 from casemate.engine.steps import Start
 from casemate.host.hypervisor import Disk, Hypervisor
@@ -92,17 +93,11 @@ class DirectoryStep:
         shutil.rmtree(self._settings.qube_run(domain.name), ignore_errors=True)
 
 
-LEAST_MEMORY = 80
-"""MiB. With 64 a lean guest of Debian 12 panics while its kernel starts; with 80 it answers."""
-
-
-def _check_memory(domain: Domain) -> None:
-    """StartError for a memory that cannot do, before libvirt or the guest's kernel fail in words of their own."""
-    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
-    if domain.memory < LEAST_MEMORY:
-        raise StartError(f"{domain.memory} MiB of memory are too little: {LEAST_MEMORY} are needed (property memory)")
-    if domain.memory > here:
-        raise StartError(f"it needs {domain.memory} MiB of memory, and this host has {here}: lower its property memory")
+def _check_possible(possible: Possible, domain: Domain) -> None:
+    """StartError for what cannot do, before libvirt or the guest's kernel fail in words of their own."""
+    for name in ("memory", "vcpus", "kernel"):
+        if why := possible.refusal(name, domain.text(name)):
+            raise StartError(f"Cannot start {domain.name}: {why} (property {name})")
 
 
 class MachineStep:
@@ -116,6 +111,7 @@ class MachineStep:
         acceleration: AccelerationProbe,
         accounts: Accounts,
         controllers: Callable[[Domain], frozenset[str]],
+        possible: Possible,
     ) -> None:
         """``controllers``: those that a qube's machine must have for its devices."""
         self._settings = settings
@@ -124,11 +120,12 @@ class MachineStep:
         self._acceleration = acceleration
         self._accounts = accounts
         self._controllers = controllers
+        self._possible = possible
 
     async def up(self, start: Start) -> None:
         """Define it anew and create it."""
         domain = start.domain
-        _check_memory(domain)
+        _check_possible(self._possible, domain)
         kind = (await self._acceleration.get()).kind
         owner, controllers = self._accounts.of(domain), self._controllers(domain)
         spec = machine_spec(self._settings, domain, start.disks, kind, owner, controllers)

@@ -25,7 +25,14 @@ from casemate.model.domain import Domain
 from casemate.model.properties import Holder
 from casemate.model.system import System
 from casemate.model.volumes import VOLUME_NAMES
-from casemate.wire.errors import CasemateError, InUseError, LabelInUseError, PoolInUseError, ValueInvalidError
+from casemate.wire.errors import (
+    CasemateError,
+    InUseError,
+    LabelInUseError,
+    PoolInUseError,
+    ValueInvalidError,
+    printable,
+)
 
 
 def uses_of(system: System, name: str) -> list[str]:
@@ -61,7 +68,10 @@ def pools_exist(system: System) -> None:
                 raise PoolInUseError(f"Pool {volume.pool!r} holds {domain.name}'s volume {volume.name}")
     for name in _POOL_DEFAULTS:
         if system.stored(name) not in system.pools:
-            raise PoolInUseError(f"Pool {system.stored(name)!r} is {name}")
+            raise PoolInUseError(
+                f"{name} must be a pool that there is, not {printable(str(system.stored(name)), 80)!r}; "
+                f"there are {', '.join(sorted(system.pools))}"
+            )
 
 
 def templates_fit(system: System) -> None:

@@ -92,7 +92,12 @@ class QubeSettings(Qube):
     memory = Property(
         Int(1, 1 << 24, "MiB"), role=Role.LOCAL, default=FromTemplate(400), doc="Memory the qube starts with."
     )
-    vcpus = Property(Int(1, 512), role=Role.LOCAL, default=FromTemplate(2), doc="Number of virtual processors.")
+    vcpus = Property(
+        Int(1, 512),
+        role=Role.LOCAL,
+        default=FromTemplate(2),
+        doc="Number of virtual processors. Where qubes are emulated (no KVM) a qube has one unless this is set.",
+    )
     stubdom_mem = Property(
         OptionalInt(1, 1 << 24, "MiB"),
         role=Role.LOCAL,
@@ -114,7 +119,7 @@ class QubeSettings(Qube):
         role=Role.LOCAL,
         absent=None,
         default=FromTemplate(FromSystem("default_kernel")),
-        doc="Kernel of the host that the qube boots; empty to boot from its own disk.",
+        doc="Kernel of the host that the qube boots, one of the volumes of pool linux-kernel.",
     )
     kernelopts = Property(
         Text(limit=512, what="kernel options"),

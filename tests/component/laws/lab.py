@@ -188,6 +188,9 @@ class _Image:
 
 async def serve(settings: Settings) -> None:
     """As casemate.daemon.wiring does, with the parts of the lab."""
+    kernel = settings.state / "kernels/none"
+    kernel.mkdir(parents=True, exist_ok=True)
+    (kernel / "vmlinuz").touch()
     store = Store(settings.store_file)
     with store.write() as transaction:
         system = transaction.system

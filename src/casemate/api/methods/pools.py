@@ -66,8 +66,7 @@ async def pool_usage(context: Context, system: System, arg: str) -> str:
 def list_volumes(context: Context, system: System, arg: str) -> str:
     """The ids of the volumes in a pool."""
     if arg == KERNELS:
-        directory = _kernels(context)
-        return "".join(f"{path.name}\n" for path in sorted(directory.glob("*")) if (path / "vmlinuz").is_file())
+        return "".join(f"{name}\n" for name in context.possible.kernels())
     system.pool(arg)
     vids = {v.vid for d in system.domains.values() for v in d.configured_volumes() if v.pool == arg}
     return "".join(f"{vid}\n" for vid in sorted(vids))

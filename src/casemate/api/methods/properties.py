@@ -12,7 +12,7 @@ from casemate.model.domain import Domain
 from casemate.model.properties import Holder, Setting
 from casemate.model.system import System
 from casemate.wire.admin import ADMIN, PropertyValue, build_properties, build_property
-from casemate.wire.errors import NotHaltedError, PermissionDeniedError
+from casemate.wire.errors import NotHaltedError, PermissionDeniedError, PropertyValueError
 
 
 def default(holder: Holder, name: str) -> str:
@@ -116,6 +116,12 @@ def _check_seen(holder: Holder, name: str, text: str, sees: Callable[[str], bool
         raise PermissionDeniedError
 
 
+def _check_possible(context: Context, holder: Holder, name: str, text: str) -> None:
+    """Refuse a value with which no qube could start on this host; a property that takes none keeps its value then."""
+    if why := context.possible.refusal(name, text):
+        raise PropertyValueError(f"{holder.title()}: {name}: {why}")
+
+
 def _tag(domains: Iterable[Domain], changed: str) -> None:
     """Make the tags ``PROPERTY-VALUE`` of qubes what a property says now."""
     for domain in domains:
@@ -140,14 +146,16 @@ def set_of_qube(context: Context, dest: Domain, sees: Callable[[str], bool], arg
     """Set a property of the qube."""
     _check_halted(context, dest, arg)
     _check_seen(dest, arg, payload, sees)
+    _check_possible(context, dest, arg, payload)
     dest.set_text(arg, payload)
     _tag([dest] if arg in tagged() else (), arg)
 
 
 @method("admin.property.Set", Access.WRITE)
-def set_of_system(system: System, sees: Callable[[str], bool], arg: str, payload: str = "") -> None:
+def set_of_system(context: Context, system: System, sees: Callable[[str], bool], arg: str, payload: str = "") -> None:
     """Set a global property."""
     _check_seen(system, arg, payload, sees)
+    _check_possible(context, system, arg, payload)
     system.set_text(arg, payload)
     _follow(system, arg)
 
@@ -156,12 +164,14 @@ def set_of_system(system: System, sees: Callable[[str], bool], arg: str, payload
 def reset_of_qube(context: Context, dest: Domain, arg: str) -> None:
     """Give a property of the qube its default again."""
     _check_halted(context, dest, arg)
+    _check_possible(context, dest, arg, dest.default_text(arg) if dest.default_rule(arg) is not None else "")
     dest.reset(arg)
     _tag([dest] if arg in tagged() else (), arg)
 
 
 @method("admin.property.Reset", Access.WRITE)
-def reset_of_system(system: System, arg: str) -> None:
+def reset_of_system(context: Context, system: System, arg: str) -> None:
     """Give a global property its default again."""
+    _check_possible(context, system, arg, system.default_text(arg) if system.default_rule(arg) is not None else "")
     system.reset(arg)
     _follow(system, arg)
