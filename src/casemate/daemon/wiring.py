@@ -273,6 +273,8 @@ async def _open_host(settings: Settings, runner: Runner, accounts: Accounts) -> 
         # A QEMU becomes ours when the room's process, which started it, is killed.
         watch_orphans(asyncio.get_running_loop())
     return machines, wires
+
+
 def _is_of_the_whole_host(settings: Settings) -> bool:
     """Whether this is the daemon that upstream's programs mean: root's, of the default state."""
     return os.geteuid() == 0 and settings.state == SYSTEM_STATE
