@@ -313,12 +313,11 @@ class Daemon:
         store = Store(settings.store_file)
         runner, accounts = Runner(), Accounts(settings, root=os.geteuid() == 0)
         hypervisor, wires = await _open_host(settings, runner, accounts)
-        self._parts = parts = build(settings, store, hypervisor, runner, accounts=accounts, wires=wires)
+        self._parts = parts = build(
+            settings, store, hypervisor, runner, accounts=accounts, wires=wires, upstream_run=_upstream_run(settings)
+        )
         if isinstance(wires, RoomWires):
             wires.process.on_restart.append(parts.network.room_restarted)
-        self._parts = parts = build(
-            settings, store, await connect(settings), Runner(), upstream_run=_upstream_run(settings)
-        )
         await begin(settings, parts)
         self._server = Server(parts.context)
         self._others = {
