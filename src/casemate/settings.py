@@ -150,6 +150,11 @@ class Settings:
         return self.run / "policy.d"
 
     @property
+    def policy_alarm(self) -> Path:
+        """Says what is wrong with the policy, in one line; exists while the policy cannot be used."""
+        return self.run / "policy.broken"
+
+    @property
     def prompt_socket(self) -> Path:
         """The socket of programs that ask the user about calls."""
         return self.run / "prompt.sock"

@@ -25,6 +25,7 @@ from casemate.engine.operations import OperationLocks
 from casemate.engine.qube_files import QubeFiles
 from casemate.host.hypervisor import PowerState
 from casemate.model.domain import Domain
+from casemate.qrexec.files import PolicyFiles
 from casemate.settings import load
 from casemate.storage.drivers import load as load_drivers
 from casemate.store.store import Store
@@ -338,6 +339,7 @@ class FakeParts:
         """What the API's handlers get."""
         self.bus.subscribe(events.publish)
         directory = self.store.path.parent
+        run_policy = directory / "run" / "policy.d"
         guests = self.power.guests = Guests(settings_in(directory))
         return Context(
             store=self.store,
@@ -354,4 +356,5 @@ class FakeParts:
             permissions=permissions or FakePermissions(),
             guests=guests,
             firewalls=Firewalls(QubeFiles(directory / "qubes"), self.bus.say),
+            policy=PolicyFiles(directory / "policy.d", run_policy if run_policy.is_dir() else None),
         )

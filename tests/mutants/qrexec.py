@@ -48,6 +48,34 @@ MUTANTS = (
         ("tests/unit/test_policy.py::test_nobody_calls_itself",),
     ),
     Mutant(
+        "tag-fits-the-keyword", "rules for a class or a tag do not fit @adminvm", _EVALUATE,
+        "return self.qube.keyword_words if self.by_keyword else self.qube.target_words",
+        "return self.qube.target_words",
+        ("tests/unit/test_policy.py::test_target_tokens",),
+    ),
+    Mutant(
+        "relay-as-the-rules-user", "user= does not change the relay's user", _EVALUATE,
+        "return relay, Allow(relay.name, None, rule", "return relay, Allow(relay.name, rule.user, rule",
+        ("tests/unit/test_policy_reference.py::test_decisions_are_those_of_the_reference",),
+    ),
+    Mutant(
+        "include-removed-under-a-file", "a change of the policy is checked with the run-time directory",
+        "src/casemate/qrexec/files.py",
+        "if path in self._instead:\n                raise", "if False:\n                raise",
+        ("tests/unit/test_policy_tools.py::test_a_change_must_fit_the_files_of_the_run_time_directory",),
+    ),
+    Mutant(
+        "request-answered-twice", "a waiting request is answered once", "src/casemate/vchan/domain.py",
+        "            self.answered(request)\n        else:", "            pass\n        else:",
+        ("tests/component/test_vchan_requests.py::test_a_client_answers_a_waiting_request_once",), slow=True,
+    ),
+    Mutant(
+        "reason-told-to-a-qube", "why a service of this host cannot be served stays on this host",
+        "src/casemate/vchan/call.py",
+        "        elif self._log is None:\n            refuse(", "        elif True:\n            refuse(",
+        ("tests/component/test_vchan_requests.py::test_a_request_that_cannot_be_served",), slow=True,
+    ),
+    Mutant(
         "any-qube-as-template", "disposables are made of templates of disposables alone", _EVALUATE,
         "return template is not None and template.template_for_dispvms", "return template is not None",
         ("tests/unit/test_policy.py::test_requests_for_disposables",),

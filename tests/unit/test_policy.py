@@ -79,9 +79,9 @@ TARGETS = {
     "@adminvm": {"dom0", "@adminvm"},
     "dom0": {"dom0", "@adminvm"},
     "@type:AppVM": {"vault", f"uuid:{UUID}2"},
-    "@type:AdminVM": {"dom0", "@adminvm"},
+    "@type:AdminVM": {"dom0"},
     "@tag:secret": {"vault", f"uuid:{UUID}2"},
-    "@tag:trusted": {"dom0", "@adminvm"},
+    "@tag:trusted": {"dom0"},
     "@tag:base": set(),
     "@default": {"@default", "missing"},
     "@dispvm": {"@dispvm"},
@@ -138,6 +138,17 @@ def test_a_call_without_target_goes_nowhere_by_itself() -> None:
     assert allowed("svc * * missing allow target=vault", "missing") is None
     with pytest.raises(PolicyError):
         policy("svc * * @default allow")
+
+
+def test_who_asks_for_itself_is_judged_by_the_rules() -> None:
+    """As for upstream: a rule may send the call elsewhere, a person may choose another target."""
+    assert allowed("svc * work @anyvm allow target=vault", "work") == "vault"
+    assert allowed("svc * work work allow target=@dispvm:dvm", f"uuid:{UUID}1") == "@dispvm:dvm"
+    assert allowed("svc * work @anyvm allow target=work", "vault") is None
+    found = ask("svc * work @type:AppVM ask", "work")
+    assert isinstance(found, Ask) and "work" not in found.targets and "vault" in found.targets
+    denied = ask("svc * work @anyvm deny notify=no", "work")
+    assert isinstance(denied, Deny) and not denied.notify
 
 
 def test_nobody_calls_itself() -> None:

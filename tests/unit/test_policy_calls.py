@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casemate.cli.calling import warn_of_policy
 from casemate.qrexec import broker as brokering
 from casemate.qrexec import calls as calling
 from casemate.qrexec import listener as listening
@@ -200,15 +201,24 @@ def test_a_call_to_a_remote_qube_goes_to_its_relay(tmp_path: Path) -> None:
     run(work, tmp_path)
 
 
-def test_a_broken_policy_raises_an_alarm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_policy_raises_an_alarm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the log, in the host's status, and on stderr of each tool of this host that makes a call."""
+
     async def work(world: World) -> None:
         assert policy_state(world.policy) == "8 rules"
         world.file.write_text("ok * work vault allow\nnonsense")
         await world.until(lambda: "THE POLICY IS BROKEN" in caplog.text)
         assert "30-user.policy:2: a rule is" in caplog.text
         assert policy_state(world.policy).startswith("BROKEN, every call is denied: 30-user.policy:2: ")
+        warn_of_policy(world.settings)
+        assert "every call of a qube is denied: 30-user.policy:2: a rule is" in capsys.readouterr().err
         world.file.write_text(POLICY)
         assert await world.call("ok") == ALLOW
+        await world.until(lambda: not world.settings.policy_alarm.exists())
+        warn_of_policy(world.settings)
+        assert capsys.readouterr().err == ""
 
     run(work, tmp_path)
 

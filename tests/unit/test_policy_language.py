@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from casemate.qrexec import tokens
 from casemate.qrexec.files import PolicyFiles, default_policy
 from casemate.qrexec.parser import Includes, Parser
+from casemate.qrexec.tokens import impossible
 from casemate.wire.errors import PolicyError, ValueInvalidError
 from tests.unit.test_policy import REQUESTS, allowed, policy
 
@@ -45,13 +46,15 @@ from tests.unit.test_policy import REQUESTS, allowed, policy
         "svc * @default vault allow",
         "svc * @dispvm vault allow",
         "svc * @dispvm: vault allow",
-        "svc * @dispvm:dom0 vault allow",
+        "svc * @dispvm:@x vault allow",
+        "svc * @dispvm:@tag:@x vault allow",
         "svc * @tag: vault allow",
-        "svc * @tag:a/b vault allow",
+        "svc * @tag:\u0440 vault allow",
         "svc * @type: vault allow",
         "svc * @any vault allow",
         "svc * work @foo allow",
-        "svc * work uuid:1 allow",
+        "svc * work vault allow user=a:b",
+        "svc * work vault allow user=a/b",
         "svc * wo\u0440k vault allow",
         "$include:x",
         "!include",
@@ -65,6 +68,53 @@ from tests.unit.test_policy import REQUESTS, allowed, policy
 def test_a_line_that_is_not_understood_names_file_and_line(line: str) -> None:
     with pytest.raises(PolicyError, match=r"^test\.policy:3: "):
         policy("# comment", "", line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "svc * 1x vault allow",
+        "svc * a+b vault allow",
+        "svc * work a/b deny",
+        "svc * *-web vault allow",
+        "svc * work uuid:1 allow",
+        "svc * work uuid:00000000-0000-4000-8000-00000000000A allow",
+        f"svc * {'w' * 40} vault allow",
+        "svc * @dispvm:dom0 vault allow",
+        "svc * work @dispvm:1x allow",
+        "svc * work @default allow target=1x",
+    ],
+)
+def test_a_name_that_no_qube_can_have_fits_nothing(line: str) -> None:
+    """Upstream's parser takes any word for a name. That breaks nothing, so the other rules still count."""
+    rules = policy(line, "other * work vault allow")
+    assert all(allowed(rules, request) is None for request in (*REQUESTS, ""))
+    assert allowed(rules, "vault", call="other+x") == "vault"
+    assert sum(impossible(token) for token in (rules.rules[0].source, rules.rules[0].target)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("line", "user"),
+    [
+        ("svc * work vault allow user=DEFAULT", None),
+        ("svc * work vault allow user=", None),
+        ("svc * work vault allow user=first.Last", "first.Last"),
+        ("svc * @type:x-y vault allow", None),
+        ("svc * @tag:a/b vault allow", None),
+        ("svc * work @dispvm:@tag:1.x allow", None),
+        ("-svc * work vault allow", None),
+        (".svc +" + "a" * 300 + " work vault allow", None),
+        ("svc" * 40 + " * work vault allow", None),
+        ("\x0c svc\u00a0* work vault\x0ballow \x1c", None),
+    ],
+)
+def test_lines_that_upstream_takes(line: str, user: str | None) -> None:
+    (rule,) = policy(line).rules
+    assert rule.user == user
+
+
+def test_a_carriage_return_ends_a_line() -> None:
+    assert allowed(policy("# comment\rsvc * work vault allow\r\n"), "vault") == "vault"
 
 
 def test_blanks_and_comments() -> None:

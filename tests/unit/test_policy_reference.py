@@ -99,7 +99,9 @@ def target_fits(token: str, wanted: str, caller: QubeInfo) -> bool:
     if token == "*":
         return True
     if token == "@anyvm":
-        return wanted != "dom0"
+        return wanted not in ("dom0", "@adminvm")
+    if wanted == "@adminvm":  # asked for by the keyword, which no class and no tag means
+        return plain(token) == "dom0"
     if wanted == "@default":
         return token == "@default"
     if wanted.startswith("@dispvm"):
@@ -166,20 +168,21 @@ def reference(lines: list[str], source: str, argument: str, request: str) -> obj
         wanted = plain(wanted)
         if wanted not in BY_NAME:
             wanted = "@default"
-    if wanted == source:
-        return "deny"
     if wanted.startswith("@dispvm:"):
         template = template_of(wanted, caller)
         if template is None or not template.template_for_dispvms:
             return "deny"
     rules = [line.split() for line in lines]
     fitting = [words for words in rules if rule_fits(words, argument, caller)]
-    first = next((words for words in fitting if target_fits(words[3], wanted, caller)), None)
+    asked = "@adminvm" if request == "@adminvm" else wanted
+    first = next((words for words in fitting if target_fits(words[3], asked, caller)), None)
     if first is None or first[4] == "deny":
         return "deny"
     if first[4] == "allow":
         end = reach(value(first, "target") or wanted, caller, first)
-        return "deny" if end == "deny" else ("allow", end, value(first, "user"))
+        final = BY_NAME.get(plain(value(first, "target") or wanted))
+        user = None if final is not None and final.klass == "RemoteVM" else value(first, "user")
+        return "deny" if end == "deny" else ("allow", end, user)
     redirect = value(first, "target")
     if redirect is not None:
         if redirect.startswith("@dispvm"):

@@ -161,6 +161,7 @@ def test_lint(shell: Shell, tmp_path: Path) -> None:
     assert shell(f"qubes-policy-lint {bad}", status=1) == (
         f"{bad}:2: error: a rule is: SERVICE ARGUMENT SOURCE TARGET ACTION [KEY=VALUE ...]\n"
         f"{bad}:4: error: '@x' cannot be a source\n"
+        f"{bad}:5: error: gone: No such file or directory\n"
         f"{bad}:6: error: allow for @default needs target=\n"
     )
     out = shell(f"qubes-policy-lint --show-line {bad}", status=1)
@@ -179,11 +180,47 @@ def test_lint(shell: Shell, tmp_path: Path) -> None:
     shell(f"qubes-policy-lint {old}", status=1)
     assert shell("qubes-policy-lint") == ""
     shell("qubes-policy-lint missing", status=1)
-    for line in ("!include gone", "!include-dir gone", "!include-service a * gone", "!compat-4.0"):
+    for line in ("!include gone", "!include-dir gone", "!include-service a * gone"):
         good.write_text(line)
-        assert shell(f"qubes-policy-lint {good}") == ""  # they may be elsewhere
-        good.write_text(line.split()[0] + " a b c d")
+        assert f"{good}:1: error: " in shell(f"qubes-policy-lint {good}", status=1)
+    good.write_text("!compat-4.0")
+    assert shell(f"qubes-policy-lint {good}") == "", "its files may be on another host"
+    for line in ("!include", "!include-dir", "!include-service", "!compat-4.0"):
+        good.write_text(line + " a b c d")
         shell(f"qubes-policy-lint {good}", status=1)
+    good.write_text("1x * work vault allow\na * 1x vault allow\n")
+    assert shell(f"qubes-policy-lint {good}") == f"{good}:2: warning: never decides, no qube can be '1x'\n"
+
+
+def test_lint_reads_what_a_file_includes(shell: Shell, tmp_path: Path) -> None:
+    """Beside the file first, then in the policy in place."""
+    new = tmp_path / "new"
+    (new / "include").mkdir(parents=True)
+    (tmp_path / "policy.d" / "include").mkdir()
+    (new / "include" / "mine").write_text("a * work vault allow\n")
+    (tmp_path / "policy.d" / "include" / "theirs").write_text("b * work vault perhaps\n")
+    file = new / "50-new.policy"
+    file.write_text("!include include/mine\n")
+    assert shell(f"qubes-policy-lint {file}") == ""
+    file.write_text("!include include/mine\n!include include/theirs\n")
+    assert shell(f"qubes-policy-lint -s {file}", status=1) == (
+        "error: include/theirs:1: 'perhaps' is not allow, ask or deny\n"
+    )
+
+
+def test_a_change_must_fit_the_files_of_the_run_time_directory(shell: Shell, tmp_path: Path) -> None:
+    """The policy that decides is both directories: an include that is used in the other one stays."""
+    over = tmp_path / "run" / "policy.d"
+    new = tmp_path / "new"
+    new.write_text("my.Other * work vault allow\n")
+    shell(f"qubes-policy -r include/shared -f {new}")
+    (over / "20-today.policy").write_text("!include include/shared\n")
+    shell("qubes-policy -d include/shared", status=1)
+    assert "20-today.policy:1: include/shared: no such file" in shell.err
+    new.write_text("my.Other * work vault perhaps\n")
+    shell(f"qubes-policy -r include/shared -f {new}", status=1)
+    (over / "20-today.policy").write_text("# nothing\n")
+    shell("qubes-policy -d include/shared")
 
 
 def test_lint_of_standard_input(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

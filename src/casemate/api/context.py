@@ -25,6 +25,7 @@ from casemate.engine.firewall import Firewalls
 from casemate.engine.possible import Possible
 from casemate.engine.qube_files import QubeFiles
 from casemate.model.domain import Domain
+from casemate.qrexec.files import PolicyFiles
 from casemate.store.store import Store
 from casemate.wire.admin import ADMIN
 
@@ -47,6 +48,7 @@ class Context:
     permissions: Permissions
     guests: Guests
     firewalls: Firewalls
+    policy: PolicyFiles
     tokens: CloneTokens = field(default_factory=CloneTokens)
     imports: Imports = field(init=False)
     files: QubeFiles = field(init=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 from casemate.calls.request import connect
 from casemate.cli.report import Report
@@ -15,6 +16,7 @@ from casemate.wire.errors import (
     NotHaltedError,
     NotRunningError,
     NotStartedError,
+    printable,
 )
 from casemate.wire.names import qube_name
 from casemate.wire.qrexec import Command, exec_message
@@ -22,6 +24,8 @@ from casemate.wire.qrexec import Command, exec_message
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from casemate.settings import Settings
 
 
 def open_call(
@@ -31,6 +35,7 @@ def open_call(
 
     ``report`` hears of each step up to the connection; its end is the caller's to tell.
     """
+    warn_of_policy(qubes.transport.settings)
     try:
         return _open(qubes, name, command, autostart, report)
     except CasemateError as error:
@@ -38,6 +43,16 @@ def open_call(
             cause = "unreachable" if isinstance(error, DisconnectedError) else "start failed"
             report.refused("not running" if isinstance(error, NotRunningError) else cause, error)
         raise
+
+
+def warn_of_policy(settings: Settings) -> None:
+    """Say on stderr that the policy is broken, where it is. The policy does not decide about calls of this host, but
+    what the called service does in turn may need a call of its qube, and nobody in a qube is told why it is denied."""
+    try:
+        why = settings.policy_alarm.read_text("utf-8", "replace")[:2000].strip()
+    except OSError:
+        return  # nothing is wrong, or it is not ours to read
+    sys.stderr.write(f"warning: the policy is broken, so every call of a qube is denied: {printable(why, 2000)}\n")
 
 
 def _open(qubes: Qubes, name: str, command: Command, autostart: bool, report: Report | None) -> socket.socket:

@@ -11,6 +11,7 @@ from casemate.calls.caller import run_call, run_call_with
 from casemate.calls.vchan_caller import DaemonConversation, serve
 from casemate.calls.vchan_sockets import SocketDirectory
 from casemate.cli import tool
+from casemate.cli.calling import warn_of_policy
 from casemate.client.qubes import Qubes
 from casemate.wire import qrexec
 from casemate.wire.errors import CallRefusedError, CasemateError, DisconnectedError
@@ -211,6 +212,8 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
         run: Callable[[], int] = lambda: _over_vchan(args, path)
         if not os.path.exists(path):  # noqa: PTH110
             run = lambda: _in_qube(args, qubes)
+        else:
+            warn_of_policy(qubes.transport.settings)
         try:
             status = run()
         finally:

@@ -186,6 +186,7 @@ def build(
         permissions=Permissions(policy, systems),
         guests=guests,
         firewalls=firewalls,
+        policy=policy,
     )
 
     # Calls of qubes. The host's services are the API's methods and the programs of the administrator.

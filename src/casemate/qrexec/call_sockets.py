@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from casemate.host.files import replace_file
 from casemate.qrexec.ask import Prompters
 from casemate.qrexec.calls import Calls
 from casemate.qrexec.evaluate import Allow, Deny, SystemInfo
@@ -13,7 +14,7 @@ from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.local import listen
 from casemate.qrexec.policy_socket import END, MAX_REQUEST, PolicyRequest, serve_request
 from casemate.settings import Settings
-from casemate.wire.errors import PolicyError
+from casemate.wire.errors import PolicyError, printable
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ times."""
 
 class CallSockets:
     """Listens on three sockets in the run-time directory and reports when the policy breaks.
+
+    While the policy is broken the file ``policy.broken`` beside the sockets says why: tools of this host that make
+    calls look for it, because a caller in a qube is never told.
 
     ``prompt.sock`` is for the programs that answer ``ask`` rules, ``trace.sock`` for live reports of calls, and
     ``policy.sock`` for qrexec daemons of others that want a decision. The daemon opens all at its start.
@@ -70,6 +74,7 @@ class CallSockets:
         await self._prompters.close()
         await self._calls.close()
         self._policy.close()
+        self._settings.policy_alarm.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(REQUEST_SECONDS):
@@ -103,11 +108,19 @@ class CallSockets:
         except PolicyError as error:
             if self._said != str(error):
                 log.error("THE POLICY IS BROKEN, every call is denied until this is corrected: %s", error)
+                self._alarm(str(error))
             self._said = str(error)
         else:
             if self._said:
                 log.warning("the policy is in order again")
+            self._settings.policy_alarm.unlink(missing_ok=True)
             self._said = ""
+
+    def _alarm(self, why: str) -> None:
+        try:
+            replace_file(self._settings.policy_alarm, f"{printable(why, 1000)}\n".encode(), mode=0o644)
+        except OSError as error:
+            log.warning("%s: %s", self._settings.policy_alarm, error.strerror)
 
 
 def policy_state(policy: PolicyFiles) -> str:

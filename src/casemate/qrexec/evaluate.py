@@ -56,8 +56,14 @@ class QubeInfo:
 
     @cached_property
     def target_words(self) -> tuple[str, ...]:
-        """All targets of rules that fit a call to this qube."""
+        """All targets of rules that fit a call to this qube by its name or UUID."""
         return self.source_words
+
+    @cached_property
+    def keyword_words(self) -> tuple[str, ...]:
+        """All targets of rules that fit a call to ``@adminvm``: as for upstream, rules for a class or a tag do not,
+        though they fit a call to ``dom0``."""
+        return (*self._names, Kind.ALL.value)
 
     @cached_property
     def disposable_words(self) -> tuple[str, ...]:
@@ -158,6 +164,8 @@ class _Request:
         self.target = target
         self.qube: QubeInfo | None = None
         """The qube that is asked for, or the template of the disposable."""
+        self.by_keyword = False
+        """Whether the host was asked for as ``@adminvm``, not by its name."""
         self.is_disposable = target.startswith(DISPOSABLE)
         if self.is_disposable:
             name = source.default_dispvm if target == DISPOSABLE else target[len(DISPOSABLE) + 1 :]
@@ -172,7 +180,7 @@ class _Request:
         if self.qube is None:
             return (self.target, Kind.ALL.value, *(() if self.target == ADMIN else (Kind.ANY.value,)))
         if not self.is_disposable:
-            return self.qube.target_words
+            return self.qube.keyword_words if self.by_keyword else self.qube.target_words
         words = self.qube.disposable_words
         return (DISPOSABLE, *words) if self.target == DISPOSABLE else words
 
@@ -183,8 +191,7 @@ def evaluate(policy: Policy, info: SystemInfo, source: str, service: str, argume
     if caller is None:
         return Deny("the source is not known")
     request = _Request(info, caller, _requested(info, target))
-    if _same(request.qube, caller) and not request.is_disposable:
-        return Deny("a qube cannot call itself")
+    request.by_keyword = target == ADMIN
     if request.target.startswith(DISPOSABLE + ":") and not _usable(request.qube):
         return Deny("not a template of disposables")
     rule = policy.first(service, argument, caller.source_words, request.words())
@@ -248,6 +255,7 @@ def _relayed(
     rule: Rule, request: _Request, remote: QubeInfo, service: str, argument: str
 ) -> Deny | tuple[QubeInfo, Allow]:
     """A call to a qube on another machine goes to its relay, as a call of the service that carries it there."""
+    # The user of the rule is the remote qube's, which the relay knows nothing of; the relay's own is not changed.
     relay = request.info.find(remote.relayvm) if remote.relayvm else None
     if relay is None or relay.klass in (_CLASS_ADMIN, _CLASS_REMOTE) or not remote.transport_rpc:
         return Deny(
@@ -261,7 +269,7 @@ def _relayed(
         call = str(names.service_name(transport)), str(names.argument("+".join(words)))
     except CasemateError as error:
         return Deny(f"{rule.location}: the call cannot be carried to {remote.name}: {error}", rule)
-    return relay, Allow(relay.name, rule.user, rule.autostart, rule.notify, rule, remote.name, call)
+    return relay, Allow(relay.name, None, rule.autostart, rule.notify, rule, remote.name, call)
 
 
 def _ask(policy: Policy, rule: Rule, request: _Request, service: str, argument: str) -> Ask | Deny:

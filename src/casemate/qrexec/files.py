@@ -24,10 +24,11 @@ _OLD_BYTES = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.-
 _OLD_COPIES = (".rpmsave", ".rpmnew", ".swp", "~")
 
 
-class _Reader(Includes):
+class Reader(Includes):
     """Reads files of a policy, and watches each directory that it reads from.
 
-    ``watch`` gets the directories; None: nobody watches. ``unwatched``: some directory could not be watched.
+    ``directory`` is what paths are relative to, ``old`` where the files of ``!compat-4.0`` are. ``watch`` gets the
+    directories that are read, None where nobody watches; ``unwatched`` says that one of them could not be watched.
     ``instead`` has contents that count in place of files (None: there is no such file), to try a change out.
     """
 
@@ -79,6 +80,8 @@ class _Reader(Includes):
         shown = self._shown(path)
         data = self._instead.get(path)
         if data is None:
+            if path in self._instead:
+                raise PolicyError(f"{shown}: no such file (it would be removed)")
             data = self._bytes(path, shown)
         try:
             return shown, data.decode("utf-8")
@@ -173,9 +176,9 @@ class PolicyFiles:
 
     def load(self, instead: Mapping[Path, bytes | None] | None = None) -> Policy:
         """Read and parse everything now, once; ``instead`` has contents of files to suppose (None: no such file)."""
-        return self._read(_Reader(self.directory, self._old, instead or {}))
+        return self._read(Reader(self.directory, self._old, instead or {}))
 
-    def _read(self, reader: _Reader) -> Policy:
+    def _read(self, reader: Reader) -> Policy:
         files = {path.name: path for path in reader.names(self.directory)}
         if self.over is not None:
             files |= {path.name: path for path in reader.names(self.over)}
@@ -187,7 +190,7 @@ class PolicyFiles:
     def _reload(self) -> None:
         from casemate.qrexec.watch import DirectoryWatch  # tools that read once need no watch
 
-        reader = _Reader(self.directory, self._old, {})
+        reader = Reader(self.directory, self._old, {})
         self._policy = None
         try:
             if self._watch is None:

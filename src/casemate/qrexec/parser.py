@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import TypeVar
 
 from casemate.qrexec import tokens
 from casemate.qrexec.rules import Action, Rule
-from casemate.wire import names
 from casemate.wire.errors import CasemateError, PolicyError, printable
 
 MAX_DEPTH = 8
@@ -21,6 +21,12 @@ _PARAMETERS = {
     Action.ASK: frozenset({"target", "default_target", "user", "notify", "autostart"}),
     Action.DENY: frozenset({"notify"}),
 }
+
+
+_USER_LETTERS = string.ascii_letters + string.digits + "._-"
+_CALL_LETTERS = _USER_LETTERS
+"""Characters that str.strip() leaves nothing of in a service's name. How long a name may be is not checked: a call
+with a longer one than is allowed never comes, so a rule for it never fits."""
 
 
 class Includes:
@@ -66,8 +72,9 @@ class Parser:
     def _lines(self, name: str, text: str, handle: Callable[[str, int, str], None]) -> None:
         self._open.append(name)
         try:
-            for number, raw in enumerate(text.split("\n"), 1):
-                line = raw.strip(" \t\r")
+            # A carriage return alone ends a line too, as for upstream, so that no rule hides behind a comment.
+            for number, raw in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+                line = raw.strip()
                 if not line or line.startswith("#"):
                     continue
                 try:
@@ -137,11 +144,12 @@ class Parser:
         """Handler for lines of the old form: SOURCE TARGET ACTION[,KEY=VALUE...], ``$`` for ``@``."""
 
         def handle(name: str, number: int, line: str) -> None:
-            line = line.replace("$", "@")
-            if line.startswith(("@include:", "!include ")):
-                self._included([self._includes.file(line[9:].strip())], handle)
+            words = line.replace("$include:", "!include ").replace("$", "@").replace(",", " ").split()
+            if words[:1] == ["!include"] and len(words) == 2:
+                self._included([self._includes.file(words[1])], handle)
                 return
-            words = line.replace(",", " ").split()
+            if not words or words[0].startswith("!"):
+                raise PolicyError(f"the only directive of this file is !include PATH: {printable(line, 80)!r}")
             if len(words) < 3:
                 raise PolicyError("a rule of this file is: SOURCE TARGET ACTION[,KEY=VALUE...]")
             self._rule(name, number, [service, argument, *words])
@@ -174,7 +182,7 @@ class Parser:
                 action=action,
                 redirect=redirect,
                 default_target=tokens.redirect(given["default_target"]) if "default_target" in given else None,
-                user=names.user_name(given["user"]) if "user" in given else None,
+                user=_user(given.get("user", "")),
                 notify=_flag(given.get("notify", "yes" if action is Action.DENY else "no"), "notify"),
                 autostart=_flag(given.get("autostart", "yes"), "autostart"),
             )
@@ -198,14 +206,27 @@ def _known(known: dict[_Word, _Value], word: _Word, parse: Callable[[_Word], _Va
 
 def _service(words: tuple[str, str]) -> tuple[str | None, str | None]:
     service, argument = words
-    name = None if service == "*" else str(names.service_name(service))
+    name = None if service == "*" else service
+    if name is not None and (not name or name.strip(_CALL_LETTERS)):
+        raise PolicyError(f"a service has letters, digits and ._- alone, not {printable(name, 80)!r}")
     if argument == "*":
         return name, None
     if name is None:
         raise PolicyError("the argument must be * when the service is *")
     if not argument.startswith("+"):
         raise PolicyError(f"the argument is * or starts with +, not {printable(argument, 40)!r}")
-    return name, str(names.argument(argument[1:]))
+    if argument.strip(_CALL_LETTERS + "+@:"):
+        raise PolicyError(f"an argument has letters, digits and ._-+@: alone, not {printable(argument, 80)!r}")
+    return name, argument[1:]
+
+
+def _user(text: str) -> str | None:
+    """The user of a rule; None for the target's default user, which is also meant by ``DEFAULT`` and by nothing."""
+    if text in ("", "DEFAULT"):
+        return None
+    if text.startswith("-") or text.strip(_USER_LETTERS):
+        raise PolicyError(f"user= is a name of letters, digits and ._-, not {printable(text, 80)!r}")
+    return text
 
 
 def _parameters(words: list[str], action: Action) -> Iterator[tuple[str, str]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from casemate.wire import names
-from casemate.wire.errors import ValueInvalidError, printable
+from casemate.wire.errors import CasemateError, ValueInvalidError, printable
+from casemate.wire.names import qube_name, uuid_text
 
 ADMIN = "@adminvm"
 DEFAULT = "@default"
@@ -44,12 +44,34 @@ class Token:
 
 
 def qube(text: str) -> str:
-    """``NAME`` or ``uuid:UUID``; the admin qube in any spelling is ``@adminvm``."""
+    """``NAME`` or ``uuid:UUID``; the admin qube in any spelling is ``@adminvm``.
+
+    As upstream's parser, this takes any word for a name. One that no qube can have (``1x``, ``a+b``) fits nothing, as
+    the name of a qube that does not exist; ``impossible`` tells of such names. Letters that are not ASCII are refused,
+    because a name with letters that look alike reads as if the rule applied.
+    """
     if text in ("dom0", ADMIN, NIL_UUID):
         return ADMIN
-    if text.startswith("uuid:"):
-        return "uuid:" + names.uuid_text(text[5:])
-    return names.qube_name(text)
+    if not text.isascii() or not text.isprintable():
+        raise _bad(text, "name of a qube")
+    return text
+
+
+def impossible(token: Token) -> bool:
+    """Whether a token is the name or UUID of a qube that there cannot be, so that its rule never decides."""
+    if token.kind is not Kind.EXACT:
+        return False
+    name = token.value.removeprefix(DISPOSABLE + ":")
+    if name.startswith("@"):
+        return False
+    try:
+        if name.startswith("uuid:"):
+            uuid_text(name[5:])
+        else:
+            qube_name(name)
+    except CasemateError:
+        return True
+    return False
 
 
 def _bad(text: str, where: str) -> ValueInvalidError:
@@ -61,11 +83,12 @@ def _exact(text: str) -> str | None:
     if text == DISPOSABLE:
         return text
     if text.startswith(DISPOSABLE + ":"):
-        found = qube(text[len(DISPOSABLE) + 1 :])
-        if found == ADMIN:
+        name = text[len(DISPOSABLE) + 1 :]
+        if not name or name.startswith("@"):
             raise _bad(text, "disposable")
-        return f"{DISPOSABLE}:{found}"
-    if text == ADMIN or not text.startswith(("@", "*")):
+        # dom0 keeps its name here: it is no template of disposables, so the rule never fits.
+        return f"{DISPOSABLE}:{name if qube(name) == ADMIN else qube(name)}"
+    if text == ADMIN or not text.startswith("@") and text not in ("", "*"):
         return qube(text)
     return None
 
@@ -75,15 +98,12 @@ def _group(text: str) -> Token | None:
         return Token(Kind.ALL)
     if text == "@anyvm":
         return Token(Kind.ANY)
-    if text.startswith("@type:"):
-        value = text[6:]
-        if not value.isascii() or not value.isalnum() or len(value) > 32:
-            raise _bad(text, "class")
-        return Token(Kind.TYPE, value)
-    if text.startswith("@tag:"):
-        return Token(Kind.TAG, names.tag_name(text[5:]))
-    if text.startswith("@dispvm:@tag:"):
-        return Token(Kind.DISPOSABLE_TAG, names.tag_name(text[13:]))
+    for kind in (Kind.TYPE, Kind.TAG, Kind.DISPOSABLE_TAG):
+        if text.startswith(kind.value + ":"):
+            value = text[len(kind.value) + 1 :]
+            if not value or value.startswith("@") or not value.isascii() or not value.isprintable():
+                raise _bad(text, "class or tag")
+            return Token(kind, value)
     return None
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.host.files import replace_file
-from casemate.qrexec.files import PolicyFiles
 from casemate.wire.errors import (
     PolicyError,
     PolicyFileNameError,
@@ -68,9 +67,12 @@ def _require(path: Path, token: str) -> None:
 
 
 def _change(context: Context, path: Path, data: bytes | None) -> None:
-    """Write a file, or remove it (None), if the policy as a whole still parses with the change."""
+    """Write a file, or remove it (None), if the policy as a whole still parses with the change.
+
+    The whole is what decides about calls: with the files of the run-time directory, which may include this one.
+    """
     try:
-        PolicyFiles(context.store.path.parent / "policy.d").load({path: data})
+        context.policy.load({path: data})
     except PolicyError as error:
         raise PolicySyntaxError(str(error)) from error
     if data is None:
