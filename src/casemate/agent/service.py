@@ -14,7 +14,7 @@ from casemate.wire.vmexec import decode_vmexec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 SERVICE_PATH = "/run/qubes-rpc:/usr/local/etc/qubes-rpc:/etc/qubes-rpc"
 CONFIG_PATH = "/run/qubes/rpc-config:/usr/local/etc/qubes/rpc-config:/etc/qubes/rpc-config"
@@ -43,7 +43,7 @@ def failure_status(error: Exception) -> int:
 
 
 class Config:
-    """A service's configuration file; every key has its default."""
+    """A service's configuration file; every key has its default. The attributes are the keys of ``parse_config``."""
 
     __slots__ = ("exit_on_client_eof", "exit_on_service_eof", "force_user", "skip_descriptor", "wait_for_session")
 
@@ -53,6 +53,23 @@ class Config:
         self.skip_descriptor = False
         self.exit_on_service_eof = False
         self.exit_on_client_eof = False
+
+    def of_a_program(self, service: str, log: Callable[[str], None]) -> None:
+        """Forget what only says something of a socket, as upstream does, with a line in the log."""
+        for key in _SOCKET_KEYS:
+            if getattr(self, _FLAGS[key]):
+                log(f"{service}: {key} is ignored, the service is a program")
+                setattr(self, _FLAGS[key], False)
+
+
+_FLAGS = {
+    "wait-for-session": "wait_for_session",
+    "skip-service-descriptor": "skip_descriptor",
+    "exit-on-service-eof": "exit_on_service_eof",
+    "exit-on-client-eof": "exit_on_client_eof",
+}
+"""Keys of a configuration that are true or false, and the attribute of each."""
+_SOCKET_KEYS = ("skip-service-descriptor", "exit-on-service-eof", "exit-on-client-eof")
 
 
 class Service:
@@ -75,17 +92,32 @@ class Service:
         self.config = config
 
 
-def find_service(command: Command, default_user: str, environ: Mapping[str, str] = os.environ) -> Service:
-    """What serves the call; NoServiceError (127) when nothing does, ServiceError (125) when it cannot be used."""
+def _log(text: str) -> None:
+    """A line on stderr, which is the log of an agent and of a daemon."""
+    try:
+        os.write(2, f"{printable(text, 400)}\n".encode("ascii", "backslashreplace"))
+    except OSError:
+        pass  # nobody reads it
+
+
+def find_service(
+    command: Command,
+    default_user: str,
+    environ: Mapping[str, str] = os.environ,
+    log: Callable[[str], None] = _log,
+) -> Service:
+    """What serves the call; NoServiceError (127) when nothing does, ServiceError (125) when it cannot be used.
+
+    ``log`` gets a line for what is ignored in the service's configuration.
+    """
     found = _lookup(command, environ.get("QREXEC_SERVICE_PATH") or SERVICE_PATH)
     if found is None:
         raise NoServiceError(f"{command.service}: no such service in this qube")
     path, kind = found
-    config = _configuration(command, environ.get("QUBES_RPC_CONFIG_PATH") or CONFIG_PATH)
+    config = _configuration(command, environ.get("QUBES_RPC_CONFIG_PATH") or CONFIG_PATH, log)
     user = config.force_user or (default_user if command.user == "DEFAULT" else command.user)
     if kind == "exec":
-        if config.skip_descriptor or config.exit_on_service_eof:
-            raise ServiceError(f"{command.service}: its configuration is for a socket service")
+        config.of_a_program(command.service, log)
         argv = _builtin(path, command) or [path, *([command.argument] if command.argument else [])]
     else:
         target = path if kind == "socket" else _tcp_target(os.readlink(path), command.argument or "")
@@ -244,7 +276,7 @@ def _tcp_target(link: str, argument: str) -> str:
 # -- configuration
 
 
-def _configuration(command: Command, search: str) -> Config:
+def _configuration(command: Command, search: str, log: Callable[[str], None]) -> Config:
     for path in _candidates(command, search):
         try:
             with open(path, "rb") as file:
@@ -258,57 +290,75 @@ def _configuration(command: Command, search: str) -> Config:
         if len(data) > MAX_CONFIG:
             raise ServiceError(f"{path}: too long")
         try:
-            return parse_config(data)
+            return parse_config(data, _for_file(log, path))
         except CasemateError as error:
             raise ServiceError(f"{path}: {error}") from None
     return Config()
 
 
-def parse_config(data: bytes) -> Config:
-    """A configuration: ``key=value`` lines, strings in single quotes, true, false, decimal numbers; ServiceError."""
+def _for_file(log: Callable[[str], None], path: str) -> Callable[[str], None]:
+    return lambda text: log(f"{path}: {text}")
+
+
+def parse_config(data: bytes, log: Callable[[str], None] = _log) -> Config:
+    """A configuration: lines ``key = value``; values are strings in single quotes, true, false and decimal numbers.
+
+    ``#`` begins a comment, at the start of a line or after a value. A key that nobody knows is ignored with a line in
+    the log. What upstream's parser refuses is a ServiceError, because a service that runs otherwise than its owner has
+    written down is worse than one that does not run.
+    """
     config = Config()
     seen: set[str] = set()
-    try:
-        text = data.decode("ascii")
-    except UnicodeDecodeError:
-        raise ServiceError("not ASCII") from None
-    for count, line in enumerate(text.split("\n"), 1):
+    if b"\0" in data:
+        raise ServiceError("there is a NUL in it")
+    for count, raw_line in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
+        line = raw_line.removesuffix("\r")
         if not line.strip(" \t") or line.startswith("#"):
             continue
         key, equals, raw = line.partition("=")
-        key, raw = key.rstrip(" \t"), raw.strip(" \t")
-        if not equals or not key or key.strip("abcdefghijklmnopqrstuvwxyz0123456789-_"):
+        key = key.rstrip(" \t")
+        if not equals or not key or key.strip(_KEY_LETTERS) or not key[0].isalpha():
             raise ServiceError(f"line {count}: not key=value")
+        value = _config_value(raw.strip(" \t"), count)
+        if key != "force-user" and key not in _FLAGS:
+            log(f"line {count}: {key} is ignored, it is not known")
+            continue
         if key in seen:
             raise ServiceError(f"line {count}: {key} given twice")
         seen.add(key)
-        value = _config_value(raw, count)
         if key == "force-user":
             if not isinstance(value, str):
                 raise ServiceError(f"line {count}: force-user wants a string")
             config.force_user = user_name(value)
-        elif key == "wait-for-session":
-            config.wait_for_session = _flag(value, key, count, numbers=True)
-        elif key == "skip-service-descriptor":
-            config.skip_descriptor = _flag(value, key, count)
-        elif key == "exit-on-service-eof":
-            config.exit_on_service_eof = _flag(value, key, count)
-        elif key == "exit-on-client-eof":
-            config.exit_on_client_eof = _flag(value, key, count)
+        else:
+            setattr(config, _FLAGS[key], _flag(value, key, count, numbers=key == "wait-for-session"))
     if config.force_user and (config.skip_descriptor or config.exit_on_service_eof or config.exit_on_client_eof):
         raise ServiceError("force-user does not go together with the options of socket services")
     return config
 
 
-def _config_value(raw: str, count: int) -> str | bool | int:
-    if raw in ("true", "false"):
-        return raw == "true"
-    if len(raw) >= 2 and raw[0] == raw[-1] == "'" and "'" not in raw[1:-1] and raw.isprintable():
-        return raw[1:-1]
+_KEY_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
+
+
+def _config_value(text: str, count: int) -> str | bool | int:
+    if text.startswith("'"):
+        value, quote, rest = text[1:].partition("'")
+        # Two quotes and a third one begin a string of several lines, which neither upstream nor we read.
+        if not quote or not _is_comment(rest) or not value.isascii() or not value.isprintable():
+            raise ServiceError(f"line {count}: malformed string")
+        return value
+    word = text.partition("#")[0].rstrip(" \t")
+    if word in ("true", "false"):
+        return word == "true"
     try:
-        return number(raw)
+        return number(word)
     except CasemateError:
         raise ServiceError(f"line {count}: malformed value") from None
+
+
+def _is_comment(text: str) -> bool:
+    left = text.lstrip(" \t")
+    return not left or left.startswith("#")
 
 
 def _flag(value: str | bool | int, key: str, count: int, numbers: bool = False) -> bool:
