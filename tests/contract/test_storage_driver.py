@@ -349,3 +349,29 @@ def test_a_pool_tells_its_room(rig: Rig) -> None:
         assert room is None or 0 < room[1] <= room[0]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("driver", [one for one in DRIVERS.values() if any(o.name == "dir_path" for o in one.options)])
+def test_a_directory_that_is_no_use_is_found_when_the_pool_is_added(driver: Driver) -> None:
+    """And nothing is left of the attempt. A directory that will do is there afterwards, empty."""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.chmod(0o755)
+    try:
+        (place / "file").touch()
+        (place / "closed").mkdir(mode=0o700)
+
+        def prepare(path: Path | str) -> None:
+            pool = driver.open(Opening({"dir_path": str(path)}, place / "unused", Runner(), GROUP))
+            asyncio.run(pool.prepare())
+
+        wrong: list[Path | str] = [place / "file", place / "file/pool", "/proc/casemate/pool"]
+        wrong += [place / "closed/a/pool"] if ROOT else []  # users of qubes cannot pass through
+        for path in wrong:
+            with pytest.raises(StorageError, match=str(path)):
+                prepare(path)
+        assert sorted(path.name for path in place.rglob("*")) == ["closed", "file"]
+        prepare(place / "a/pool")
+        prepare(place / "a/pool")
+        assert list((place / "a/pool").iterdir()) == []
+    finally:
+        shutil.rmtree(place)

@@ -25,6 +25,7 @@ from casemate.engine.operations import OperationLocks
 from casemate.engine.qube_files import QubeFiles
 from casemate.host.hypervisor import PowerState
 from casemate.model.domain import Domain
+from casemate.model.system import PoolConfig
 from casemate.qrexec.files import PolicyFiles
 from casemate.settings import load
 from casemate.storage.drivers import load as load_drivers
@@ -269,6 +270,9 @@ class FakePools:
     """Pools of one size, of the real drivers."""
 
     drivers = load_drivers()
+
+    async def prepare(self, config: PoolConfig) -> None:
+        """Every directory will do."""
 
     async def room(self, name: str) -> tuple[int, int] | None:
         return (1000, 10)

@@ -53,8 +53,10 @@ def test_directories_of_others_are_never_changed(world: World, tmp_path: Path) -
         assert {path: stat.S_IMODE(path.stat().st_mode) for path in modes} == modes
         assert stat.S_IMODE((theirs / "new").stat().st_mode) == 0o711
         # A directory that is closed to the qubes' users is named, and stays closed.
+        world.run("qvm-pool", "add", "closed", "qcow2", "-o", f"dir_path={theirs}")
         top.chmod(0o700)
-        world.run("qvm-pool", "add", "closed", "qcow2", "-o", f"dir_path={theirs}", status=None)
+        refused = world.run("qvm-pool", "add", "late", "qcow2", "-o", f"dir_path={theirs}", status=1).stderr
+        assert f"{top} does not let others pass".encode() in refused
         done = world.run("qvm-create", "--label", "red", "-P", "closed", "inpool", status=None)
         world.run("qvm-pool", "remove", "closed", status=None)
         assert done.returncode != 0 and f"{top} does not let others pass".encode() in done.stderr
@@ -111,3 +113,11 @@ def test_a_running_link_is_confined(world: World, usable: str) -> None:
     assert status["Uid"].split()[0] != "0" and status["Groups"].split() == []
     assert status["NoNewPrivs"].strip() == "1" and status["Seccomp"].strip() == "2"
     assert int(status["CapEff"], 16) == 0
+
+
+def test_a_pool_whose_directory_is_no_use_is_not_added(world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "pool", Path("/proc/nothing")):
+        done = world.run("qvm-pool", "add", "useless", "qcow2", "-o", f"dir_path={path}", status=1)
+        assert b"No volumes can be kept in" in done.stderr and str(path).encode() in done.stderr, done.stderr
+    assert b"useless" not in world.run("qvm-pool", "list").stdout

@@ -13,6 +13,7 @@ import pytest
 from casemate.cli import entry
 from casemate.client import transport
 from casemate.devices.device_class import HostDevice
+from casemate.store.store import Store
 from tests.fakes.daemon import FakeDaemon, running
 
 
@@ -415,6 +416,25 @@ def test_pools(shell: Shell) -> None:
     shell("qvm-pool remove second")
     shell("qvm-pool remove default", status=1)
     assert [pool["name"] for pool in json.loads(shell("qvm-pool --format json list"))] == ["default", "linux-kernel"]
+
+
+def test_volumes_keep_as_many_older_states_as_their_pool_says(shell: Shell) -> None:
+    """As upstream: until a volume is given a number of its own. What is stored for it stays unsaid, so that it goes on
+    following its pool."""
+    shell("qvm-pool add second qcow2")
+    shell("qvm-create -l red -t deb -P second kept")
+    for line, shown in (("", "1"), ("qvm-pool set second -o revisions_to_keep=3", "3"),
+                        ("qvm-volume config kept:root rw True", "3"), ("qvm-volume resize kept:private 3GiB", "3"),
+                        ("qvm-pool set second -o revisions_to_keep=-1", "-1"),
+                        ("qvm-volume config kept:private revisions_to_keep 2", "2"),
+                        ("qvm-pool set second -o revisions_to_keep=4", "2")):  # fmt: skip
+        if line:
+            shell(line)
+        assert shell("qvm-volume info kept:private revisions_to_keep") == f"{shown}\n", line
+        assert shell("qvm-volume info kept:volatile revisions_to_keep") == "0\n"
+    assert shell("qvm-volume info work:private revisions_to_keep") == "1\n"
+    again = Store(shell.daemon.store.path).snapshot().domains
+    assert again["kept"].volume("private").own_revisions and not again["work"].volume("private").own_revisions
 
 
 def test_devices(shell: Shell) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from casemate.devices.device_class import Attachment, HostDevice
 from casemate.model.devices import DeviceRef
 from casemate.model.domain import Domain
+from casemate.model.system import PoolConfig
 from casemate.storage.driver import Driver
 from casemate.wire.recipe import Recipe
 
@@ -129,6 +130,9 @@ class Pools(Protocol):
     @property
     def drivers(self) -> Mapping[str, Driver]:
         """The storage drivers of this host by name."""
+
+    async def prepare(self, config: PoolConfig) -> None:
+        """See that a pool could hold volumes, before it is in the store; StorageError."""
 
     async def room(self, name: str) -> tuple[int, int] | None:
         """Size and used bytes of what a pool lies on; None where that is not known."""

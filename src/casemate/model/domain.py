@@ -37,8 +37,20 @@ class Neighbours(Protocol):
         """The qube has a state of its own now."""
 
 
+class PoolOfVolumes(Protocol):
+    """What a qube needs to know of a pool that its volumes lie in (`system.PoolConfig`)."""
+
+    @property
+    def revisions_to_keep(self) -> int:
+        """Older states kept of each volume that has no number of its own."""
+
+
 class Whole(Registry, Protocol):
     """The system that a qube is in, as the qube needs it (`system.System`)."""
+
+    @property
+    def pools(self) -> Mapping[str, PoolOfVolumes]:
+        """All storage pools by name."""
 
     @property
     def domains(self) -> Neighbours:
@@ -181,7 +193,11 @@ class Domain(NetworkSettings):
 
     def _volume(self, name: str) -> Volume | None:
         volume = self._state.volumes.get(name)
-        if volume is None or not volume.snap_on_start:
+        if volume is None:
+            return None
+        if not volume.own_revisions and volume.save_on_stop and volume.pool in self._system.pools:
+            volume = replace(volume, revisions_to_keep=self._system.pools[volume.pool].revisions_to_keep)
+        if not volume.snap_on_start:
             return volume
         base = self.template
         origin = None if base is None else base._volume(name)

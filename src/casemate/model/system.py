@@ -25,6 +25,7 @@ from casemate.model.kinds import Bool, DomainRef, Int, OptionalText, Stored, Tex
 from casemate.model.labels import BUILTIN, LAST_BUILTIN, Label
 from casemate.model.properties import Holder, Property, Setting
 from casemate.model.qube_settings import KERNEL_NAME
+from casemate.model.volumes import POOL_REVISIONS
 from casemate.wire import names
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import (
@@ -48,6 +49,12 @@ class PoolConfig:
     name: str
     driver: str
     options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def revisions_to_keep(self) -> int:
+        """Older states to be kept of each volume that nobody chose another number for."""
+        text = self.options.get("revisions_to_keep", "")
+        return int(text) if text.lstrip("-").isdecimal() else POOL_REVISIONS
 
 
 def _reference(doc: str, default: str | None = None, kept: str = "") -> Property[Domain | None]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+POOL_REVISIONS = 1
+"""Older states kept of the volumes of a pool that says nothing else. (as in Qubes OS)"""
+
 VOLUME_NAMES = ("root", "private", "volatile", "kernel")
 """Every volume that some class of qubes can have."""
 
@@ -16,7 +19,9 @@ class Volume:
 
     ``vid`` is the volume's id within its pool, ``QUBE/VOLUME`` for those made here. ``snap_on_start``: each start
     gets a fresh overlay over ``source`` (the vid of the origin). ``save_on_stop``: what was written is kept. A
-    volume with neither is fresh at each start. ``extra`` holds attributes of the store that are not known here.
+    volume with neither is fresh at each start. ``revisions_to_keep`` counts older states that are kept (-1: none, as
+    0); with ``own_revisions`` False nobody chose it for this volume, and it is what the volume's pool says. ``extra``
+    holds attributes of the store that are not known here.
     """
 
     name: str
@@ -28,6 +33,7 @@ class Volume:
     save_on_stop: bool = False
     source: str | None = None
     revisions_to_keep: int = 0
+    own_revisions: bool = True
     ephemeral: bool | None = None
     extra: tuple[tuple[str, str], ...] = ()
 
@@ -53,11 +59,12 @@ class VolumeRule:
             snap_on_start=self.snap_on_start,
             save_on_stop=self.save_on_stop,
             revisions_to_keep=self.revisions_to_keep,
+            own_revisions=not self.save_on_stop,
         )
 
 
-KEPT_ROOT = VolumeRule(20 * _GIB, save_on_stop=True, revisions_to_keep=1)
+KEPT_ROOT = VolumeRule(20 * _GIB, save_on_stop=True, revisions_to_keep=POOL_REVISIONS)
 SNAPSHOT_ROOT = VolumeRule(20 * _GIB, snap_on_start=True)
-KEPT_PRIVATE = VolumeRule(2 * _GIB, save_on_stop=True, revisions_to_keep=1)
+KEPT_PRIVATE = VolumeRule(2 * _GIB, save_on_stop=True, revisions_to_keep=POOL_REVISIONS)
 SNAPSHOT_PRIVATE = VolumeRule(2 * _GIB, snap_on_start=True)
 VOLATILE = VolumeRule(12 * _GIB)

@@ -9,6 +9,7 @@ from pathlib import Path
 from casemate.host.plugins import Option
 from casemate.host.process import Runner
 from casemate.model.kinds import Bool
+from casemate.model.volumes import POOL_REVISIONS
 from casemate.storage.pool import Pool
 from casemate.wire import names
 from casemate.wire.errors import NotImplementedHereError, ValueInvalidError, printable
@@ -83,8 +84,9 @@ DIR_PATH = Option(
     "dir_path", "Directory of the pool's files: an absolute path. Default: ``STATE/pools/NAME``.", _check_directory
 )
 REVISIONS_TO_KEEP = Option(
-    "revisions_to_keep", "Older states kept of each volume; -1: as many as the driver likes.", _check_revisions,
-    changeable=True,
+    "revisions_to_keep", "Older states kept of each volume that has no number of its own; -1: none, as 0.",
+    _check_revisions,
+    str(POOL_REVISIONS), changeable=True,
 )  # fmt: skip
 EPHEMERAL_VOLATILE = Option(
     "ephemeral_volatile", "Encrypt volatile volumes with a key that nobody keeps. Only ``False`` is possible here.",

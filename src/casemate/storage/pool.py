@@ -69,6 +69,10 @@ class Pool(Protocol):
     def has_left_overs(self, volume: Volume) -> bool:
         """True while something stands for the volume that ``stop`` would take away."""
 
+    async def prepare(self) -> None:
+        """Make what the pool needs before its first volume; StorageError where it could hold none. Called when the
+        pool is added, so that a mistake in its options is found then."""
+
     async def create(self, volume: Volume) -> None:
         """A new volume; a private one with an empty ext4 file system."""
 

@@ -35,6 +35,12 @@ class Pools:
             raise PoolNotFoundError(f"No such pool: {printable(volume.pool)!r}")
         return self._open(config)
 
+    async def prepare(self, config: PoolConfig) -> None:
+        """See that a pool could hold volumes, before it is in the store; StorageError says why it could not."""
+        directory = self._settings.state / "pools" / config.name
+        opening = Opening(config.options, directory, self._runner, self._group)
+        await self.drivers[config.driver].open(opening).prepare()
+
     async def room(self, name: str) -> tuple[int, int] | None:
         """Size and used bytes of what a pool lies on; None while that cannot be known."""
         config = self._store.snapshot().pool(name)

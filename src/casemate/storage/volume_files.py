@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from casemate.host.files import free_bytes, new_name, remove_tree, room
+from casemate.host.files import free_bytes, fsync_file, new_name, remove_tree, room
 from casemate.host.process import Runner
 from casemate.host.template_hooks import EXT4_OPTIONS
 from casemate.storage.driver import Opening
@@ -65,6 +66,30 @@ class VolumeFiles:
                         f"Qubes, which run as users of their own, cannot reach {path}: {directory} does not let others "
                         f"pass. Run chmod o+x {directory}, or choose another directory for the pool"
                     )
+
+    async def prepare(self) -> None:
+        """Make the directory of the pool and try it out; StorageError, with nothing left behind, where it is no use."""
+        await asyncio.to_thread(self._prepare)
+
+    def _prepare(self) -> None:
+        missing = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
+        trial = self.directory / f".trial-{secrets.token_hex(6)}"
+        try:
+            self.make_directory(trial)
+            (trial / "file").write_bytes(b"x")
+            fsync_file(trial / "file")
+        except BaseException as error:
+            with suppress(OSError):  # it may not be there, and a path through a file cannot even be looked at
+                remove_tree(trial)
+            for path in missing:  # those that we made, the innermost first
+                with suppress(OSError):
+                    path.rmdir()
+            if isinstance(error, OSError):
+                raise StorageError(
+                    f"No volumes can be kept in {self.directory}: {error.filename or self.directory}: {error.strerror}"
+                ) from None
+            raise
+        remove_tree(trial)
 
     def remove_directory(self, vid: str) -> None:
         """Remove temporary files of a removed volume, and the qube's directory if it was the last one."""

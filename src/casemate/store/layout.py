@@ -240,15 +240,18 @@ def _take_volume(state: State, given: dict[str, str], _text: str) -> None:
     if name not in VOLUME_NAMES:
         raise UnknownElement
     values: dict[str, Any] = {}
+    said = set(given)
     for attribute in _VOLUME:
         text = given.pop(attribute.name, None)
         try:
             values[attribute.name] = attribute.missing if text is None else attribute.parse(text)
         except CasemateError as error:
             raise ValueInvalidError(f"volume {name}: {attribute.name}: {error}") from error
+    # A kept volume without a number of its own keeps as many older states as its pool says.
+    own = "revisions_to_keep" in said or not values["save_on_stop"]
     if not values["vid"] or not values["pool"]:
         raise ValueInvalidError(f"volume {name} has no {'pool' if values['vid'] else 'vid'}")
-    state.volumes[name] = Volume(name, **values, extra=tuple(given.items()))
+    state.volumes[name] = Volume(name, **values, own_revisions=own, extra=tuple(given.items()))
 
 
 def _give_volumes(domain: Domain) -> Iterable[tuple[dict[str, str], str]]:
@@ -257,7 +260,7 @@ def _give_volumes(domain: Domain) -> Iterable[tuple[dict[str, str], str]]:
             given = {"name": volume.name}
             for attribute in _VOLUME:
                 value = getattr(volume, attribute.name)
-                if value is not None:
+                if value is not None and (volume.own_revisions or attribute.name != "revisions_to_keep"):
                     given[attribute.name] = str(value)
             yield {**given, **dict(volume.extra)}, ""
 

@@ -6,6 +6,7 @@ kernels that qubes can boot. Upstream's manager reads it to offer them.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from casemate.api.context import Context
@@ -72,9 +73,12 @@ def list_volumes(context: Context, system: System, arg: str) -> str:
     return "".join(f"{vid}\n" for vid in sorted(vids))
 
 
-@method("admin.pool.Add", Access.WRITE)
-def add_pool(context: Context, system: System, arg: str, payload: str) -> None:
-    """Add a pool; the argument is its driver, the payload ``name=`` and the driver's options, a line for each."""
+@method("admin.pool.Add", Access.EXECUTE)
+async def add_pool(context: Context, system: System, arg: str, payload: str) -> None:
+    """Add a pool; the argument is its driver, the payload ``name=`` and the driver's options, a line for each.
+
+    Where the pool could hold no volumes it is refused.
+    """
     driver = context.pools.drivers.get(arg)
     if driver is None:
         raise ValueInvalidError(f"No such driver of pools: {printable(arg, 40)!r}")
@@ -87,7 +91,9 @@ def add_pool(context: Context, system: System, arg: str, payload: str) -> None:
     name = options.pop("name", "")
     _refuse_kernels(name)
     driver.check(options)
-    system.add_pool(name, arg, options)
+    config = system.copy().add_pool(name, arg, options)  # raises what the change below would, before anything is made
+    await context.pools.prepare(config)
+    await asyncio.to_thread(context.store.change, lambda changed: changed.add_pool(name, arg, options))
 
 
 @method("admin.pool.Remove", Access.WRITE)
@@ -99,7 +105,7 @@ def remove_pool(system: System, arg: str) -> None:
 
 @method("admin.pool.Set.revisions_to_keep", Access.WRITE)
 def set_revisions(context: Context, system: System, arg: str, payload: str) -> None:
-    """How many older states of its volumes a pool keeps; -1 leaves that to the driver."""
+    """How many older states a pool keeps of each volume that has no number of its own; -1: none, as 0."""
     _set_option(context, system, arg, "revisions_to_keep", payload)
 
 

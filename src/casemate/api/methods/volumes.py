@@ -95,9 +95,9 @@ async def clone_to(context: Context, dest: Domain, source: str, arg: str, payloa
 
 @method("admin.vm.volume.Set.revisions_to_keep", Access.WRITE)
 def set_revisions(dest: Domain, arg: str, payload: str) -> None:
-    """How many older states of a volume are kept."""
+    """How many older states of a volume are kept; until this is set, as many as its pool says."""
     kept = -1 if payload == "-1" else names.number(payload, "revisions_to_keep", 0, 1000)
-    dest.set_volume(replace(dest.volume(arg), revisions_to_keep=kept))
+    dest.set_volume(replace(dest.volume(arg), revisions_to_keep=kept, own_revisions=True))
 
 
 @method("admin.vm.volume.Set.rw", Access.WRITE)

@@ -73,6 +73,10 @@ class FileReflinkPool:
 
     # -- changes of a volume that is not in use
 
+    async def prepare(self) -> None:
+        """Make the pool's directory; StorageError where it could hold no volumes."""
+        await self._files.prepare()
+
     async def create(self, volume: Volume) -> None:
         """A new volume, with an empty file system where the guest expects one."""
         with self._replacing(volume) as fresh:

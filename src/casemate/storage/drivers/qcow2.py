@@ -179,6 +179,10 @@ class Qcow2Pool:
         """True while something stands for the volume that ``stop`` would take away."""
         return any(self._files.path(volume.vid, suffix).exists() for suffix in _SUFFIXES if suffix)
 
+    async def prepare(self) -> None:
+        """Make the pool's directory; StorageError where it could hold no volumes."""
+        await self._files.prepare()
+
     async def create(self, volume: Volume) -> None:
         """A new volume, with an empty file system where the guest expects one."""
         target = self._files.path(volume.vid)
