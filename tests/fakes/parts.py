@@ -26,6 +26,7 @@ from casemate.engine.qube_files import QubeFiles
 from casemate.host.hypervisor import PowerState
 from casemate.model.domain import Domain
 from casemate.model.system import PoolConfig
+from casemate.network.explain import Place
 from casemate.qrexec.files import PolicyFiles
 from casemate.settings import load
 from casemate.storage.drivers import load as load_drivers
@@ -312,6 +313,16 @@ class FakeHostStatus:
         return {"acceleration": "none"}
 
 
+class FakeNetwork:
+    """No network."""
+
+    async def report(self) -> dict[str, object]:
+        return {"why": "none here", "qubes": []}
+
+    def explain(self, domain: Domain, place: Place) -> list[dict[str, object]]:
+        return []
+
+
 class FakePermissions:
     """No policy: nothing is allowed."""
 
@@ -359,6 +370,7 @@ class FakeParts:
             host=FakeHostStatus(),
             permissions=permissions or FakePermissions(),
             guests=guests,
+            network=FakeNetwork(),
             firewalls=Firewalls(QubeFiles(directory / "qubes"), self.bus.say),
             policy=PolicyFiles(directory / "policy.d", run_policy if run_policy.is_dir() else None),
         )

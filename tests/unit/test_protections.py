@@ -34,7 +34,7 @@ def host(directory: Path, **changes: str | None) -> Path:
 
 
 def missing(directory: Path, acceleration: str | None = "kvm", settings: Settings = SETTINGS) -> dict[str, str]:
-    return {p.id: p.why for p in protections(settings, acceleration, directory) if not p.present}
+    return {p.id: p.why for p in protections(settings, acceleration, base=directory) if not p.present}
 
 
 HOST_ROWS = {"KVM", "H1", "H2", "H3", "H4", "H5", "V4", "P1"}

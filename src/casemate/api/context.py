@@ -12,6 +12,7 @@ from casemate.api.parts import (
     Disposables,
     Guests,
     Host,
+    Network,
     Permissions,
     Pools,
     Power,
@@ -49,6 +50,7 @@ class Context:
     guests: Guests
     firewalls: Firewalls
     policy: PolicyFiles
+    network: Network
     tokens: CloneTokens = field(default_factory=CloneTokens)
     imports: Imports = field(init=False)
     files: QubeFiles = field(init=False)

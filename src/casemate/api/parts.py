@@ -13,6 +13,7 @@ from casemate.devices.device_class import Attachment, HostDevice
 from casemate.model.devices import DeviceRef
 from casemate.model.domain import Domain
 from casemate.model.system import PoolConfig
+from casemate.network.explain import Place
 from casemate.storage.driver import Driver
 from casemate.wire.recipe import Recipe
 
@@ -193,6 +194,16 @@ class Host(Protocol):
 
     def status(self) -> Mapping[str, Any]:
         """What ``casemate status`` shows, ready to be written as JSON; never waits."""
+
+
+class Network(Protocol):
+    """Knows the network of qubes."""
+
+    async def report(self) -> Mapping[str, Any]:
+        """Every qube with its way out, ready to be written as JSON."""
+
+    def explain(self, domain: Domain, place: Place) -> Sequence[Mapping[str, Any]]:
+        """The way from a qube to a place, step by step, ready to be written as JSON."""
 
 
 class Permissions(Protocol):

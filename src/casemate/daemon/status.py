@@ -8,6 +8,7 @@ from typing import Any
 
 from casemate.engine.acceleration import AccelerationProbe
 from casemate.engine.accounts import Accounts
+from casemate.engine.network_report import NetworkReport
 from casemate.engine.states import States
 from casemate.host.process import Runner
 from casemate.host.protections import protections
@@ -38,6 +39,7 @@ class HostStatus:
         policy: PolicyFiles,
         accounts: Accounts,
         runner: Runner,
+        network: NetworkReport,
     ) -> None:
         self._settings = settings
         self._acceleration = acceleration
@@ -45,6 +47,7 @@ class HostStatus:
         self._policy = policy
         self._accounts = accounts
         self._runner = runner
+        self._network = network
         self._versions: Versions | None = None
 
     def figures(self) -> HostFigures:
@@ -70,7 +73,10 @@ class HostStatus:
             **self._stuck(),
             "policy": policy_state(self._policy),
             "isolation": self._isolation(),
-            "protections": [asdict(one) for one in protections(self._settings, found.kind if found else None)],
+            "network": self._network_line(),
+            "protections": [
+                asdict(one) for one in protections(self._settings, found.kind if found else None, not self._network.why)
+            ],
         }
 
     def _stuck(self) -> dict[str, str]:
@@ -82,6 +88,12 @@ class HostStatus:
             return system_name()
         told = self._versions
         return f"{told.system}, kernel {told.kernel}, QEMU {told.qemu}, libvirt {told.libvirt}: {told.known}"
+
+    def _network_line(self) -> str:
+        """What is enforced here for traffic of qubes."""
+        if why := self._network.why:
+            return f"none for qubes: {why}"
+        return "wires in a namespace of their own; addresses and firewall enforced there and in net qubes"
 
     def _isolation(self) -> str:
         if self._accounts.root:

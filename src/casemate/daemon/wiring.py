@@ -45,6 +45,7 @@ from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
 from casemate.engine.machine import TARGETS
 from casemate.engine.network import Network, NetworkStep, NoWires, Wires
+from casemate.engine.network_report import NetworkReport
 from casemate.engine.operations import OperationLocks
 from casemate.engine.possible import Possible
 from casemate.engine.power import Power
@@ -168,6 +169,8 @@ def build(
 
     volumes = Volumes(store, pools, locks, states)
 
+    report = NetworkReport(store, network, firewalls, states)
+
     # The Admin API.
     events = Subscriptions(store)
     bus.subscribe(events.publish)
@@ -182,11 +185,12 @@ def build(
         pools=pools,
         devices=devices,
         templates=Templates(settings, runner, store, creator, volumes, files, accounts),
-        host=HostStatus(settings, acceleration, states, policy, accounts, runner),
+        host=HostStatus(settings, acceleration, states, policy, accounts, runner, report),
         permissions=Permissions(policy, systems),
         guests=guests,
         firewalls=firewalls,
         policy=policy,
+        network=report,
     )
 
     # Calls of qubes. The host's services are the API's methods and the programs of the administrator.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -52,6 +53,9 @@ from casemate.wire.errors import CasemateError, StartError
 
 log = logging.getLogger(__name__)
 
+_DAY = 86400.0
+_EXPIRY_SECONDS = 0.5
+"""After the second in which a rule ends: rules say whole seconds, and what was announced early would be kept."""
 _AGAIN_SECONDS = 1.0
 """Before an uplink that ended is started anew: one that ends at once must not keep the host busy."""
 
@@ -124,6 +128,7 @@ class Network:
         self._accounts = accounts
         self._uplinks = uplinks
         self._firewalls = firewalls
+        self._loop = asyncio.get_running_loop()
         self._plugged: dict[str, Ends] = {}
         self._complete: set[str] = set()
         self._loaded: dict[str, Part] | None = None
@@ -133,6 +138,7 @@ class Network:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._watch: AddressWatch | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self.plan = Plan()
         """What the room was last made to be."""
 
@@ -152,7 +158,6 @@ class Network:
             self._plugged[name] = Ends(taps.get(upstream_tap(qid)), served_tap(qid) in taps)
             self._uplinks.adopt(name)
         self._complete = set(running)
-        self._loop = asyncio.get_running_loop()
         self._store.subscribe(self._committed)
         self._uplinks.on_end = self._uplink_ended
         self._watch = AddressWatch(self.changed)
@@ -237,6 +242,8 @@ class Network:
                 await self._task
         if self._watch is not None:
             self._watch.close()
+        if self._expiry is not None:
+            self._expiry.cancel()
         self._uplinks.release()
 
     # -- qubes come and go
@@ -359,6 +366,27 @@ class Network:
             if commands or new or gone:
                 await self._wires.apply([tap for tap in taps if tap.name in new], commands, new, gone)
         self._loaded, self._hosts, self.plan = after, hosts, plan
+        self._await_expiry(plan)
+
+    def _await_expiry(self, plan: Plan) -> None:
+        """Announce rules that have come to their end, so that net qubes hear of it. The room's own rules compare the
+        time themselves: there nothing depends on anybody being awake."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        ends_at = [int(rule["expire"]) for wire in plan.wires for rule in wire.rules if "expire" in rule]
+        self._expiry = None
+        if ends_at:
+            # Looked at anew after a day at most: a clock may be set, and timers of years are no use.
+            wait = min(max(min(ends_at) - time.time(), 0) + _EXPIRY_SECONDS, _DAY)
+            self._expiry = self._loop.call_later(wait, self._expired, plan)
+
+    def _expired(self, plan: Plan) -> None:
+        system = self._store.snapshot()
+        now = time.time()
+        for wire in plan.wires:
+            if any(int(rule.get("expire", now + 1)) <= now for rule in wire.rules) and wire.name in system.domains:
+                self._firewalls.announce(system.domains[wire.name])
+        self.changed()
 
     def _uid(self, domain: Domain) -> int | None:
         owner = self._accounts.of(domain)

@@ -29,8 +29,11 @@ class Protection:
 _Verdict = tuple[bool, str]
 
 
-def protections(settings: Settings, acceleration: str | None, base: Path = Path("/")) -> list[Protection]:
-    """All of them. ``acceleration`` is what the probe boot found, None before it."""
+def protections(
+    settings: Settings, acceleration: str | None, room: bool = False, base: Path = Path("/")
+) -> list[Protection]:
+    """All of them. ``acceleration`` is what the probe boot found, None before it. ``room``: whether QEMU runs in the
+    wire room, a network namespace without addresses."""
     root = os.geteuid() == 0
     found: list[Protection] = []
 
@@ -45,7 +48,8 @@ def protections(settings: Settings, acceleration: str | None, base: Path = Path(
     tell("H5", "memory of qubes is not written to disk in the clear", _swap(base))
     tell("H6", "nothing on the host opens file systems that qubes wrote", (True, "volumes are files, not devices"))
     tell("H7", "a hijacked QEMU cannot reach services of this host",
-         (False, "no firewall rule bars the users of QEMU yet; it has no network device of its own"))  # fmt: skip
+         (room, "its network namespace has no address and forwards nothing" if room
+          else "QEMU shares the host's network namespace"))  # fmt: skip
     tell("V1", "nobody else commands the hypervisor", _command(settings))
     tell("V2", "each qube's QEMU runs as a user of its own", _users(root))
     tell("V3", "AppArmor or SELinux confines QEMU", _mandatory(settings, base))

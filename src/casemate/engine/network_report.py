@@ -1,0 +1,85 @@
+"""What people see of the network: every qube with its way out, its rules, its traffic, what was dropped and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from casemate.engine.firewall import Firewalls
+from casemate.engine.network import Network
+from casemate.engine.states import States
+from casemate.host.hypervisor import PowerState
+from casemate.host.own_addresses import own_addresses
+from casemate.model.domain import Domain
+from casemate.network.explain import Place, explain
+from casemate.network.guard import DROPS
+from casemate.network.plan import has_uplink, has_wire, served_tap, uplink_tap, upstream_tap
+from casemate.store.store import Store
+
+
+class NetworkReport:
+    """Reads the store, the room's plan and its counters, at each question."""
+
+    def __init__(self, store: Store, network: Network, firewalls: Firewalls, states: States) -> None:
+        self._store = store
+        self._network = network
+        self._firewalls = firewalls
+        self._states = states
+
+    @property
+    def why(self) -> str:
+        """Why this host has no network for qubes; empty where it has."""
+        return self._network.wires.why
+
+    async def report(self) -> dict[str, Any]:
+        """``{"why": …, "qubes": [{"name": …, …}]}``, the qubes in order of names."""
+        wires = self._network.wires
+        traffic, counters = await wires.traffic(), await wires.counters()
+        joined = {wire.name: wire.peer is not None for wire in self._network.plan.wires}
+        qubes = []
+        for domain in self._store.snapshot().domains.ordered():
+            if not domain.has("netvm"):
+                continue
+            taps = (upstream_tap(domain.qid), served_tap(domain.qid), uplink_tap(domain.qid))
+            rules = self._firewalls.rules_or_none(domain) if has_wire(domain) else []
+            qubes.append(
+                {
+                    "name": domain.name,
+                    "label": domain.label.color,
+                    "state": str(self._states.of(domain.name).value),
+                    "netvm": domain.netvm.name if domain.netvm is not None else None,
+                    "provides_network": domain.provides_network,
+                    "uplink": has_uplink(domain),
+                    "ip": domain.ip,
+                    "ip6": domain.ip6,
+                    "rules": None if rules is None else len(rules),
+                    "plugged": domain.name in joined,
+                    "joined": joined.get(domain.name, False),
+                    "traffic": {tap: asdict(traffic[tap]) for tap in taps if tap in traffic},
+                    "dropped": _dropped(taps, counters),
+                }
+            )
+        return {"why": wires.why, "qubes": qubes}
+
+    def explain(self, domain: Domain, place: Place) -> list[dict[str, Any]]:
+        """The way from a qube to a place, step by step."""
+        four, six = own_addresses()
+
+        def runs(name: str) -> bool:
+            return self._states.of(name) is PowerState.RUNNING
+
+        steps = explain(domain, place, self._firewalls.rules_or_none, runs, frozenset((*four, *six)), time.time())
+        return [asdict(step) for step in steps]
+
+
+def _dropped(taps: tuple[str, ...], counters: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
+    """Packets by tap and cause, without those of which there were none."""
+    found: dict[str, dict[str, int]] = {}
+    for tap in taps:
+        for cause in DROPS:
+            packets = counters.get(f"{tap}-{cause}", (0, 0))[0]
+            if packets:
+                found.setdefault(tap, {})[cause] = packets
+    return found
