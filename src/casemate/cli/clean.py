@@ -79,6 +79,8 @@ def clean_state(settings: Settings) -> None:
     if (settings.run / "qubes").is_dir():
         for path in (settings.run / "qubes").glob("*.link"):
             links |= {pid for pid in _recorded(path) if _is_ours(pid)}
+        for path in (settings.run / "qubes").glob("*.uplink"):
+            links |= {pid for pid in _recorded(path) if _is_ours(pid, b"pasta")}
     _end(links, signal.SIGKILL)
     short = Path(f"/tmp/casemate-{os.geteuid()}")  # noqa: S108  (host/libvirt_embed.py makes links there)
     if short.is_dir():
@@ -91,8 +93,8 @@ def clean_state(settings: Settings) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _is_ours(pid: int) -> bool:
+def _is_ours(pid: int, word: bytes = b"casemate") -> bool:
     try:
-        return b"casemate" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return word in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False

@@ -149,6 +149,7 @@ def _qube_part(wire: Wire, reject: bool) -> Part:
     chains: dict[str, tuple[list[Expression], ...]] = {
         tap: (
             _counted(tap, "mac", match(field("ether", "saddr"), wire.mac, "!=")),
+            _other_kinds(tap, bool(wire.ip6)),
             *_arp(wire),
             _counted(tap, "spoof", match(field("ip", "saddr"), wire.seen_ip, "!=")),
             # Options of IPv4 (source routes among them) are used by nobody; what has none is 5 words long.
@@ -168,6 +169,13 @@ def _qube_part(wire: Wire, reject: bool) -> Part:
     }
     causes = [f"{tap}-{cause}" for cause in DROPS]
     return Part(tap, chains, (*causes, f"{tap}-out", f"{tap}-in"), {})
+
+
+def _other_kinds(tap: str, six: bool) -> list[Expression]:
+    """Frames of other kinds than a wire has. This must come first: of a tagged frame the kernel shows the packet in it
+    as if there were no tag, to every comparison but this one."""
+    kinds = ["ip", "arp", "ip6"] if six else ["ip", "arp"]
+    return _counted(tap, "type", match(field("ether", "type"), one_of(kinds), "!="))
 
 
 def _arp(wire: Wire) -> list[list[Expression]]:
@@ -298,6 +306,7 @@ def _served_part(served: Served, clients: list[Wire]) -> Part:
     sixes = [[wire.ip6, {"goto": {"target": f"r{wire.qid}"}}] for wire in clients if wire.ip6 and served.ip6]
     rules: tuple[list[Expression], ...] = (
         _counted(tap, "mac", match(field("ether", "saddr"), SERVED_MAC, "!=")),
+        _other_kinds(tap, bool(served.ip6)),
         [
             match(field("arp", "htype"), 1),
             match(field("arp", "operation"), one_of(["request", "reply"])),
@@ -342,6 +351,7 @@ def _uplink_part(wire: Wire) -> Part:
     """What comes from this host's network: to the net qube's address, from no qube's."""
     tap = wire.peer or ""
     rules: tuple[list[Expression], ...] = (
+        _other_kinds(tap, False),
         [match(field("arp", "daddr ip"), wire.ip), {"fwd": {"dev": wire.tap}}],
         _counted(tap, "spoof", *_others(None, QUBES, "ip")),
         [match(field("ip", "daddr"), wire.ip), {"goto": {"target": f"r{wire.qid}"}}],

@@ -1,0 +1,112 @@
+"""A wire room without machines, in a namespace of its own: taps, real rules, and this process at the other end of the
+taps in QEMU's place. Run as a program by tests; each line of its standard input is a request, JSON, answered by a line.
+
+``{"plan": {...}}`` loads a plan, ``{"send": tap, "frames": [hex, ...]}`` answers with the frames that came out, by tap,
+and ``{"counters": 1}`` with the packets that each counter has counted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import struct
+import sys
+import time
+from typing import Any
+
+from casemate.host.room.namespaces import make_silent
+from casemate.host.room.server import Wires
+from casemate.network import guard
+from casemate.network.plan import Plan, Served, Wire
+
+TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
+QUIET_SECONDS = 0.05
+"""A frame comes out of the other tap in the system call that sent it, so a moment of quiet is enough."""
+
+
+class Lab:
+    """The room, and the descriptors of its taps."""
+
+    def __init__(self) -> None:
+        make_silent()
+        self.wires = Wires()
+        self.loaded: dict[str, guard.Part] | None = None
+        self.taps: dict[str, int] = {}
+
+    def load(self, told: dict[str, Any]) -> None:
+        """Make the room what a plan says, as the daemon would."""
+        plan = Plan(
+            tuple(Wire(**{**one, "rules": tuple(one["rules"])}) for one in told["wires"]),
+            tuple(Served(**one) for one in told["served"]),
+        )
+        parts = guard.parts(plan)
+        taps = [*plan.taps({}), *(tap for tap in map(_uplink, plan.wires) if tap is not None)]
+        if self.loaded is None:
+            commands = guard.everything(parts, guard.host_addresses(told["hosts"], []))
+        else:
+            commands = guard.changes(self.loaded, parts)
+        gone = [tap for tap in self.wires.names() if tap not in parts]
+        self.wires.apply(taps, commands, list(parts), gone)
+        self.loaded = parts
+        for tap in gone:
+            if tap in self.taps:
+                os.close(self.taps.pop(tap))
+        for tap in parts:
+            if tap not in self.taps:
+                self.taps[tap] = _open(tap)
+        self._read(0)
+
+    def send(self, tap: str, frames: list[str]) -> dict[str, list[str]]:
+        """Send frames as the guest behind a tap would; what came out of which tap."""
+        for frame in frames:
+            os.write(self.taps[tap], bytes.fromhex(frame))
+        return self._read(QUIET_SECONDS)
+
+    def _read(self, quiet: float) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        names = {fd: name for name, fd in self.taps.items()}
+        while ready := select.select(list(names), [], [], quiet)[0]:
+            for fd in ready:
+                found.setdefault(names[fd], []).append(os.read(fd, 65536).hex())
+        return found
+
+
+def _uplink(wire: Wire) -> Any:
+    from casemate.host.room.links import Tap
+
+    return Tap(wire.peer) if wire.uplink and wire.peer else None
+
+
+def _open(name: str) -> int:
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+    return fd
+
+
+def main() -> None:
+    """Serve until the end of the input."""
+    lab = Lab()
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: Any = None
+        begin = time.monotonic()
+        try:
+            if "plan" in request:
+                lab.load(request["plan"])
+            elif "send" in request:
+                answer = lab.send(request["send"], request["frames"])
+            elif "anew" in request:
+                lab.loaded = None
+            elif "counters" in request:
+                answer = {name: packets for name, (packets, _bytes) in lab.wires.counters().items() if packets}
+            elif "silent" in request:
+                answer = sorted(lab.wires.names())
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps({"answer": answer, "seconds": time.monotonic() - begin}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
