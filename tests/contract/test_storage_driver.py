@@ -351,6 +351,49 @@ def test_a_pool_tells_its_room(rig: Rig) -> None:
     asyncio.run(scenario())
 
 
+def test_a_running_volume_is_copied_as_it_was_at_its_start(rig: Rig) -> None:
+    """Its last saved state: for one that others are based on as well, and by another pool too. Never what its machine
+    is writing; where nothing is saved, that is said."""
+
+    async def scenario() -> None:
+        copy = replace(private, vid="copy/private")
+        raw = rig.directory / "exported"
+        for shared, keep in ((False, 1), (True, 0), (True, 1)):
+            source = replace(private, revisions_to_keep=keep)
+            await rig.imported(0x22, source, source.size)
+            image = await rig.pool.start(source, WORK, shared)
+            try:
+                await write(image, 0x33)
+                await rig.pool.clone(source, copy, running=True)
+                raw.touch()
+                await rig.pool.export(source, raw, running=True)
+                assert raw.read_bytes()[:65536] == b"\x22" * 65536
+                raw.unlink()
+                assert await shows(image, 0x33)
+            finally:
+                await rig.pool.stop(source)
+            assert await once(rig.pool, copy, lambda image: shows(image, 0x22))
+            assert await once(rig.pool, source, lambda image: shows(image, 0x33))
+            await rig.pool.remove(source)
+        # The only state there is belongs to the machine.
+        source = replace(private, revisions_to_keep=0)
+        await rig.imported(0x44, source, source.size)
+        await rig.pool.start(source, WORK, False)
+        assert rig.open().has_left_overs(source)
+        for pool in (rig.pool, rig.open()):
+            with pytest.raises(StorageError, match="keeps no older states"):
+                await pool.clone(source, copy, running=True)
+        await rig.pool.stop(source)
+        assert not rig.pool.has_left_overs(source)
+        await rig.pool.clone(source, copy)
+        assert await once(rig.pool, copy, lambda image: shows(image, 0x44))
+        # As large as the volume is now, though its saved state is not.
+        await rig.pool.clone(replace(source, size=source.size + 4 * MIB), copy)
+        assert await once(rig.pool, copy, lambda image: shows(image, 0, at=source.size + 3 * MIB))
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("driver", [one for one in DRIVERS.values() if any(o.name == "dir_path" for o in one.options)])
 def test_a_directory_that_is_no_use_is_found_when_the_pool_is_added(driver: Driver) -> None:
     """And nothing is left of the attempt. A directory that will do is there afterwards, empty."""

@@ -28,6 +28,7 @@ class FakeMachines:
     def __init__(self) -> None:
         self.machines: dict[UUID, MachineInfo] = {}
         self.defined: set[UUID] = set()
+        self.resized: list[tuple[UUID, str, int]] = []
         self.callbacks: list[Callable[[MachineEvent], None]] = []
 
     def add(self, name: str, ident: UUID) -> None:
@@ -71,6 +72,9 @@ class FakeMachines:
 
     async def detach_disk(self, uuid: UUID, target: str) -> None:
         raise AssertionError("no test detaches disks here")
+
+    async def resize_disk(self, uuid: UUID, target: str, size: int) -> None:
+        self.resized.append((uuid, target, size))
 
     async def host_disks(self) -> Mapping[UUID, Sequence[HostDisk]]:
         return {}

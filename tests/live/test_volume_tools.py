@@ -77,3 +77,37 @@ def test_a_qube_on_a_pool_of_raw_files_keeps_what_it_writes(world: World, driver
         world.run("qvm-remove", "-f", "disk", status=None)
         world.run("qvm-pool", "remove", "raw")
     assert not files.exists()
+
+
+def test_a_running_qube_is_enlarged_and_copied(world: World) -> None:
+    """The guest grows its file system at once; a copy has what was saved last, not what the qube has written since."""
+
+    def rw_mib(name: str) -> int:
+        return int(world.inside(name, "df -m --output=size /rw | tail -1"))
+
+    world.run("qvm-create", "--label", "red", "alive")
+    try:
+        world.inside("alive", "echo saved > /home/user/file; sync")
+        world.run("qvm-shutdown", "--wait", "alive")
+        world.inside("alive", "echo later > /home/user/file; sync")
+        before = rw_mib("alive")
+        world.run("qvm-volume", "resize", "alive:private", "3GiB")
+        assert rw_mib("alive") > before + 900
+        assert world.inside("alive", "cat /home/user/file") == "later"
+        for volume in ("root", "volatile"):
+            assert world.run("qvm-volume", "resize", f"alive:{volume}", "40GiB", status=1).stderr
+        world.run("qvm-clone", "alive", "copy")
+        assert world.run("qvm-volume", "info", "copy:private", "size").stdout == b"%d\n" % (3 << 30)
+        assert world.inside("copy", "cat /home/user/file") == "saved" and rw_mib("copy") > before + 900
+        world.run("qvm-pause", "alive")
+        assert b"is Paused" in world.run("qvm-volume", "resize", "alive:private", "4GiB", status=1).stderr
+        world.run("qvm-unpause", "alive")
+        # A guest that has no such service: the volume is larger, and the file system after the next start.
+        world.inside("alive", "mount --bind /bin/false /etc/qubes-rpc/qubes.ResizeDisk", "root")
+        assert b"at its next start" in world.run("qvm-volume", "resize", "alive:private", "4GiB", status=1).stderr
+        world.run("qvm-shutdown", "--wait", "alive")
+        assert rw_mib("alive") > before + 1900 and world.inside("alive", "cat /home/user/file") == "later"
+    finally:
+        for name in ("alive", "copy"):
+            world.run("qvm-kill", name, status=None)
+            world.run("qvm-remove", "-f", name, status=None)

@@ -167,7 +167,7 @@ def build(
     disposables = Disposables(store, creator, power, states)
     lifecycle.after_halt.append(disposables.remove_halted)
 
-    volumes = Volumes(store, pools, locks, states)
+    volumes = Volumes(store, pools, locks, states, hypervisor, guests)
 
     report = NetworkReport(store, network, firewalls, states)
 

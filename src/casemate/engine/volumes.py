@@ -7,59 +7,79 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
+from casemate.engine.guests import Guests
 from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
 from casemate.engine.states import States
-from casemate.host.hypervisor import PowerState
+from casemate.host.hypervisor import Hypervisor, PowerState
 from casemate.model.domain import Domain
 from casemate.model.volumes import Volume
 from casemate.storage.pools import Pools
 from casemate.store.store import Store
-from casemate.wire.errors import NotHaltedError, StorageError, ValueInvalidError, VolumeNotFoundError
+from casemate.wire.errors import DisconnectedError, NotHaltedError, StorageError, ValueInvalidError, VolumeNotFoundError
+
+GROW_SECONDS = 60.0
+"""Seconds that a guest has to grow a file system. The kernel writes new tables only when it needs them, so that it is
+usually done within one."""
 
 
 class Volumes:
-    """Changes volumes of halted qubes under the qube's operation lock; the file first, then its entry in the store."""
+    """Changes volumes under the qube's operation lock; the file first, then its entry in the store.
 
-    def __init__(self, store: Store, pools: Pools, locks: OperationLocks, states: States) -> None:
+    A running qube's volume can be enlarged and copied (its last saved state); all else wants a halted qube.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pools: Pools,
+        locks: OperationLocks,
+        states: States,
+        hypervisor: Hypervisor,
+        guests: Guests,
+    ) -> None:
         self._store = store
         self._pools = pools
         self._locks = locks
         self._states = states
+        self._hypervisor = hypervisor
+        self._guests = guests
 
     async def clone(self, source: str, target: str, volume: str) -> None:
-        """Replace a volume of a halted qube by a copy of another halted qube's."""
+        """Replace a volume of a halted qube by a copy of another qube's; a running one's last saved state."""
         if source == target:
             raise ValueInvalidError("source and target are the same qube")
         first, second = sorted((source, target))
         async with self._locks[first], self._locks[second]:
-            one, other = (self._halted(name).volumes.get(volume) for name in (source, target))
+            running = self._states.of(source) is not PowerState.HALTED
+            one = self._store.snapshot().domains[source].volumes.get(volume)
+            other = self._halted(target).volumes.get(volume)
             if one is None or other is None:
                 raise VolumeNotFoundError(f"{source} or {target} has no volume {volume}")
             if not is_kept(one) or not is_kept(other):
                 raise StorageError(f"volume {volume} of {source} is not kept, there is nothing to copy")
             if one.pool == other.pool:
-                await self._pools.of(other).clone(one, other)
+                await self._pools.of(other).clone(one, other, running)
             else:
-                await self._copy_between_pools(one, other)
+                await self._copy_between_pools(one, other, running)
             await asyncio.to_thread(self._record_size, target, volume, one.size)
 
-    async def _copy_between_pools(self, source: Volume, target: Volume) -> None:
+    async def _copy_between_pools(self, source: Volume, target: Volume, running: bool) -> None:
         """By a raw image, which every driver can write and read; holes stay holes."""
         spool = self._store.path.parent / "spool"
         spool.mkdir(mode=0o711, exist_ok=True)  # users of qubes pass through to the image; its name is no secret
         image = spool / f"clone-{secrets.token_hex(8)}"
         try:
             image.touch(mode=0o600, exist_ok=False)
-            await self._pools.of(source).export(source, image)
+            await self._pools.of(source).export(source, image, running)
             await self._pools.of(target).import_image(replace(target, size=max(source.size, target.size)), image)
         finally:
             image.unlink(missing_ok=True)
 
     async def resize(self, name: str, volume: str, size: int) -> None:
-        """Make a volume of a halted qube larger; ``size`` in bytes."""
+        """Make a volume larger; ``size`` in bytes. A running qube grows its file system, a halted one at its start."""
         async with self._locks[name]:
-            found = self._halted(name).volume(volume)
+            found = self._store.snapshot().domains[name].volume(volume)
             if found.snap_on_start and not found.save_on_stop:
                 raise StorageError(
                     f"volume {volume} of {name} is made anew from another at each start, with that one's size: "
@@ -67,9 +87,37 @@ class Volumes:
                 )
             if size < found.size:
                 raise StorageError(f"volume {volume} of {name} cannot become smaller than {found.size} bytes")
-            if is_kept(found):
-                await self._pools.of(found).resize(found, size)
-            await asyncio.to_thread(self._record_size, name, volume, size)
+            if self._states.of(name) is PowerState.HALTED:
+                if is_kept(found):
+                    await self._pools.of(found).resize(found, size)
+                await asyncio.to_thread(self._record_size, name, volume, size)
+            else:
+                await self._resize_running(name, found, size)
+
+    async def _resize_running(self, name: str, volume: Volume, size: int) -> None:
+        """QEMU enlarges the file that it has open, then the guest the file system on it."""
+        if self._states.of(name) is not PowerState.RUNNING:
+            raise NotHaltedError(
+                f"{name} is {self._states.of(name)}: its volumes can be enlarged while it runs or is halted"
+            )
+        if not is_kept(volume):
+            raise NotHaltedError(
+                f"volume {volume.name} of {name} is made anew at each start: stop the qube to resize it"
+            )
+        domain = self._store.snapshot().domains[name]
+        await self._hypervisor.resize_disk(domain.uuid, TARGETS[volume.name], size)
+        await asyncio.to_thread(self._record_size, name, volume.name, size)
+        try:
+            data = f"{volume.name}\n".encode("ascii")
+            status = await self._guests.run(name, "qubes.ResizeDisk", "root", GROW_SECONDS, data)
+            why = f"its service qubes.ResizeDisk ended with status {status}" if status else ""
+        except (DisconnectedError, TimeoutError) as error:
+            why = str(error) or f"it did not answer within {GROW_SECONDS:g} s"
+        if why:
+            raise StorageError(
+                f"volume {volume.name} of {name} has {size} bytes now, but the qube did not grow the file system on it "
+                f"({why}); it will at its next start"
+            )
 
     async def clear(self, name: str, volume: str) -> None:
         """Make a kept volume of a halted qube empty, as it was when it was new."""

@@ -166,6 +166,9 @@ class Hypervisor(Protocol):
     async def host_disks(self) -> Mapping[UUID, Sequence[HostDisk]]:
         """The block devices of the host that machines of ours have now, as the hypervisor knows it."""
 
+    async def resize_disk(self, uuid: UUID, target: str, size: int) -> None:
+        """Make a disk of a running machine, and its file, larger; ``size`` in bytes. The guest is told by its disk."""
+
     async def nics(self) -> Mapping[UUID, Sequence[Nic]]:
         """The network interfaces that machines of ours have now."""
 

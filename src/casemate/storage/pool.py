@@ -79,11 +79,15 @@ class Pool(Protocol):
     async def import_image(self, volume: Volume, source: Path) -> None:
         """A new volume with the content of a raw image, and at least as large as the volume says."""
 
-    async def clone(self, source: Volume, target: Volume) -> None:
-        """Replace ``target`` by a copy of ``source``; neither is in use."""
+    async def clone(self, source: Volume, target: Volume, running: bool = False) -> None:
+        """Replace ``target``, which is not in use, by a copy of ``source``; as large as ``source`` says, at least.
 
-    async def export(self, volume: Volume, target: Path) -> None:
-        """Write what the volume shows, which is not in use, into an empty file as a raw image, for another pool."""
+        ``running``: a machine has ``source``. Then the copy is of its last saved state, that at the machine's start;
+        StorageError where the machine writes the volume itself, so that there is none.
+        """
+
+    async def export(self, volume: Volume, target: Path, running: bool = False) -> None:
+        """Write what the volume shows into an empty file as a raw image, for another pool; ``running`` as above."""
 
     async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
         """Make the volume ready for a machine that ``owner`` runs (None: this process's user does).

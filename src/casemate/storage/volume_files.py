@@ -16,6 +16,9 @@ from casemate.storage.driver import Opening
 from casemate.wire.errors import CasemateError, StorageError, VolumeNotFoundError
 from casemate.wire.names import qube_name, service_name
 
+LIVE = ".live"
+"""Mark of a volume that a machine writes itself, while it does: no saved state lies below what it writes."""
+
 TOOL_SECONDS = 900.0
 """Seconds that a program may take for one volume: 20 GiB on a disk of 25 MB/s."""
 _RESERVE = 64 << 20
@@ -123,6 +126,22 @@ class VolumeFiles:
         self.make_directory(target.parent)
         if free_bytes(target.parent) < _RESERVE:
             raise StorageError(f"No room: less than {_RESERVE >> 20} MiB are free for {target}")
+
+    def mark_live(self, vid: str) -> None:
+        """Note that a machine is given the volume's own file to write."""
+        self.path(vid, LIVE).touch(mode=0o600)
+
+    def unmark_live(self, vid: str) -> None:
+        """The machine has ended, or never began."""
+        self.path(vid, LIVE).unlink(missing_ok=True)
+
+    def require_saved(self, vid: str) -> None:
+        """StorageError unless a running volume has a saved state."""
+        if self.path(vid, LIVE).exists():
+            raise StorageError(
+                f"volume {vid} keeps no older states, so the running qube writes the only one: stop the qube first, or "
+                "set revisions_to_keep to 1 for its next start"
+            )
 
     @contextmanager
     def making(self, target: Path, account: tuple[int, int] | None = None) -> Iterator[Path]:

@@ -137,7 +137,7 @@ class TouchPool:
     async def import_image(self, volume: Volume, source: Path) -> None:
         await self.create(volume)
 
-    async def clone(self, source: Volume, target: Volume) -> None:
+    async def clone(self, source: Volume, target: Volume, running: bool = False) -> None:
         await self.create(target)
 
     async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Any:

@@ -314,6 +314,9 @@ class RoomMachines(Hypervisor):
     async def detach_disk(self, uuid: UUID, target: str) -> None:
         await self._process.ask("machines", "detach_disk", uuid, target)
 
+    async def resize_disk(self, uuid: UUID, target: str, size: int) -> None:
+        await self._process.ask("machines", "resize_disk", uuid, target, size)
+
     async def host_disks(self) -> Mapping[UUID, Sequence[HostDisk]]:
         found: Mapping[UUID, Sequence[HostDisk]] = await self._process.ask("machines", "host_disks")
         return found

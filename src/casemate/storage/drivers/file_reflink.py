@@ -5,6 +5,7 @@
 - ``VOLUME.run.img``   what the machine writes: a copy of the volume or of its source, or a fresh empty volatile one
 - ``VOLUME.base.img``  a second name of the source's file at the time of the start; it tells whether the source has
                        been replaced since
+- ``VOLUME.live.img``  a mark: a machine writes the volume itself, and there is no saved state
 - ``VOLUME@TIME.img``  an older state of the volume, whole
 
 A start copies, a stop renames::
@@ -34,13 +35,13 @@ from casemate.model.volumes import Volume
 from casemate.storage.driver import DIR_PATH, EPHEMERAL_VOLATILE, REVISIONS_TO_KEEP, Driver, Opening
 from casemate.storage.pool import Image, Owner
 from casemate.storage.revision_names import RevisionNames
-from casemate.storage.volume_files import VolumeFiles
+from casemate.storage.volume_files import LIVE, VolumeFiles
 from casemate.wire.errors import RevisionNotFoundError, StorageError
 
 FORMAT = "raw"
 _FORMATTED = "private"
 """The volume that begins with a file system; others are filled by import or are used raw."""
-_MARKS = ("", ".run", ".base")
+_MARKS = ("", ".run", ".base", LIVE)
 
 
 class FileReflinkPool:
@@ -89,15 +90,22 @@ class FileReflinkPool:
         """A new volume with the content of a raw image of ours; as large as the volume says, if that is more."""
         await self._replace_by_copy(volume, source, volume.size)
 
-    async def clone(self, source: Volume, target: Volume) -> None:
+    def _saved(self, volume: Volume, running: bool) -> Path:
+        """The file with the last saved state of a volume that a machine may have now: it writes a copy, or a mark is
+        there."""
+        if running and volume.rw:
+            self._files.require_saved(volume.vid)
+        return self._existing(volume.vid)
+
+    async def clone(self, source: Volume, target: Volume, running: bool = False) -> None:
         """Replace ``target`` by a copy of ``source``."""
         async with self._locks[source.vid]:
-            await self._replace_by_copy(target, self._existing(source.vid), 0)
+            await self._replace_by_copy(target, self._saved(source, running), source.size)
 
-    async def export(self, volume: Volume, target: Path) -> None:
+    async def export(self, volume: Volume, target: Path, running: bool = False) -> None:
         """Write the volume into an empty file as a raw image."""
         async with self._locks[volume.vid]:
-            source = self._existing(volume.vid)
+            source = self._saved(volume, running)
             target.unlink()  # a copy makes its file, so that it never writes into one of somebody else
             await asyncio.to_thread(copy_file, source, target)
 
@@ -187,6 +195,8 @@ class FileReflinkPool:
             path = self._existing(volume.vid)
             if not volume.rw or (not shared and volume.revisions_to_keep < 1):
                 self._files.give(path, account)
+                if volume.rw:
+                    self._files.mark_live(volume.vid)
                 return Image(path, FORMAT, readonly=not volume.rw)
             await self._copy(path, run, account)
         return Image(run, FORMAT)
@@ -203,6 +213,7 @@ class FileReflinkPool:
     def _commit(self, volume: Volume) -> None:
         """Make what the machine wrote the volume. Killed at any instant, doing it again completes it."""
         path, run = self._files.path(volume.vid), self._files.path(volume.vid, ".run")
+        self._files.unmark_live(volume.vid)
         if run.is_file():
             self._files.give(run, None)
             self._keep_as_revision(volume)

@@ -7,6 +7,7 @@
 - ``VOLUME.base.qcow2``   the pin: a second name (hard link) of the file below the overlay. The file stays for this
                           machine when the source is replaced, and its link count says whether anybody reads it
 - ``VOLUME.merge.qcow2``  changes that are being merged into the volume in place; until they are, nobody may read it
+- ``VOLUME.live.qcow2``   a mark: a machine writes the volume itself, and there is no saved state
 - ``VOLUME@TIME.qcow2``   an older state of the volume (qcow2_revisions.py)
 
 ::
@@ -36,13 +37,13 @@ from casemate.storage.driver import DIR_PATH, EPHEMERAL_VOLATILE, REVISIONS_TO_K
 from casemate.storage.pool import Image, Owner
 from casemate.storage.qcow2_header import check_file, facts, untouched
 from casemate.storage.qcow2_revisions import Revisions
-from casemate.storage.volume_files import VolumeFiles
+from casemate.storage.volume_files import LIVE, VolumeFiles
 from casemate.wire.errors import RevisionNotFoundError, StorageError
 
 FORMAT = "qcow2"
 _FORMATTED = "private"
 """The volume that begins with a file system; others are filled by import or are used raw."""
-_SUFFIXES = ("", ".run", ".base", ".merge")
+_SUFFIXES = ("", ".run", ".base", ".merge", LIVE)
 
 
 class Qcow2Pool:
@@ -205,19 +206,35 @@ class Qcow2Pool:
             if volume.size > source.stat().st_size:
                 await self._files.tool("qemu-img", "resize", "-q", "-f", FORMAT, fresh, str(volume.size))
 
-    async def clone(self, source: Volume, target: Volume) -> None:
+    def _saved(self, volume: Volume, running: bool) -> Path:
+        """The file with the last saved state of a volume that a machine may have now."""
+        path = self._existing(volume.vid)
+        if not running or self._files.path(volume.vid, ".run").exists():
+            return path  # nobody writes it: the machine writes a layer over it
+        self._files.require_saved(volume.vid)
+        if not volume.rw:
+            return path
+        older = self._older(volume.vid)
+        names = older.all()
+        if not names:
+            raise StorageError(f"volume {volume.vid} has no saved state below what its machine writes")
+        return older.path(names[-1])  # the run began by freezing the state until then under this name
+
+    async def clone(self, source: Volume, target: Volume, running: bool = False) -> None:
         """A copy that shares nothing."""
-        path = self._existing(source.vid)
         async with self._locks[source.vid]:
+            path = self._saved(source, running)
             layers = self._older(source.vid).below(path)
             account = self._files.writer(path)
             with self._replacing(target, account) as fresh:
                 await self._convert(path, fresh, account, layers)
+                if facts(fresh).size < source.size:  # it was enlarged while it runs
+                    await self._files.tool("qemu-img", "resize", "-q", "-f", FORMAT, fresh, str(source.size))
 
-    async def export(self, volume: Volume, target: Path) -> None:
+    async def export(self, volume: Volume, target: Path, running: bool = False) -> None:
         """Write what the volume shows into an empty file as a raw image, as the user whose machine wrote it."""
-        path = self._existing(volume.vid)
         async with self._locks[volume.vid]:
+            path = self._saved(volume, running)
             account = self._files.writer(path)
             for layer in self._older(volume.vid).below(path):
                 self._files.give(layer, account)
@@ -290,6 +307,8 @@ class Qcow2Pool:
             if not shared:
                 if volume.rw:
                     await self._freeze(volume, account)
+                    if volume.revisions_to_keep < 1:
+                        self._files.mark_live(volume.vid)
                 path = self._existing(volume.vid)
                 layers = self._older(volume.vid).below(path)
                 for file in (path, *layers):
@@ -318,6 +337,7 @@ class Qcow2Pool:
         """Throw away or merge what stood for the volume while it ran. Also after a crash, and when it never ran."""
         if volume.save_on_stop:
             await self._merge(volume)
+            self._files.unmark_live(volume.vid)
             async with self._locks[volume.vid]:
                 if self._files.path(volume.vid).is_file():
                     await self._prune(volume)
@@ -342,7 +362,7 @@ class Qcow2Pool:
             check_file(run, path)
             older = self._older(vid)
             older.settle()
-            if untouched(run):
+            if untouched(run) and facts(run).size == facts(path).size:  # not enlarged while it ran either
                 run.unlink()
             elif path.stat().st_nlink > 1 or volume.revisions_to_keep > 0:
                 account = self._files.writer(run)
