@@ -396,6 +396,107 @@ def test_copy_that_cannot_be(place: Place) -> None:
     assert place.tool("qvm-copy-to-vm", "target").returncode == 2
 
 
+HEBREW = "\u05e9\u05dc\u05d5\u05dd.txt"
+ODD = [HEBREW, "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35", "\u0928\u092e\u0938\u094d\u0924\u0947", "\U0001f600 5 \u20ac"]
+"""Names that need the policy's leave: scripts and signs that upstream's receiver refuses by default, too."""
+
+
+@pytest.mark.parametrize("tool", ["qvm-copy-to-vm", "qvm-copy-to-vm-host"])
+def test_names_that_need_leave_are_asked_for_and_arrive(place: Place, tool: str) -> None:
+    place.service(
+        "qubes.Filecopy",
+        f"""
+        case ${{1-}} in allow-all-names) set -- --allow-all-names ;; esac
+        exec {sys.executable} -m casemate.agent.entry qfile-unpacker "$@" """,
+    )
+    place.start()
+    top = sample(place.path)
+    for name in ODD:
+        (top / "sub" / name).write_text(name)
+    (top / "sub/deep/to").symlink_to("../" + HEBREW)
+    result = place.tool(tool, "--without-progress", "target", str(top))
+    assert (result.returncode, result.stderr) == (0, b"")
+    source = "dom0" if tool.endswith("host") else "work"
+    assert tree(place.home / "QubesIncoming" / source) == tree(place.path / "files")
+
+
+def test_leave_that_is_not_given(place: Place) -> None:
+    """Policy says no to the argument: the tool says which name needs it and how to allow it. Others go as ever."""
+    place.start("refuse:qubes.Filecopy+allow-all-names")
+    top = sample(place.path)
+    (top / "sub" / HEBREW).write_text("x")
+    result = place.tool("qvm-copy", str(top))
+    assert result.returncode == 126
+    assert "top/sub/\\u05e9\\u05dc\\u05d5\\u05dd.txt" in result.stderr.decode() or HEBREW in result.stderr.decode()
+    assert b"qubes.Filecopy +allow-all-names SOURCE TARGET allow" in result.stderr
+    (top / "sub" / HEBREW).unlink()
+    assert place.tool("qvm-copy", str(top)).returncode == 0
+    (top / "sub" / "link").symlink_to(HEBREW)
+    assert place.tool("qvm-copy", str(top)).returncode == 126
+    assert place.tool("qvm-copy", "--ignore-symlinks", str(top / "sub/deep")).returncode == 0
+    assert not (place.arrived / "deep/link").exists()
+    assert place.tool("qvm-copy", "--allow-all-names", str(top / "small")).returncode == 126, "it asks for that"
+
+
+def test_a_receiver_that_refuses_a_name_is_blamed_for_that_one(place: Place) -> None:
+    """As one that knows nothing of all names: the argument does not reach it."""
+    place.start()
+    top = sample(place.path)
+    (top / "sub" / HEBREW).write_text("x")
+    place.service("qubes.Filecopy", f"exec {sys.executable} -m casemate.agent.entry qfile-unpacker")
+    result = place.tool("qvm-copy", str(top))
+    assert result.returncode == 1
+    said = result.stderr.decode()
+    assert said.startswith('qvm-copy: "top/sub/') and "characters that the receiver refuses" in said.splitlines()[0]
+    assert "U+05E9" in said and "+allow-all-names" in said
+    assert place.arrived.exists() and not os.listdir(place.arrived)
+
+
+def test_a_limit_that_was_set_is_named_to_the_sender(place: Place) -> None:
+    place.service("qubes.Filecopy", f"exec {sys.executable} -m casemate.agent.entry qfile-unpacker --max-files=3")
+    place.start()
+    result = place.tool("qvm-copy", str(sample(place.path)))
+    assert result.returncode == 1
+    assert b"more than 3 files, directories and links (filecopy-max-files)" in result.stderr
+
+
+@pytest.mark.parametrize("shape", ["deep", "many"])
+def test_a_copy_has_no_limit_of_its_own_and_little_memory(place: Place, shape: str) -> None:
+    """1,000 directories deep, or 100,000 files: with few open files, and in the memory that a small copy takes."""
+    limits = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, 64)); r.setrlimit(r.RLIMIT_AS, (400 << 20,) * 2)"
+    (place.path / "limited").mkdir()
+    (place.path / "limited" / "sitecustomize.py").write_text(limits)
+    place.service("qubes.Filecopy", f"PYTHONPATH={place.path}/limited:{ROOT}/src exec {sys.executable}"
+                  " -m casemate.agent.entry qfile-unpacker")  # fmt: skip
+    place.start()
+    top = place.path / "top"
+    top.mkdir()
+    if shape == "deep":
+        fd = os.open(top, os.O_RDONLY)
+        for level in range(1000):
+            os.mkdir(b"d%06d" % level, 0o755, dir_fd=fd)
+            inner = os.open(b"d%06d" % level, os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        os.close(os.open(b"file", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=fd))
+        os.close(fd)
+    else:
+        for number in range(100_000):
+            if number % 1000 == 0:
+                (top / f"{number // 1000}").mkdir()
+            os.close(os.open(f"{top}/{number // 1000}/{number}", os.O_WRONLY | os.O_CREAT, 0o600))
+    before = {**place.env, "PYTHONPATH": f"{place.path}/limited:{place.env['PYTHONPATH']}"}
+    result = subprocess.run([*AGENT, "qvm-move", str(top)], env=before, capture_output=True, timeout=300)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert not top.exists()
+    found = subprocess.run(["find", place.arrived, "-name", "file" if shape == "deep" else "*", "-type", "f"],
+                           capture_output=True, timeout=300).stdout.splitlines()  # fmt: skip
+    assert len(found) == (1 if shape == "deep" else 100_000)
+    if shape == "deep":
+        assert found[0].count(b"/d0") == 1000
+    subprocess.run(["rm", "-rf", place.arrived], check=True, timeout=300)
+
+
 def test_special_files_inside_are_left_out_aloud(place: Place) -> None:
     place.start()
     (place.path / "d").mkdir()
@@ -449,7 +550,7 @@ def test_an_early_answer_stops_the_sender_at_once(place: Place) -> None:
         out.truncate(50 * 1024**3)  # sparse; would take minutes
     start = time.monotonic()
     result = place.tool("qvm-copy", str(file))
-    assert result.returncode == 1 and b"more than is taken" in result.stderr
+    assert result.returncode == 1 and b"a limit of the receiver is exceeded" in result.stderr
     assert time.monotonic() - start < 20
 
 

@@ -16,6 +16,7 @@ from casemate.qdb.server import DatabaseServer
 from casemate.qdb.session import Database
 from casemate.streams.listener import listen
 from casemate.streams.loop import Loop
+from casemate.wire import qfile
 
 Run = Callable[..., tuple[int, bytes, bytes]]
 
@@ -102,3 +103,16 @@ def test_no_database(tmp_path: Path) -> None:
         env={**os.environ, "QUBESDB_SOCKET": str(tmp_path / "none")}, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 1 and b"cannot be reached" in done.stderr
+
+
+def test_limits_of_copies_come_from_the_database(path: Path, tmp_path: Path) -> None:
+    """What the host has set by features; one that is no number refuses all, because it was meant to limit something."""
+    stream = qfile.build_header(b"f", 0o100644, 2, 0, 0) + b"xx" + qfile.END
+    for value, code in ((b"1", qfile.EDQUOT), (b"2", 0), (b"lots", qfile.EINVAL)):
+        with QubesDB(path) as database:
+            database.write("/vm-config/filecopy-max-bytes", value)
+        env = {**os.environ, "QUBESDB_SOCKET": str(path), "HOME": str(tmp_path), "QREXEC_REMOTE_DOMAIN": "other"}
+        argv = [sys.executable, "-m", "casemate.agent.entry", "qfile-unpacker"]
+        done = subprocess.run(argv, env=env, input=stream, capture_output=True, timeout=30)
+        assert done.returncode == code, done.stderr
+        assert (b"filecopy-max-bytes" in done.stderr) == bool(code)

@@ -94,7 +94,10 @@ def test_what_the_receiver_does_not_want_ends_both_with_a_reason(place: Path) ->
     target.mkdir()
     big = archive(place / "big.tar", {"a": bytes(8 << 20), "b": bytes(8 << 20)})
     sent, taken, _said, why = carry(big, target, environment={"UPDATES_MAX_BYTES": "1000"})
-    assert (sent, taken) == (0, 122) and "a: more than is taken" in why, "it has had enough, which is no fault"
+    assert (sent, taken) == (
+        0,
+        122,
+    ) and "a: more than 1000 bytes of data (UPDATES_MAX_BYTES)" in why, "it has had enough, which is no fault"
     tree = archive(place / "tree.tar", {"d": None, "d/f": b"x"})
     sent, taken, said, why = carry(tree, target, options=("--only-regular-files",))
     assert (sent, taken) == (1, 22) and "d: Invalid argument" in said and "only files" in why

@@ -1,8 +1,8 @@
 """A qube without a machine: serves qrexec calls with real programs, as a process of its own.
 
 ``python -m tests.fakes.qube LINK AGENT [POLICY ...]`` listens like a link (calls of the host) and like an agent (calls
-of programs in the qube, answered by itself in the name of ``work``). ``refuse:SERVICE`` refuses a service; ``vanish``
-closes every call after its first bytes. ``ready`` is printed once it listens.
+of programs in the qube, answered by itself in the name of ``work``). ``refuse:SERVICE[+ARG]`` refuses a service;
+``vanish`` closes every call after its first bytes. ``ready`` is printed once it listens.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Qube:
 
     def _guest(self, sock: socket.socket, kind: int, body: bytes) -> None:
         trigger = parse_trigger4(body)
-        if f"refuse:{trigger.service}" in self.policy:
+        if f"refuse:{trigger.service}" in self.policy or f"refuse:{trigger.call}" in self.policy:
             sock.send(service_refused(trigger.ident))
             sock.close()
             return

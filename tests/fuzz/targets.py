@@ -14,6 +14,7 @@ from pathlib import Path
 from casemate.agent.open_file import parse_name as parse_open_name
 from casemate.agent.open_in_vm import NAME_SIZE
 from casemate.agent.service import parse_config
+from casemate.filecopy.limits import Limits
 from casemate.filecopy.unpack import Unpacker
 from casemate.qdb.mirror import GuestMirror, HostMirror
 from casemate.qdb.session import Database, LocalSession
@@ -272,7 +273,7 @@ def unpacker(data: bytes) -> None:
             os.write(source, stream)
             os.lseek(source, 0, os.SEEK_SET)
             try:
-                Unpacker(source, fd, max_bytes=4096, max_files=16, idle=0.01).run()
+                Unpacker(source, fd, Limits({"max-bytes": 4096, "max-files": 16}), idle=0.01).run()
                 failed = False
             except (CasemateError, OSError):
                 failed = True

@@ -65,28 +65,42 @@ MUTANTS = (
     ),
     Mutant(
         "disk-filled-by-copy", "limit: room that stays free on the receiver's disk", _UNPACK,
-        "if size + (SPARE if self._margin is None else self._margin) <= space.f_bavail * space.f_frsize:",
-        "if size <= space.f_bavail * space.f_frsize:",
+        "free = space.f_bavail * space.f_frsize - floor", "free = space.f_bavail * space.f_frsize",
         (f"{_TESTS}test_lesson_L17_the_receivers_disk_is_never_filled",),
     ),
     Mutant(
-        "copy-unlimited", "limit: data in one copy", _UNPACK,
-        "or header.size > self._bytes_left:", ":",
+        "inodes-used-up-by-copy", "limit: inodes that stay free on the receiver's disk", _UNPACK,
+        "inodes = space.f_favail - SPARE_INODES if space.f_files else CHECK_FILES", "inodes = CHECK_FILES",
+        (f"{_TESTS}test_small_files_do_not_fill_the_disk_either",),
+    ),
+    Mutant(
+        "disk-filled-by-small-files", "limit: room that stays free on the receiver's disk", _UNPACK,
+        "if cost > self._room or not self._inodes:", "if cost > CHECK_BYTES:",
+        (f"{_TESTS}test_small_files_do_not_fill_the_disk_either",),
+    ),
+    Mutant(
+        "disk-filled-meanwhile", "limit: room that stays free on the receiver's disk", _UNPACK,
+        "if unchecked > CHECK_BYTES:", "if False:",
+        (f"{_TESTS}test_a_disk_that_others_fill_meanwhile_is_noticed",),
+    ),
+    Mutant(
+        "copy-unlimited", "limits of a copy that were set", _UNPACK,
+        'self._allow("max-bytes", self._bytes)', "pass",
         (f"{_TESTS}test_lesson_L17_limits_are_exact",),
     ),
     Mutant(
-        "files-unlimited", "limit: files in one copy", _UNPACK,
-        "if self._files_left < 0 or self._repeats_left < 0 or", "if",
+        "files-unlimited", "limits of a copy that were set", _UNPACK,
+        'self._allow("max-files", self._files)', "pass",
         (f"{_TESTS}test_lesson_L17_limits_are_exact", *_ATTACK),
     ),
     Mutant(
-        "repeats-unlimited", "limit: files in one copy", _UNPACK,
-        "if self._files_left < 0 or self._repeats_left < 0 or", "if self._files_left < 0 or", _ATTACK,
+        "repeats-unlimited", "limits of a copy that were set", _UNPACK,
+        'self._allow("max-files", self._repeats)', "pass", _ATTACK,
     ),
     Mutant(
-        "copy-follows-links", "nothing is unpacked through a link", _UNPACK,
-        "_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC",
-        "_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC", _ATTACK,
+        "copy-follows-links", "nothing is unpacked through a link", "src/casemate/filecopy/directories.py",
+        "DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC",
+        "DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC", _ATTACK,
     ),
     Mutant(
         "copy-overwrites", "what is there already stays", _UNPACK,
@@ -101,7 +115,13 @@ MUTANTS = (
     ),
     Mutant(
         "failed-copy-stays", "a copy that failed leaves nothing", _UNPACK,
-        "_remove_tree(self._target, os.fsencode(self._stage_name))", "pass", _ATTACK,
+        "            self._cursor.close()\n            remove_tree(self._target, os.fsencode(self._stage_name))",
+        "            self._cursor.close()", _ATTACK,
+    ),
+    Mutant(
+        "odd-names-unasked", "names with any characters are taken only where that was asked for", _QFILE,
+        "    if not all_names:\n        _check_characters(name, \"name\")", "    if False:\n        pass",
+        (f"{_TESTS}test_all_names_are_taken_where_that_was_asked_for",),
     ),
     Mutant(
         "setuid-arrives", "never setuid, setgid or sticky", _QFILE,

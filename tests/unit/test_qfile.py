@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.agent import unpack
-from casemate.filecopy.unpack import SPARE, Unpacker
+from casemate.filecopy import unpack as unpacking
+from casemate.filecopy.limits import Limits
+from casemate.filecopy.unpack import SPARE, SPARE_INODES, Unpacker
 from casemate.wire import qfile
 from casemate.wire.errors import ProtocolError
 from casemate.wire.qfile import FileError
@@ -38,12 +40,12 @@ def entry(name: bytes, mode: int = FILE, content: bytes = b"", **fields: int) ->
 class Receiver:
     """Runs an unpacker on a stream; ``code`` is what it would answer."""
 
-    def __init__(self, path: Path, stream: bytes, **limits: object) -> None:
+    def __init__(self, path: Path, stream: bytes, limits: dict[str, int] | None = None, **options: object) -> None:
         self.target = path / "in"
         self.target.mkdir(exist_ok=True)
         reading, writing = os.pipe()
         fd = os.open(self.target, os.O_RDONLY)
-        self.unpacker = Unpacker(reading, fd, **limits)  # type: ignore[arg-type]
+        self.unpacker = Unpacker(reading, fd, Limits(limits), **options)  # type: ignore[arg-type]
 
         def feed() -> None:
             try:
@@ -99,11 +101,11 @@ def test_any_header_is_taken_or_a_file_error(raw: bytes) -> None:
 
 GOOD_NAMES = [
     b"a", b"a b", b"a/b/c", b"..a", b"a..", b"...", b"~!@#$%^&*()'\"", "na\u00efve".encode(),
-    "\u6587\u4ef6\u3002".encode(), b"x" * 255, b"/".join([b"d"] * 64),
+    "\u6587\u4ef6\u3002".encode(), b"x" * 255, b"/".join([b"d"] * 5000),
 ]  # fmt: skip
 BAD_NAMES = [
     b"", b"/a", b"a/", b"a//b", b".", b"..", b"./a", b"a/.", b"a/..", b"a/../b", b"/", b"//", b"x" * 256,
-    b"/".join([b"d"] * 65), b"a\n", b"\x1b[0m", b"a\x7f", b"\xff", b"\xc3", b"\xed\xa0\x80", "a\u202eb".encode(),
+    b"a\n", b"\x1b[0m", b"a\x7f", b"\xff", b"\xc3", b"\xed\xa0\x80", "a\u202eb".encode(),
     "\u200bx".encode(), "e\u0301".encode(), "\ufb01".encode(), "\U0001f600".encode(), "a\u00a0b".encode(),
     "\u2215".encode(), "\uff41".encode(),
     "\uff0e\uff0e".encode(), "\ue000".encode(), "\U000e0061".encode(),
@@ -251,7 +253,7 @@ def test_qsb_014_lesson_L17_L18_an_attack_leaves_nothing(tmp_path: Path, attack:
     (tmp_path / "in/theirs").write_text("kept")
     before = sorted(p for p in tmp_path.rglob("*"))
     good = entry(b"first", FILE, b"fine") + entry(b"dir", DIR) + entry(b"dir/locked", stat.S_IFDIR)
-    done = Receiver(tmp_path, good + ATTACKS[attack], max_bytes=1024, max_files=10, idle=5)
+    done = Receiver(tmp_path, good + ATTACKS[attack], {"max-bytes": 1024, "max-files": 10}, idle=5)
     assert done.code not in (0, -1)
     assert sorted(p for p in tmp_path.rglob("*")) == before
 
@@ -260,23 +262,101 @@ def test_lesson_L17_limits_are_exact(tmp_path: Path) -> None:
     stream = (
         entry(b"a", FILE, b"x" * 600) + entry(b"b", FILE, b"x" * 400) + entry(b"d", DIR) + entry(b"d", DIR) + qfile.END
     )
-    assert Receiver(tmp_path, stream, max_bytes=1000, max_files=3).code == 0
+    assert Receiver(tmp_path, stream, {"max-bytes": 1000, "max-files": 3, "max-depth": 0}).code == 0
     for name in ("a", "b"):
         (tmp_path / "in" / name).unlink()
     (tmp_path / "in/d").rmdir()
-    assert Receiver(tmp_path, stream, max_bytes=999, max_files=3).code == qfile.EDQUOT
-    assert Receiver(tmp_path, stream, max_bytes=1000, max_files=2).code == qfile.EDQUOT
+    for limits, said in (
+        ({"max-bytes": 999}, "more than 999 bytes of data (filecopy-max-bytes)"),
+        ({"max-files": 2}, "more than 2 files, directories and links (filecopy-max-files)"),
+    ):
+        done = Receiver(tmp_path, stream, limits)
+        assert (done.code, done.message, done.names()) == (qfile.EDQUOT, said, [])
+    deep = entry(b"d", DIR) + entry(b"d/d", DIR) + entry(b"d/d/f") + qfile.END
+    assert Receiver(tmp_path, deep, {"max-depth": 1}).message == "more than 1 directories deep (filecopy-max-depth)"
+    assert Receiver(tmp_path, deep, {"max-depth": 2}).code == 0
+
+
+def space(free: int, inodes: int = 1 << 20, files: int = 1 << 21) -> SimpleNamespace:
+    return SimpleNamespace(f_bavail=free, f_frsize=1, f_favail=inodes, f_files=files)
 
 
 def test_lesson_L17_the_receivers_disk_is_never_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SPARE bytes stay free: a file that would leave one less is refused before its content comes."""
+    """SPARE bytes stay free: a file that would leave less is refused before its content comes."""
     size = 2 << 20
     stream = entry(b"f", FILE, b"x" * size) + qfile.END
-    for free, code in ((size + SPARE, 0), (size + SPARE - 1, qfile.ENOSPC)):
-        monkeypatch.setattr(os, "fstatvfs", lambda _fd, free=free: SimpleNamespace(f_bavail=free, f_frsize=1))
+    for free, code in ((size + 4096 + SPARE, 0), (size + 4096 + SPARE - 1, qfile.ENOSPC)):
+        monkeypatch.setattr(os, "fstatvfs", lambda _fd, free=free: space(free))
         done = Receiver(tmp_path, stream)
         assert (done.code, done.names()) == (code, [] if code else ["f"])
+        assert bool(code) == (f"{SPARE} bytes stay free" in done.message)
         (tmp_path / "in/f").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("what", ["bytes", "inodes"])
+def test_small_files_do_not_fill_the_disk_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """A disk that shrinks by what is written to it: files of one byte, each of which takes a block and an inode."""
+    made = 0
+
+    def shrinking(_fd: int) -> SimpleNamespace:
+        nonlocal made
+        made = sum(len(files) for _top, _dirs, files in os.walk(tmp_path / "in"))
+        if what == "bytes":
+            return space(SPARE + 4096 * 1000 - 4096 * made)
+        return space(1 << 40, SPARE_INODES + 1000 - made)
+
+    monkeypatch.setattr(os, "fstatvfs", shrinking)
+    stream = b"".join(entry(b"f%d" % number, FILE, b"x") for number in range(1500)) + qfile.END
+    done = Receiver(tmp_path, stream)
+    assert (done.code, done.names()) == (qfile.ENOSPC, [])
+    assert f"{what} stay free" in done.message
+    assert made >= 900, "and not long before that"
+    done = Receiver(tmp_path, b"".join(entry(b"f%d" % number) for number in range(900)) + qfile.END)
+    assert done.code == 0 and len(done.names()) == 900
+
+
+def test_a_disk_without_a_number_of_inodes_has_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fstatvfs", lambda _fd: space(1 << 40, 0, 0))
+    assert Receiver(tmp_path, entry(b"f") + qfile.END).code == 0
+
+
+def test_a_disk_that_others_fill_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([space(1 << 40), space(SPARE)])
+    monkeypatch.setattr(unpacking, "CHECK_BYTES", 1 << 20)
+    monkeypatch.setattr(os, "fstatvfs", lambda _fd: next(answers))
+    done = Receiver(tmp_path, entry(b"f", FILE, b"x" * (4 << 20)) + qfile.END)
+    assert (done.code, done.names()) == (qfile.ENOSPC, [])
+
+
+def test_a_name_that_is_refused_is_the_one_that_is_told(tmp_path: Path) -> None:
+    for bad in ("naïve \u20ac.txt".encode(), b"a\nb", b"\xff", b"../x"):
+        done = Receiver(tmp_path, entry(b"good") + entry(bad) + qfile.END)
+        assert (done.code, done.unpacker.last_name) == (qfile.EILSEQ, bad)
+    done = Receiver(tmp_path, entry(b"good") + entry(b"x", namelen=16384) + qfile.END)
+    assert (done.code, done.unpacker.last_name) == (qfile.ENAMETOOLONG, b"")
+
+
+ODD = [
+    "\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627", "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
+    "\u0928\u092e\u0938\u094d\u0924\u0947", "\U0001f600.png", "5 \u20ac", "e\u0301", "a\u00a0b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", [*(text.encode() for text in ODD), b"\xff\xfe", b"a\n\x1b[2Jb"])
+def test_all_names_are_taken_where_that_was_asked_for(tmp_path: Path, raw: bytes) -> None:
+    stream = entry(b"d", DIR) + entry(b"d/" + raw, FILE, b"x") + entry(b"d/l", LINK, raw) + entry(b"d", DIR) + qfile.END
+    assert Receiver(tmp_path, stream).code == qfile.EILSEQ
+    done = Receiver(tmp_path, stream, all_names=True)
+    assert done.code == 0
+    assert sorted(os.listdir(os.fsencode(done.target / "d"))) == sorted([raw, b"l"])
+    assert os.readlink(os.fsencode(done.target / "d/l")) == raw
+
+
+@pytest.mark.parametrize("name", [b"", b"/a", b"a/", b"a//b", b".", b"..", b"a/../b", b"x" * 256, b"\xff/.."])
+def test_all_names_are_still_plain_relative_paths(name: bytes) -> None:
+    with pytest.raises(FileError) as info:
+        qfile.parse_name(name + b"\0", all_names=True)
+    assert info.value.code == qfile.EILSEQ
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -396,7 +476,10 @@ def run_main(home: Path, stream: bytes, *argv: str, source: str = "work") -> tup
         (entry(b"f", FILE, b"xx") + qfile.END, ("--max-bytes=1",), "work", qfile.EDQUOT, b"f"),
         (entry(b"f") + qfile.END, (), "../up", qfile.EINVAL, b""),
         (entry(b"f") + qfile.END, ("--nonsense",), "work", qfile.EINVAL, b""),
-        (entry(b"\xff") + qfile.END, (), "work", qfile.EILSEQ, b""),
+        (entry(b"\xff") + qfile.END, (), "work", qfile.EILSEQ, b"\xff"),
+        (entry(b"\xff") + qfile.END, ("--allow-all-names",), "work", 0, b"\xff"),
+        (entry(b"f") + entry(b"g") + qfile.END, ("--max-files=1",), "work", qfile.EDQUOT, b"g"),
+        (entry(b"f") + qfile.END, ("--max-depth=x",), "work", qfile.EINVAL, b""),
     ],
 )
 def test_there_is_always_a_whole_result(

@@ -11,16 +11,23 @@ import sys
 from collections.abc import Sequence
 
 from casemate.cli import tool
-from casemate.filecopy.unpack import MAX_BYTES, Unpacker, take
+from casemate.filecopy.limits import Limits
+from casemate.filecopy.unpack import Unpacker, take
 from casemate.wire import qfile
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import number
 from casemate.wire.qfile import FileError
 
 PROG = "qfile-dom0-unpacker"
-MAX_FILES = 4096
+MAX_BYTES, MAX_FILES = 4 << 30, 4096
+"""What is taken where UPDATES_MAX_BYTES and UPDATES_MAX_FILES do not say how much: upstream's numbers. A qube that is
+asked for an update must not fill the host's disk."""
 SHARE_OF_FREE = 0.9
-"""Part of the free room that may be filled, where UPDATES_MAX_BYTES does not say how much."""
+"""Part of the free room that may be filled, where UPDATES_MAX_BYTES does not say how much. It may be less than
+MAX_BYTES."""
+
+
+_VARIABLES = {"max-bytes": "UPDATES_MAX_BYTES", "max-files": "UPDATES_MAX_FILES"}
 
 
 def _become(user: str) -> None:
@@ -38,14 +45,15 @@ def _become(user: str) -> None:
     os.setuid(entry.pw_uid)
 
 
-def _limits(directory: int) -> tuple[int, int]:
+def _limits(directory: int) -> Limits:
     space = os.fstatvfs(directory)
     most = min(MAX_BYTES, int(space.f_bavail * space.f_frsize * SHARE_OF_FREE))
     environ = os.environ
-    return (
-        number(environ["UPDATES_MAX_BYTES"], "UPDATES_MAX_BYTES") if "UPDATES_MAX_BYTES" in environ else most,
-        number(environ["UPDATES_MAX_FILES"], "UPDATES_MAX_FILES") if "UPDATES_MAX_FILES" in environ else MAX_FILES,
-    )
+    limits = {"max-bytes": most, "max-files": MAX_FILES}
+    for key, name in _VARIABLES.items():
+        if name in environ:
+            limits[key] = number(environ[name], name)
+    return Limits(limits, _VARIABLES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,13 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _become(args.USER)
             directory = os.open(args.DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            most, files = _limits(directory)
+            limits = _limits(directory)
         except FileError:
             raise
         except CasemateError as error:
             raise FileError(qfile.EINVAL, str(error)) from None
         return Unpacker(
-            0, directory, most, files, files_only=args.only_regular_files,
+            0, directory, limits, files_only=args.only_regular_files,
             on_file=listed if args.verbose else lambda _name: None, margin=args.margin,
         )  # fmt: skip
 

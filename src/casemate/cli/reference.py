@@ -67,9 +67,9 @@ def _own_help() -> Iterator[str]:
 
 
 def _guest_help(name: str) -> str:
-    """What a guest's tool says to an option that it does not have."""
+    """What a guest's tool says to ``--help``; one that has no such option says it on stderr."""
     output = io.StringIO()
-    with contextlib.redirect_stderr(output):
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
         guest_main([name, "--help"])
     text = output.getvalue()
     return text[text.index("usage:") :]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
 import zlib
 
+from casemate.filecopy.directories import Found, walk
 from casemate.streams.loop import Loop
 from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import Handler
@@ -23,13 +25,19 @@ BUFFER = 4 * qrexec.MAX_CHUNK
 PATIENCE = 600.0
 """Limit of file copy (seconds): sender: time without a sign of the receiver."""
 MAX_STDERR = 4096
+ALL_NAMES = "allow-all-names"
+"""Argument of qubes.Filecopy by which a sender asks for all names to be taken; the policy decides about it."""
+ALL_NAMES_HINT = (
+    f"Such names are taken where the policy allows the call qubes.Filecopy+{ALL_NAMES} "
+    f"(a line: qubes.Filecopy +{ALL_NAMES} SOURCE TARGET allow)"
+)
 
 _REASONS = {
     qfile.EEXIST: "it exists there already",
-    qfile.EILSEQ: "its name is not taken there",
-    qfile.EINVAL: "this type of file is not taken there",
-    qfile.ENOLINK: "a link that leads out of what is copied is not taken there",
-    qfile.EDQUOT: "that is more than is taken there",
+    qfile.EILSEQ: "its name has characters that the receiver refuses",
+    qfile.EINVAL: "the receiver refuses this type of file",
+    qfile.ENOLINK: "the receiver refuses a link that leads out of what is copied",
+    qfile.EDQUOT: "a limit of the receiver is exceeded",
     qfile.EREMOTEIO: "the stream was cut",
     qfile.SENDER_GONE: "the stream was cut",
 }
@@ -52,6 +60,7 @@ class Copy(Handler):
         paths: Sequence[str],
         progress: Callable[[int], None] = lambda _sent: None,
         warn: Callable[[str], None] = lambda _text: None,
+        ignore_links: bool = False,
     ) -> None:
         self._loop = Loop()
         # The receiver closes its end after its answer, which is still to be read then.
@@ -59,6 +68,7 @@ class Copy(Handler):
         self._paths = paths
         self._progress = progress
         self._warn = warn
+        self._ignore_links = ignore_links
         self._side = call_data.CallerSide()
         self._result = qfile.ResultReader()
         self._stderr = b""
@@ -66,14 +76,16 @@ class Copy(Handler):
         self._batch = memoryview(bytearray(BUFFER))
         self._filled = 0
         self._crc = 0
-        self._sent: set[bytes] = set()
+        self._tops: list[tuple[bytes, str]] = []
+        """Name of each tree that was begun, as it is sent, and where it is."""
         self._bytes = 0
 
     def run(self) -> None:
         """Send everything; returns when the receiver has confirmed it, else CopyError."""
         try:
             for path in self._paths:
-                self._object(os.path.abspath(path), os.fsencode(os.path.basename(os.path.abspath(path))))
+                self._tops.append((os.fsencode(os.path.basename(os.path.abspath(path))), path))
+                self._tree(path)
             self._record(qfile.END)
             self._flush()
             self._stream.writev(self._side.stdin_eof())
@@ -83,50 +95,38 @@ class Copy(Handler):
 
     # -- what is sent
 
-    def _object(self, path: str, name: bytes) -> None:
-        status = os.lstat(path)
-        if name.count(b"/") >= qfile.MAX_DEPTH:
-            raise CopyError(f"{printable(path)}: more than {qfile.MAX_DEPTH} directories deep")
-        if stat.S_ISDIR(status.st_mode):
-            self._directory(path, name, status)
-        elif stat.S_ISLNK(status.st_mode):
-            target = os.fsencode(os.readlink(path))
-            self._sent.add(name)
-            self._record(
-                qfile.build_header(name, status.st_mode, len(target), status.st_atime_ns, status.st_mtime_ns) + target
-            )
-        elif stat.S_ISREG(status.st_mode):
-            self._file(path, name)
-        else:
-            self._warn(f"{printable(path)}: not a file, directory or link; left out")
+    def _tree(self, path: str) -> None:
+        headers: list[bytes] = []  # of the directories that are being sent: each is sent again after what is in it
+        for found in walk(path):
+            if found.end:
+                self._record(headers.pop())
+            elif found.kind == stat.S_IFREG:
+                self._file(found)
+            elif found.kind == stat.S_IFDIR:
+                headers.append(_header(found, os.lstat(found.entry, dir_fd=found.directory), 0))
+                self._record(headers[-1])
+            elif found.kind != stat.S_IFLNK:
+                self._warn(f"{qfile.shown(found.name)}: not a file, directory or link; left out")
+            elif not self._ignore_links:
+                target = os.readlink(found.entry, dir_fd=found.directory)
+                status = os.lstat(found.entry, dir_fd=found.directory)
+                self._record(_header(found, status, len(target)) + target)
 
-    def _directory(self, path: str, name: bytes, status: os.stat_result) -> None:
-        header = qfile.build_header(name, status.st_mode, 0, status.st_atime_ns, status.st_mtime_ns)
-        self._sent.add(name)
-        self._record(header)
-        with os.scandir(path) as found:
-            # Whether it is a file the directory knows: no lstat for the many. What is not sure goes the long way.
-            entries = sorted((entry.name, entry.is_file(follow_symlinks=False)) for entry in found)
-        shallow = name.count(b"/") + 1 < qfile.MAX_DEPTH
-        for entry, plain in entries:
-            take = self._file if plain and shallow else self._object
-            take(f"{path}/{entry}", name + b"/" + os.fsencode(entry))
-        self._record(header)
-
-    def _file(self, path: str, name: bytes) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    def _file(self, found: Found) -> None:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        fd = os.open(found.entry, flags, dir_fd=found.directory)
         try:
             status = os.fstat(fd)
             left = status.st_size
-            header = qfile.build_header(name, status.st_mode, left, status.st_atime_ns, status.st_mtime_ns)
-            self._sent.add(name)
-            self._record(header)
+            self._record(_header(found, status, left))
             while left:
                 if self._filled == BUFFER:
                     self._flush()
                 count = os.readv(fd, [self._batch[self._filled : min(self._filled + left, BUFFER)]])
                 if count == 0:
-                    raise CopyError(f"{printable(path)}: it became shorter while it was read; nothing was confirmed")
+                    raise CopyError(
+                        f"{qfile.shown(found.name)}: it became shorter while it was read; nothing was confirmed"
+                    )
                 left -= count
                 self._filled += count
         finally:
@@ -216,9 +216,56 @@ class Copy(Handler):
         why = _REASONS.get(result.code)
         if why is None:
             why = os.strerror(result.code) if 0 < result.code < 256 else f"error {result.code}"
-        if result.last_name in self._sent:
-            return f'"{qfile.shown(result.last_name)}" was not taken: {why}'
-        return f"The copy was not taken: {why}"
+        said = printable(self._stderr.translate(call_data.VISIBLE).decode("ascii").strip().replace("\n", "; "))
+        if said:
+            why = f"{why}; the receiver says: {said}"
+        if self._was_sent(result.last_name):
+            text = f'"{qfile.shown(result.last_name)}" was refused: {why}'
+            if result.code == qfile.EILSEQ and not qfile.is_plain(result.last_name):
+                text += f". {ALL_NAMES_HINT}"
+            return text
+        return f"The copy was refused: {why}"
+
+    def _was_sent(self, name: bytes) -> bool:
+        """Whether a name that the receiver tells of is one of ours, looked up where it was read. What a receiver says
+        is not to be believed, and to remember all names would take memory for each."""
+        for top, path in self._tops:
+            if name == top:
+                return True
+            if name.startswith(top + b"/") and b".." not in name.split(b"/"):
+                try:
+                    os.lstat(os.fsencode(os.path.abspath(path)) + name[len(top) :])
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:  # deeper than a path may be: it cannot be looked up
+                        continue
+                except ValueError:
+                    continue
+                return True
+        return False
+
+
+def _header(found: Found, status: os.stat_result, size: int) -> bytes:
+    return qfile.build_header(found.name, status.st_mode, size, status.st_atime_ns, status.st_mtime_ns)
+
+
+def name_beyond_plain(paths: Sequence[str], ignore_links: bool = False) -> bytes:
+    """The first name, or target of a link, that a receiver takes only with ``allow-all-names``; empty for none.
+
+    Walks through everything that is to be sent, because the receiver is asked before the first byte. CopyError for
+    what cannot be read.
+    """
+    try:
+        for path in paths:
+            for found in walk(path):
+                if found.end or found.kind == stat.S_IFLNK and ignore_links:
+                    continue
+                if not qfile.is_plain(found.entry):
+                    return found.name
+                if found.kind == stat.S_IFLNK and not qfile.is_plain(os.readlink(found.entry, dir_fd=found.directory)):
+                    return found.name
+    except OSError as error:
+        raise CopyError(f"{printable(str(error.filename or 'copy'))}: {error.strerror}") from error
+    return b""
 
 
 def check_paths(paths: Sequence[str]) -> None:
@@ -250,10 +297,11 @@ def send_files(
     paths: Sequence[str],
     progress: Callable[[int], None] = lambda _sent: None,
     warn: Callable[[str], None] = lambda _text: None,
+    ignore_links: bool = False,
 ) -> None:
     """Copy files over an accepted call, which is closed; returns only when all were confirmed."""
     try:
-        Copy(sock, paths, progress, warn).run()
+        Copy(sock, paths, progress, warn, ignore_links).run()
     except OSError as error:
         raise CopyError(f"{printable(str(error.filename or 'copy'))}: {error.strerror}") from error
     except qfile.FileError as error:
@@ -282,21 +330,25 @@ class Progress:
             os.write(self._fd, b"\n")
 
 
-def remove_sent(paths: Sequence[str]) -> None:
-    """Remove what was copied and confirmed; CopyError when something stays."""
+def remove_sent(paths: Sequence[str], ignore_links: bool = False) -> None:
+    """Remove what was copied and confirmed; CopyError when something stays. With ``ignore_links`` links stay, and the
+    directories that they are in."""
     for path in paths:
+        name = path
         try:
-            _remove(path)
+            for found in walk(path):
+                name = os.fsdecode(found.name)
+                if found.end:
+                    _remove_directory(found, ignore_links)
+                elif found.kind != stat.S_IFDIR and not (ignore_links and found.kind == stat.S_IFLNK):
+                    os.unlink(found.entry, dir_fd=found.directory)
         except OSError as error:
-            raise CopyError(
-                f"{printable(str(error.filename or path))} was copied and cannot be removed: {error.strerror}"
-            ) from error
+            raise CopyError(f"{printable(name)} was copied and cannot be removed: {error.strerror}") from error
 
 
-def _remove(path: str) -> None:
-    if stat.S_ISDIR(os.lstat(path).st_mode):
-        for entry in os.listdir(path):
-            _remove(f"{path}/{entry}")
-        os.rmdir(path)
-    else:
-        os.unlink(path)
+def _remove_directory(found: Found, may_stay: bool) -> None:
+    try:
+        os.rmdir(found.entry, dir_fd=found.directory)
+    except OSError as error:
+        if not may_stay or error.errno != errno.ENOTEMPTY:
+            raise

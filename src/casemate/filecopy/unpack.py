@@ -10,9 +10,12 @@ import errno
 import fcntl
 import os
 import select
+import stat
 import time
 import zlib
 
+from casemate.filecopy.directories import DIRECTORY, Cursor, batch, remove_tree
+from casemate.filecopy.limits import Limits
 from casemate.wire import qfile
 from casemate.wire.errors import CasemateError
 from casemate.wire.qfile import FileError
@@ -21,19 +24,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_BYTES = 4 * 1024**3
-"""Limit of file copy (bytes): data in one copy."""
-MAX_FILES = 10000
-"""Limit of file copy: files in one copy."""
 IDLE_SECONDS = 60.0
 """Limit of file copy (seconds): receiver: time without data."""
 SPARE = 16 * 1024**2
 """Limit of file copy (bytes): room that stays free on the receiver's disk."""
+SPARE_INODES = 1024
+"""Limit of file copy: inodes that stay free on the receiver's disk, where it has a fixed number."""
+CHECK_BYTES, CHECK_FILES = 16 * 1024**2, 256
+"""Bytes and objects after which the room on the disk is looked at again."""
+_BLOCK = 4096
+"""Bytes that an object takes besides its content: a block for its end, or for a directory's or link's own."""
 WAIT_SECONDS = 3600.0
 """How long room is waited for, where that was asked for."""
 BUFFER = 256 * 1024
 _STAGE = ".incoming-"
-_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -82,39 +86,42 @@ class _Input:
 
 
 class Unpacker:
-    """Unpacks one stream into the directory ``target`` (an open descriptor).
+    """Unpacks one stream into the directory ``target``, an open descriptor that stays its owner's to close.
 
-    ``files_only`` refuses directories and links. ``on_file`` hears the name of each file and link that is complete.
-    ``margin`` (bytes): while less than that would stay free, wait until there is more; None: that is an error at once.
+    ``limits`` are what the owner of the receiver has set, by default nothing but a floor of free space and inodes.
+    ``files_only`` refuses directories and links, ``all_names`` takes names with any characters. ``on_file`` hears the
+    name of each file and link that is complete. ``margin`` (bytes): while less than that would stay free, wait until
+    there is more; None: that is an error at once. Its memory does not grow with the number of objects.
     """
 
     def __init__(
         self,
         fd: int,
         target: int,
-        max_bytes: int = MAX_BYTES,
-        max_files: int = MAX_FILES,
+        limits: Limits | None = None,
         idle: float = IDLE_SECONDS,
         files_only: bool = False,
         on_file: Callable[[bytes], None] = lambda _name: None,
         margin: int | None = None,
+        all_names: bool = False,
     ) -> None:
         self._input = _Input(fd, idle)
         self._target = target
+        self._limits = limits if limits is not None else Limits()
         self._files_only = files_only
         self._on_file = on_file
         self._margin = margin
-        self._bytes_left = max_bytes
-        self._files_left = max_files
-        self._repeats_left = max_files
+        self._all_names = all_names
+        self._bytes = self._files = self._repeats = 0
+        self._room = self._inodes = 0
         self._stage_name = ""
         self._stage = -1
         self._granted = 0
-        self._path: list[bytes] = []
-        self._fds: list[int] = []
-        self._made: set[bytes] = set()
-        self._tops: dict[bytes, qfile.FileHeader] = {}
+        self._cursor = Cursor(-1)
+        self._locked: dict[bytes, qfile.FileHeader] = {}
+        """Top directories that their owner may not write to: such a one could not be moved to its place."""
         self.last_name = b""
+        """Name of the object that was read last, as it came; empty where a header is refused before its name comes."""
 
     @property
     def crc(self) -> int:
@@ -127,17 +134,18 @@ class Unpacker:
         self._stage_name = f"{_STAGE}{os.getpid()}-{os.urandom(4).hex()}"
         os.mkdir(self._stage_name, 0o700, dir_fd=self._target)
         try:
-            self._stage = os.open(self._stage_name, _DIR, dir_fd=self._target)
+            self._stage = os.open(self._stage_name, DIRECTORY, dir_fd=self._target)
+            self._cursor = Cursor(self._stage)
             fcntl.flock(self._stage, fcntl.LOCK_EX)
             self._granted = self._probe()
-            while (header := qfile.parse_header(self._input.exactly(qfile.HEADER.size))) is not None:
+            while (header := self._header()) is not None:
                 self._object(header)
-            self._leave(0)
+            self._cursor.close()
             self._sync()
             self._publish()
         finally:
-            self._leave(0)
-            _remove_tree(self._target, os.fsencode(self._stage_name))
+            self._cursor.close()
+            remove_tree(self._target, os.fsencode(self._stage_name))
             if self._stage >= 0:
                 os.close(self._stage)
 
@@ -146,14 +154,14 @@ class Unpacker:
         for entry in os.listdir(self._target):
             if entry.startswith(_STAGE):
                 try:
-                    fd = os.open(entry, _DIR, dir_fd=self._target)
+                    fd = os.open(entry, DIRECTORY, dir_fd=self._target)
                 except OSError:
                     continue
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _remove_tree(self._target, os.fsencode(entry))
+                    remove_tree(self._target, os.fsencode(entry))
                 except OSError:
-                    pass
+                    pass  # another unpacker lives and works in it
                 finally:
                     os.close(fd)
 
@@ -168,73 +176,94 @@ class Unpacker:
 
     # -- objects
 
+    def _header(self) -> qfile.FileHeader | None:
+        raw = self._input.exactly(qfile.HEADER.size)
+        try:
+            return qfile.parse_header(raw)
+        except FileError:
+            self.last_name = b""  # or the sender would be told that the object before was refused
+            raise
+
     def _object(self, header: qfile.FileHeader) -> None:
         raw = self._input.exactly(header.name_length)
-        parts = qfile.parse_name(raw)
-        name = raw[:-1]
-        self.last_name = name
+        # Before the name is looked at: when it is refused, the sender is told of this object, not of the one before.
+        self.last_name = raw.partition(b"\0")[0]
+        parts = qfile.parse_name(raw, self._all_names)
         if self._files_only and (header.is_dir or header.is_link):
             raise FileError(qfile.EINVAL, "only files are taken")
-        repeated = header.is_dir and name in self._made
-        self._account(header, repeated)
-        parent = self._enter(parts[:-1])
-        if len(parts) == 1 and not repeated:
+        self._allow("max-depth", len(parts) - 1)
+        parent = self._cursor.enter(parts[:-1])
+        if header.is_dir and _is_directory(parts[-1], parent):
+            self._finish_directory(parent, parts, header)
+            return
+        self._account(header, parent)
+        if len(parts) == 1:
             self._claim(parts[0], header)
         if header.is_dir:
-            self._directory(parent, parts, name, header, repeated)
+            os.mkdir(parts[-1], 0o700, dir_fd=parent)
         elif header.is_link:
             target = self._input.exactly(header.size)
-            qfile.check_link(parts, target)
+            qfile.check_link(parts, target, self._all_names)
             os.symlink(target, parts[-1], dir_fd=parent)
             os.utime(parts[-1], ns=_times(header), dir_fd=parent, follow_symlinks=False)
         else:
             self._file(parent, parts[-1], header)
         if not header.is_dir:
-            self._on_file(name)
+            self._on_file(self.last_name)
 
-    def _account(self, header: qfile.FileHeader, repeated: bool) -> None:
-        if repeated:
-            self._repeats_left -= 1
-        else:
-            self._files_left -= 1
-        if self._files_left < 0 or self._repeats_left < 0 or header.size > self._bytes_left:
-            raise FileError(qfile.EDQUOT, "more than is taken")
-        self._bytes_left -= header.size
+    def _allow(self, name: str, value: int) -> None:
+        why = self._limits.exceeded(name, value)
+        if why:
+            raise FileError(qfile.EDQUOT, why)
+
+    def _account(self, header: qfile.FileHeader, parent: int) -> None:
+        self._files += 1
+        self._bytes += header.size
+        self._allow("max-files", self._files)
+        self._allow("max-bytes", self._bytes)
+        cost = header.size + _BLOCK
+        if cost > self._room or not self._inodes:
+            self._look_for_room(parent, cost)
+        self._room -= cost
+        self._inodes -= 1
 
     def _claim(self, name: bytes, header: qfile.FileHeader) -> None:
         """A top name must be free where it will be published; that is tried again then."""
         if header.is_link:
             raise FileError(qfile.ENOLINK, "a link must lie in a directory that is sent with it")
-        if name in self._tops or _exists(name, self._target) or name.startswith(_STAGE.encode()):
+        if _exists(name, self._target) or name.startswith(_STAGE.encode()):
             raise FileError(qfile.EEXIST, "exists already")
-        self._tops[name] = header
 
-    def _directory(
-        self, parent: int, parts: list[bytes], name: bytes, header: qfile.FileHeader, repeated: bool
-    ) -> None:
-        if not repeated:
-            os.mkdir(parts[-1], 0o700, dir_fd=parent)
-            self._made.add(name)
-        elif len(parts) > 1:  # a top directory gets its mode in its place: one without "w" could not be moved there
-            fd = os.open(parts[-1], _DIR, dir_fd=parent)
-            try:
-                _finish(fd, header)
-            finally:
-                os.close(fd)
-            self._leave(len(parts) - 1)
-        else:
-            self._tops[parts[0]] = header
+    def _finish_directory(self, parent: int, parts: list[bytes], header: qfile.FileHeader) -> None:
+        """A directory comes again after what is in it, with the mode and the times that it is to have then."""
+        self._repeats += 1
+        self._allow("max-files", self._repeats)
+        if len(parts) == 1 and header.permissions & 0o300 != 0o300:
+            self._locked[parts[0]] = header
+            return
+        if len(parts) == 1:
+            self._locked.pop(parts[0], None)
+        fd = os.open(parts[-1], DIRECTORY, dir_fd=parent)
+        try:
+            _finish(fd, header)
+        finally:
+            os.close(fd)
+        self._cursor.leave(len(parts) - 1)
 
     def _file(self, parent: int, name: bytes, header: qfile.FileHeader) -> None:
         left = header.size
-        if left > 1024 * 1024 or self._margin is not None:
-            self._make_sure_of_room(parent, left)
         mode = header.permissions
         fd = os.open(name, _NEW, mode, dir_fd=parent)
         try:
+            unchecked = 0
             while left:
                 piece = self._input.some(left)
                 left -= len(piece)
+                unchecked += len(piece)
+                if unchecked > CHECK_BYTES:
+                    # Room was granted for the whole file, but others write to this disk, too.
+                    self._look_for_room(parent, left)
+                    unchecked = 0
                 while piece:
                     piece = piece[os.write(fd, piece) :]
             if mode & ~self._granted:
@@ -243,33 +272,26 @@ class Unpacker:
         finally:
             os.close(fd)
 
-    def _make_sure_of_room(self, directory: int, size: int) -> None:
+    def _look_for_room(self, directory: int, size: int) -> None:
+        """Grant room for ``size`` bytes and for what comes next, up to the next look; FileError when there is none.
+
+        The look is a system call, so it is made once for CHECK_BYTES and CHECK_FILES, however small the files are.
+        """
+        floor = SPARE if self._margin is None else self._margin
         end = time.monotonic() + WAIT_SECONDS
         while True:
             space = os.fstatvfs(directory)
-            if size + (SPARE if self._margin is None else self._margin) <= space.f_bavail * space.f_frsize:
+            free = space.f_bavail * space.f_frsize - floor
+            # File systems that make inodes as they need them (btrfs) say that they have none at all.
+            inodes = space.f_favail - SPARE_INODES if space.f_files else CHECK_FILES
+            if size <= free and inodes > 0:
+                self._room = max(size, min(free, size + CHECK_BYTES))
+                self._inodes = min(inodes, CHECK_FILES)
                 return
-            if self._margin is None or time.monotonic() > end:
-                raise FileError(qfile.ENOSPC, "no space left")
+            if self._margin is None or inodes <= 0 or time.monotonic() > end:
+                what = f"{floor} bytes" if inodes > 0 else f"{SPARE_INODES} inodes"
+                raise FileError(qfile.ENOSPC, f"no space left: {what} stay free on the receiver's disk")
             time.sleep(1)
-
-    # -- directories
-
-    def _enter(self, parts: list[bytes]) -> int:
-        """Descriptor of the directory, opened step by step from what is open already."""
-        common = 0
-        while common < min(len(parts), len(self._path)) and parts[common] == self._path[common]:
-            common += 1
-        self._leave(common)
-        for part in parts[common:]:
-            self._fds.append(os.open(part, _DIR, dir_fd=self._fds[-1] if self._fds else self._stage))
-            self._path.append(part)
-        return self._fds[-1] if self._fds else self._stage
-
-    def _leave(self, depth: int) -> None:
-        while len(self._fds) > depth:
-            os.close(self._fds.pop())
-            self._path.pop()
 
     # -- the end
 
@@ -284,19 +306,26 @@ class Unpacker:
         os.sync()
 
     def _publish(self) -> None:
-        for name, header in self._tops.items():
-            self.last_name = name
-            if header.is_dir:
-                os.mkdir(name, 0o700, dir_fd=self._target)  # claims the name, or fails
-                os.rename(name, name, src_dir_fd=self._stage, dst_dir_fd=self._target)
-                fd = os.open(name, _DIR, dir_fd=self._target)
-                try:
-                    _finish(fd, header)
-                finally:
-                    os.close(fd)
-            else:
-                os.link(name, name, src_dir_fd=self._stage, dst_dir_fd=self._target, follow_symlinks=False)
+        while names := batch(self._stage):
+            for name in sorted(names):
+                self.last_name = name
+                self._publish_one(name)
         os.fsync(self._target)
+
+    def _publish_one(self, name: bytes) -> None:
+        if not _is_directory(name, self._stage):
+            os.link(name, name, src_dir_fd=self._stage, dst_dir_fd=self._target, follow_symlinks=False)
+            os.unlink(name, dir_fd=self._stage)
+            return
+        os.mkdir(name, 0o700, dir_fd=self._target)  # claims the name, or fails
+        os.rename(name, name, src_dir_fd=self._stage, dst_dir_fd=self._target)
+        header = self._locked.get(name)
+        if header is not None:
+            fd = os.open(name, DIRECTORY, dir_fd=self._target)
+            try:
+                _finish(fd, header)
+            finally:
+                os.close(fd)
 
 
 def _times(header: qfile.FileHeader) -> tuple[int, int]:
@@ -308,34 +337,19 @@ def _finish(fd: int, header: qfile.FileHeader) -> None:
     os.utime(fd, ns=_times(header))
 
 
+def _is_directory(name: bytes, parent: int) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode)
+    except FileNotFoundError:
+        return False
+
+
 def _exists(name: bytes, directory: int) -> bool:
     try:
         os.lstat(name, dir_fd=directory)
     except FileNotFoundError:
         return False
     return True
-
-
-def _remove_tree(parent: int, name: bytes) -> None:
-    """Remove all below, whatever its modes are; what is gone already is fine."""
-    try:
-        fd = os.open(name, _DIR, dir_fd=parent)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno == errno.EACCES:
-            os.chmod(name, 0o700, dir_fd=parent)
-            _remove_tree(parent, name)
-            return
-        os.unlink(name, dir_fd=parent)
-        return
-    try:
-        os.fchmod(fd, 0o700)
-        for entry in os.listdir(fd):
-            _remove_tree(fd, os.fsencode(entry))
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=parent)
 
 
 def take(make: Callable[[], Unpacker], say: Callable[[str], None]) -> int:

@@ -16,8 +16,6 @@ RESULT = struct.Struct("<IIQ")
 EXTENSION = struct.Struct("<I")
 MAX_NAME = 16383
 """Limit of file copy (bytes): whole name with its NUL, and target of a symbolic link."""
-MAX_DEPTH = 64
-"""Limit of file copy: depth of directories."""
 MAX_COMPONENT = 255
 """Limit of file copy (bytes): name of a file in its directory."""
 END = bytes(HEADER.size)
@@ -129,6 +127,15 @@ _PUNCTUATION = frozenset(
 )
 
 
+def is_plain(raw: bytes) -> bool:
+    """Whether a receiver takes a name, or the target of a link, without being asked for all names."""
+    try:
+        _check_characters(raw, "name")
+    except FileError:
+        return False
+    return True
+
+
 def _check_characters(raw: bytes, what: str) -> None:
     """Printable ASCII, or text in scripts that cannot be mistaken for something else on a screen."""
     if not raw.translate(None, _ASCII):
@@ -149,26 +156,33 @@ def _check_characters(raw: bytes, what: str) -> None:
             raise FileError(EILSEQ, f"{what} has a character that is not taken: U+{ord(char):04X}")
 
 
-def parse_name(raw: bytes | memoryview) -> list[bytes]:
-    """The components of a name as received (with its NUL); FileError (EILSEQ) unless relative and canonical."""
+def parse_name(raw: bytes | memoryview, all_names: bool = False) -> list[bytes]:
+    """The components of a name as received (with its NUL); FileError (EILSEQ) unless relative and canonical.
+
+    With ``all_names`` its characters may be any, as for upstream's receiver: who shows it must make it harmless.
+    """
     name = bytes(raw)
     if name.find(b"\0") != len(name) - 1:
         raise FileError(EILSEQ, "name does not end with its NUL")
     name = name[:-1]
-    _check_characters(name, "name")
+    if not all_names:
+        _check_characters(name, "name")
     parts = name.split(b"/")
-    if len(parts) > MAX_DEPTH or any(part in (b"", b".", b"..") or len(part) > MAX_COMPONENT for part in parts):
+    if any(part in (b"", b".", b"..") or len(part) > MAX_COMPONENT for part in parts):
         raise FileError(EILSEQ, "name is not a plain relative path")
     return parts
 
 
-def check_link(parts: Sequence[bytes], target: bytes) -> None:
+def check_link(parts: Sequence[bytes], target: bytes, all_names: bool = False) -> None:
     """FileError (ENOLINK) unless the link stays within the top directory it is sent in.
 
     The link itself lies at least two deep; its target is relative and has ``..`` only at its start, at most as often
     as it may climb without leaving the top directory.
     """
-    _check_characters(target, "link target")
+    if not all_names:
+        _check_characters(target, "link target")
+    elif b"\0" in target:
+        raise FileError(EILSEQ, "link target with a NUL")
     if len(parts) < 2:
         raise FileError(ENOLINK, "a link must lie in a directory that is sent with it")
     if not target or target.startswith(b"/"):
