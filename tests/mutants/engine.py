@@ -108,8 +108,9 @@ MUTANTS = (
     ),
     Mutant(
         "running-qube-removed", "only a halted qube is removed", "src/casemate/engine/create.py",
-        "if self._states.of(name) is not PowerState.HALTED:", "if False:",
-        (f"{_STEPS}test_a_qube_that_runs_is_not_removed",),
+        "            decide(Command.REMOVE, name, self._states.of(name))\n", "",
+        (f"{_STEPS}test_a_qube_that_runs_is_not_removed",
+         "tests/unit/test_power_table.py::test_refused_as_the_table_says[remove]"),
     ),
     Mutant(
         "journal-trusts-itself", "the store decides what a killed daemon left", "src/casemate/engine/create.py",

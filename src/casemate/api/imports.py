@@ -16,12 +16,14 @@ from pathlib import Path
 
 from casemate.api.events import Subscriptions
 from casemate.api.parts import States, Volumes
+from casemate.engine.power_table import Command, decide
+from casemate.host.hypervisor import PowerState
 from casemate.model.domain import Domain
 from casemate.store.store import Store
 from casemate.wire import events as ev
 from casemate.wire import names
 from casemate.wire.admin import Request, success
-from casemate.wire.errors import InUseError, NotHaltedError, ProtocolError, StorageError, printable
+from casemate.wire.errors import InUseError, ProtocolError, StorageError, printable
 
 METHODS = frozenset({"admin.vm.volume.Import", "admin.vm.volume.ImportWithSize"})
 MAX_IMAGE = 1 << 44
@@ -83,8 +85,8 @@ class Imports:
     def spool(self, domain: Domain, volume: str, size: int | None = None) -> Spool:
         """A file for new content of a halted qube's volume. ``size`` None: as large as the volume is now."""
         found = domain.volume(volume)
-        if domain.name in self._states.all():
-            raise NotHaltedError(f"{domain.name} is running")
+        machine = self._states.all().get(domain.name)
+        decide(Command.REPLACE, domain.name, PowerState.HALTED if machine is None else PowerState(machine.state))
         directory = self._store.path.parent / "spool"
         return Spool(self._volumes, self._events, directory, domain, volume, found.size if size is None else size)
 

@@ -17,6 +17,7 @@ from casemate.api.methods import INTERNAL, METHODS, MISC, MODULES
 from casemate.api.pages import code, page, table, write
 from casemate.api.plugin_pages import device_classes, storage_drivers
 from casemate.engine.machine import TARGETS
+from casemate.engine.power_table import TABLE, Way
 from casemate.model.classes import CLASSES, all_properties
 from casemate.model.domain import Domain
 from casemate.model.invariants import INVARIANTS
@@ -264,6 +265,29 @@ def limits() -> str:
 # ----------------------------------------------------------------------------------------------------------- events
 
 
+def power() -> str:
+    """What each command does in each state."""
+    return page(
+        "Commands and states of qubes",
+        "What each command does to a qube in each state (the states of `qvm-ls`). *Waits* has an end: a start has the "
+        "qube's `qrexec_timeout`, a stop its `shutdown_timeout`. A refusal is an error of the class that stands there "
+        "([errors](errors.md)), with these words after the qube's name, and status 1 of the tool. `qvm-shutdown`, "
+        "`qvm-kill`, `qvm-start --skip-if-running` and the options `--all` of tools take a qube that is in the wanted "
+        "state already for done; `qvm-start` without that option calls it an error, as in Qubes OS.",
+        *(
+            f"## {command.value}\n\n"
+            + table(
+                ("State", "Outcome", "Words", "Error"),
+                (
+                    (state.value, one.way.value, one.words, one.error.__name__ if one.way is Way.REFUSES else "")
+                    for state, one in row.items()
+                ),
+            )
+            for command, row in TABLE.items()
+        ),
+    )
+
+
 def events() -> str:
     """Every event."""
     parts = [
@@ -297,6 +321,7 @@ PAGES = {
     "errors.md": errors,
     "events.md": events,
     "limits.md": limits,
+    "power.md": power,
     "storage-drivers.md": storage_drivers,
     "device-classes.md": device_classes,
 }

@@ -48,7 +48,7 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
 
     def start(name: str) -> None:
         state = next(qube.state for qube in chosen if qube.name == name)
-        if state not in ("Halted", "NA", "Transient"):
+        if state == "Running":
             if skip:
                 return
             raise NotHaltedError(f"domain {name} is already running")

@@ -14,9 +14,10 @@ from casemate.engine.bus import Bus
 from casemate.engine.journal import JournalEntry, OperationJournal
 from casemate.engine.machine import TARGETS, machine_spec
 from casemate.engine.operations import OperationLocks
+from casemate.engine.power_table import Command, decide
 from casemate.engine.states import States
 from casemate.engine.volumes import is_kept
-from casemate.host.hypervisor import Disk, Hypervisor, MachineSpec, PowerState
+from casemate.host.hypervisor import Disk, Hypervisor, MachineSpec
 from casemate.model.domain import Domain
 from casemate.model.properties import Stored
 from casemate.model.system import System
@@ -25,7 +26,7 @@ from casemate.settings import Settings
 from casemate.storage.pools import Pools
 from casemate.store.store import Store
 from casemate.wire import events as ev
-from casemate.wire.errors import CasemateError, NotHaltedError
+from casemate.wire.errors import CasemateError
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +121,7 @@ class Creator:
         """Remove a halted qube with all its volumes. Refused while anything refers to it."""
         async with self._locks[name]:
             domain = self._store.snapshot().domains[name]
-            if self._states.of(name) is not PowerState.HALTED:
-                raise NotHaltedError(f"{name} is running")
+            decide(Command.REMOVE, name, self._states.of(name))
             self._bus.say(ev.DomainPreDelete(name))
             volumes = [v for v in domain.volumes.values() if v is not None and v.name in TARGETS]
             entry = _entry("remove", domain, volumes)

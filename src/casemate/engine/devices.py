@@ -17,6 +17,7 @@ from casemate.devices.device_class import Attachment, DeviceClass, HostDevice, M
 from casemate.engine.accounts import Accounts
 from casemate.engine.bus import Bus
 from casemate.engine.operations import OperationLocks
+from casemate.engine.power_table import Command, decide
 from casemate.engine.states import States
 from casemate.engine.steps import Start
 from casemate.host.hypervisor import PowerState
@@ -35,7 +36,6 @@ from casemate.wire.errors import (
     DeviceUnrecognizedError,
     NotFoundError,
     NotImplementedHereError,
-    NotRunningError,
     StartError,
     ValueInvalidError,
     printable,
@@ -172,8 +172,7 @@ class Devices:
 
     def _running(self, name: str) -> Domain:
         domain = self._store.snapshot().domains[name]
-        if self._states.of(name) not in (PowerState.RUNNING, PowerState.PAUSED):
-            raise NotRunningError(f"{name} is not running")
+        decide(Command.DEVICE, name, self._states.of(name))
         return domain
 
     def _say_attach(self, name: str, device: HostDevice, options: Mapping[str, str], event: AttachEvent) -> None:

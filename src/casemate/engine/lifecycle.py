@@ -21,6 +21,7 @@ from uuid import uuid4
 from casemate.engine.bus import Bus
 from casemate.engine.links import Links
 from casemate.engine.operations import OperationLocks
+from casemate.engine.power_table import IS, Command, Way, decide
 from casemate.engine.start_marks import StartMarks
 from casemate.engine.start_steps import LinkStep
 from casemate.engine.states import STUCK, States
@@ -84,14 +85,15 @@ class Lifecycle:
 
     async def start(self, name: str) -> None:
         """Start a qube and wait until its agent answers. One that already runs is a success; so is a second start
-        of one that is starting."""
+        of one that is starting. One that is on its way down is started when it has halted."""
         domain = self._store.snapshot().domains[name]
         if domain.klass in ("AdminVM", "RemoteVM"):
             raise NotHaltedError(f"{name} always runs")
+        await self._wait_for_its_end(domain)
         await self._start_netvm(domain)
         async with self._locks[name]:
             domain = self._store.snapshot().domains[name]
-            if self._states.of(name) is not PowerState.HALTED:
+            if decide(Command.START, name, self._states.of(name)) is not Way.DOES:
                 return
             if self._must_not_start(domain):
                 raise StartError(f"{name} must not be started: {domain.features['prohibit-start']}")
@@ -101,6 +103,21 @@ class Lifecycle:
             await self.machine_ended(name)
         else:
             self._states.set_all([info])
+
+    async def _wait_for_its_end(self, domain: Domain) -> None:
+        """Wait for a qube that is on its way down, as long as it may take for that; NotHaltedError.
+
+        Not under the qube's lock, which its end needs.
+        """
+        state = self._states.of(domain.name)
+        if state is PowerState.TRANSIENT or decide(Command.START, domain.name, state) is not Way.WAITS:
+            return  # a start under way is waited for by its lock
+        try:
+            await self.wait_until_halted(domain.name, domain.shutdown_timeout)
+        except TimeoutError:
+            raise NotHaltedError(
+                f"{domain.name} {IS[state]}, and has not halted within {domain.shutdown_timeout} seconds"
+            ) from None
 
     async def _start_netvm(self, domain: Domain) -> None:
         """Start the qube's net qube if both are halted.

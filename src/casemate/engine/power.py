@@ -1,4 +1,7 @@
-"""What people and programs ask of a qube's machine: start, shutdown, kill, pause, unpause, console."""
+"""What people and programs ask of a qube's machine: start, shutdown, kill, pause, unpause, console.
+
+Which of these can be asked in which state stands in ``power_table.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from casemate.engine.guests import Guests
 from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
 from casemate.engine.operations import OperationLocks
+from casemate.engine.power_table import Command, Way, decide
 from casemate.engine.states import STUCK, States
 from casemate.host.hypervisor import Hypervisor, PowerState
 from casemate.model.domain import Domain
@@ -19,7 +23,6 @@ from casemate.wire import events as ev
 from casemate.wire.errors import (
     DisconnectedError,
     InUseError,
-    NotPausedError,
     NotRunningError,
     NotStartedError,
     QubeError,
@@ -73,13 +76,14 @@ class Power:
 
     async def shutdown(self, name: str, force: bool = False, wait: bool = False) -> None:
         """Ask the guest to power off; with ``wait`` return when it has, ShutdownTimeoutError if it does not in time."""
-        domain = self._started(name)
+        domain = self._machine(name)
+        if decide(Command.SHUTDOWN, name, self._states.of(name)) is Way.ALREADY:
+            await self._end_of_shutdown(domain, wait)
+            return
         if not force:
             users = [d.name for d in domain.connected_vms() if self._states.of(d.name) is not PowerState.HALTED]
             if users:
                 raise InUseError(f"{name} provides network to running qubes: {', '.join(sorted(users))}")
-        if self._states.of(name) is PowerState.PAUSED:
-            raise QubeError(f"{name} is paused, so it cannot shut down: unpause it, or kill it")
         self._bus.say(ev.DomainPreShutdown(name, force))
         self._states.put(name, domain.uuid, PowerState.HALTING)
         try:
@@ -89,36 +93,44 @@ class Power:
                 self._states.put(name, domain.uuid, PowerState.RUNNING)
                 self._bus.say(ev.DomainShutdownFailed(name, printable(str(error))))
                 raise NotRunningError(f"{name} cannot be asked to shut down: {error}") from None
-        if wait:
-            try:
-                await self._lifecycle.wait_until_halted(name, domain.shutdown_timeout)
-            except TimeoutError:
-                if self._states.of(name) is PowerState.HALTING:
-                    self._states.put(name, domain.uuid, PowerState.RUNNING)
-                raise ShutdownTimeoutError(
-                    f"{name} did not shut down within {domain.shutdown_timeout} seconds"
-                ) from None
+        await self._end_of_shutdown(domain, wait)
+
+    async def _end_of_shutdown(self, domain: Domain, wait: bool) -> None:
+        """Return at once, or when the qube has halted; ShutdownTimeoutError."""
+        if not wait:
+            return
+        try:
+            await self._lifecycle.wait_until_halted(domain.name, domain.shutdown_timeout)
+        except TimeoutError:
+            if self._states.of(domain.name) is PowerState.HALTING:
+                self._states.put(domain.name, domain.uuid, PowerState.RUNNING)
+            raise ShutdownTimeoutError(
+                f"{domain.name} did not shut down within {domain.shutdown_timeout} seconds"
+            ) from None
 
     async def kill(self, name: str) -> None:
         """End the machine at once."""
-        domain = self._started(name)
+        domain = self._machine(name)
+        decide(Command.KILL, name, self._states.of(name))
         await self._hypervisor.destroy(domain.uuid)
         await self._lifecycle.machine_ended(name)
 
     async def pause(self, name: str) -> None:
         """Stop the machine's time."""
-        domain = self._started(name)
+        domain = self._machine(name)
+        if decide(Command.PAUSE, name, self._states.of(name)) is Way.ALREADY:
+            return
         self._bus.say(ev.DomainPrePaused(name))
         async with self._locks[name]:
+            decide(Command.PAUSE, name, self._states.of(name))  # it may have ended, or be on its way, since
             await self._hypervisor.pause(domain.uuid)
             self._states.put(name, domain.uuid, PowerState.PAUSED)
         self._bus.say(ev.DomainPaused(name))
 
     async def unpause(self, name: str) -> None:
         """Let a paused machine go on, with its clock set: it stood still meanwhile."""
-        domain = self._started(name)
-        if self._states.of(name) is not PowerState.PAUSED:
-            raise NotPausedError(f"{name} is not paused")
+        domain = self._machine(name)
+        decide(Command.UNPAUSE, name, self._states.of(name))
         self._bus.say(ev.DomainPreUnpaused(name))
         async with self._locks[name]:
             await self._hypervisor.resume(domain.uuid)
@@ -145,8 +157,7 @@ class Power:
 
     async def console(self, name: str) -> str:
         """The path of a terminal that is the qube's serial console, from the moment its machine exists."""
-        if self._states.of(name) is PowerState.HALTED:
-            raise NotRunningError(f"{name} is not running")
+        decide(Command.CONSOLE, name, self._states.of(name))
         try:
             answer = await self._links.ask(name, LINK_SECONDS, op="terminal")
         except DisconnectedError as error:
@@ -156,10 +167,8 @@ class Power:
             raise NotRunningError(f"{name} has no console: {printable(str(answer.get('why', 'no terminal')), 200)}")
         return path
 
-    def _started(self, name: str) -> Domain:
+    def _machine(self, name: str) -> Domain:
         domain = self._store.snapshot().domains[name]
         if domain.klass == "AdminVM":
             raise NotStartedError(f"{name} is this host")
-        if self._states.of(name) is PowerState.HALTED:
-            raise NotStartedError(f"{name} is not started")
         return domain

@@ -10,6 +10,7 @@ from pathlib import Path
 from casemate.engine.guests import Guests
 from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
+from casemate.engine.power_table import Command, decide
 from casemate.engine.states import States
 from casemate.host.hypervisor import Hypervisor, PowerState
 from casemate.model.domain import Domain
@@ -51,6 +52,7 @@ class Volumes:
             raise ValueInvalidError("source and target are the same qube")
         first, second = sorted((source, target))
         async with self._locks[first], self._locks[second]:
+            decide(Command.COPY, source, self._states.of(source))
             running = self._states.of(source) is not PowerState.HALTED
             one = self._store.snapshot().domains[source].volumes.get(volume)
             other = self._halted(target).volumes.get(volume)
@@ -79,6 +81,7 @@ class Volumes:
     async def resize(self, name: str, volume: str, size: int) -> None:
         """Make a volume larger; ``size`` in bytes. A running qube grows its file system, a halted one at its start."""
         async with self._locks[name]:
+            decide(Command.RESIZE, name, self._states.of(name))
             found = self._store.snapshot().domains[name].volume(volume)
             if found.snap_on_start and not found.save_on_stop:
                 raise StorageError(
@@ -96,10 +99,6 @@ class Volumes:
 
     async def _resize_running(self, name: str, volume: Volume, size: int) -> None:
         """QEMU enlarges the file that it has open, then the guest the file system on it."""
-        if self._states.of(name) is not PowerState.RUNNING:
-            raise NotHaltedError(
-                f"{name} is {self._states.of(name)}: its volumes can be enlarged while it runs or is halted"
-            )
         if not is_kept(volume):
             raise NotHaltedError(
                 f"volume {volume.name} of {name} is made anew at each start: stop the qube to resize it"
@@ -156,8 +155,7 @@ class Volumes:
         return running and volume in TARGETS and self._pools.of(found).is_outdated(found)
 
     def _halted(self, name: str) -> Domain:
-        if self._states.of(name) is not PowerState.HALTED:
-            raise NotHaltedError(f"{name} is running")
+        decide(Command.REPLACE, name, self._states.of(name))
         return self._store.snapshot().domains[name]
 
     def _kept(self, name: str, volume: str, consequence: str) -> Volume:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from casemate.api.context import ALWAYS_RUNNING, Context
 from casemate.api.events import FrameSink, Stream, Visible
 from casemate.api.method import Access, method
+from casemate.engine.power_table import Command, decide
+from casemate.host.hypervisor import PowerState
 from casemate.model.domain import Domain
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import NotImplementedHereError, ValueInvalidError
@@ -51,9 +53,9 @@ async def unpause(context: Context, dest: Domain) -> None:
 
 
 @method("admin.vm.{word}", Access.EXECUTE, word=("Suspend", "Resume"))
-async def suspend(word: str, dest: Domain) -> None:
+async def suspend(context: Context, word: str, dest: Domain) -> None:
     """Suspend the qube, or wake it: not supported here; pause it instead."""
-    raise NotImplementedHereError(f"{word} of {dest.name}: guests cannot be put to sleep here; pause them")
+    decide(Command.SUSPEND, machine(dest), PowerState(context.state(dest)))
 
 
 @method("admin.vm.CurrentState", Access.READ)

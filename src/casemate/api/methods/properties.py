@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from casemate.api.context import Context
 from casemate.api.live import value
 from casemate.api.method import Access, method
+from casemate.engine.power_table import Command, decide
+from casemate.host.hypervisor import PowerState
 from casemate.model.classes import following, tagged
 from casemate.model.domain import Domain
 from casemate.model.properties import Holder, Setting
@@ -105,8 +107,14 @@ def help_of_system(system: System, arg: str) -> str:
 
 
 def _check_halted(context: Context, dest: Domain, name: str) -> None:
-    if dest.declaration(name).while_halted and context.state(dest) != "Halted":
-        raise NotHaltedError(f"{dest.name}: {name} can be changed only while the qube is halted")
+    state = PowerState(context.state(dest))
+    if name == "name":
+        decide(Command.RENAME, dest.name, state)
+    if dest.declaration(name).while_halted:
+        try:
+            decide(Command.CHANGE, dest.name, state)
+        except NotHaltedError as error:
+            raise NotHaltedError(f"{error}: {name} can be changed only while the qube is halted") from None
 
 
 def _check_seen(holder: Holder, name: str, text: str, sees: Callable[[str], bool]) -> None:
