@@ -39,6 +39,8 @@ class Rig:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.guest_run = directory / "guest"
+        self.link_settings: dict[str, object] = {}
+        """What a link that is started from now on is told besides the rest."""
         self.processes: list[subprocess.Popen[bytes]] = []
         self.services = directory / "rpc"
         self.services.mkdir()
@@ -78,7 +80,7 @@ class Rig:
             json.dumps(
                 {
                     "name": "rig", "directory": str(self.directory), "default_user": "user",
-                    "database": content, "uid": None, "gid": None,
+                    "database": content, "uid": None, "gid": None, **self.link_settings,
                 }
             ).encode()
         )  # fmt: skip

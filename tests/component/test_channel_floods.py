@@ -223,3 +223,49 @@ def test_ready_is_said_once_a_session(flooder: Flooder) -> None:
     while flooder.sock.recv(1 << 16):
         pass
     assert flooder.status()["strikes"] == 1
+
+
+@pytest.mark.parametrize("how", ["header", "payload", "drops"])
+def test_half_a_frame_has_a_deadline_and_is_a_violation(tmp_path: Path, how: str) -> None:
+    """From its first byte to its last; single bytes in between do not put it off."""
+    made = Rig(tmp_path)
+    made.link_settings["half_frame_seconds"] = 1.0
+    try:
+        flooder = Flooder(made)
+        flooder.sock.setblocking(True)
+        flooder.sock.settimeout(30)
+        frame = flooder.open(request(b"test.Ok"))
+        begin = time.monotonic()
+        flooder.sock.sendall(frame[: 3 if how == "header" else -1 if how == "payload" else 1])
+        if how == "drops":
+            with contextlib.suppress(OSError):
+                for byte in frame[1:]:
+                    flooder.sock.sendall(bytes((byte,)))
+                    time.sleep(0.2)
+        with contextlib.suppress(OSError):
+            while flooder.sock.recv(1 << 16):
+                pass
+        assert time.monotonic() - begin >= 0.9
+        assert flooder.status()["strikes"] == 1
+        assert "half a frame" in (tmp_path / "link.log").read_text()
+    finally:
+        made.close()
+
+
+def test_frames_that_are_complete_in_time_are_no_violation(tmp_path: Path) -> None:
+    """For longer than the deadline each read ends within a frame, as it does under load."""
+    made = Rig(tmp_path)
+    made.link_settings["half_frame_seconds"] = 1.0
+    try:
+        flooder = Flooder(made)
+        flooder.sock.setblocking(True)
+        data = b"".join(flooder.open(request(b"no/such")) + flooder.frame(flooder.number, mux.EOF) for _ in range(30))
+        frame = len(data) // 30
+        for at in range(0, len(data), frame):
+            flooder.sock.sendall(data[max(0, at - 5) : at + frame - 5])  # five bytes wait for the next round
+            time.sleep(0.08)
+        flooder.sock.sendall(data[-5:])
+        time.sleep(1.5)  # nothing is cut now, so nothing is late
+        assert flooder.status()["strikes"] == 0
+    finally:
+        made.close()

@@ -198,6 +198,36 @@ def test_half_a_message_of_an_agent_harms_its_domain_alone(pair: VchanPlace) -> 
     quick_call_of_qube(pair)
 
 
+def test_half_a_message_of_an_agent_has_a_deadline(place: VchanPlace) -> None:
+    """Its connection is left, with a line in the log; the agent may come again."""
+    place.variables["CASEMATE_HALF_FRAME_SECONDS"] = "0.5"
+    place.daemon("5:work")
+    agent = foreign.Agent(place.vchan, 5)
+    agent.accept()
+    place.up("work")
+    message = struct.pack("<II", foreign.TERMINATED, 8) + bytes(8)
+    for _ in range(3):
+        agent.control.sendall(message[:10])
+        time.sleep(0.1)
+        agent.control.sendall(message[10:])
+    agent.control.sendall(message[:10])
+    assert agent.control.recv(1) == b""
+    eventually(lambda: "half a message" in place.log())
+    agent.accept()
+    place.up("work")
+    agent.close()
+
+
+def test_half_a_message_of_a_daemon_has_a_deadline(place: VchanPlace) -> None:
+    place.variables["CASEMATE_HALF_FRAME_SECONDS"] = "0.5"
+    place.agent(5)
+    daemon = foreign.Daemon(place.vchan, 5)
+    daemon.control.sendall(struct.pack("<II", foreign.EXEC, 100) + bytes(50))
+    assert daemon.control.recv(1) == b""
+    place.service("true", "exit 0")
+    assert foreign.Daemon(place.vchan, 5).call(f"{ME}:QUBESRPC true dom0").status == 0, "the next one is served"
+
+
 def test_an_agent_that_does_not_read_is_not_waited_for(pair: VchanPlace) -> None:
     pair.control("add 7 stuck")
     agent = foreign.Agent(pair.vchan, 7)

@@ -32,6 +32,8 @@ class VchanPlace:
             path.mkdir()
         self.vchan = Vchan(self.vchan_dir)
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.variables: dict[str, str] = {}
+        """Environment of the processes that are started from now on, besides the rest."""
         self.files = 0
         """Most descriptors of a process that is started from now on; 0: as many as it likes."""
         self._policies: list[PolicyDaemon] = []
@@ -49,6 +51,7 @@ class VchanPlace:
             "VCHAN_DOMAIN": str(domain),
             "QREXEC_SERVICE_PATH": str(self.host_services if host else self.services),
             "QUBES_RPC_CONFIG_PATH": str(self.directory / "config"),
+            **self.variables,
         }
 
     def spawn(self, argv: list[str], env: dict[str, str], log: str) -> subprocess.Popen[bytes]:

@@ -9,6 +9,30 @@ _VIOLATIONS = ("tests/unit/test_mux.py::test_a_violation_of_the_guest_closes_the
 
 MUTANTS = (
     Mutant(
+        "half-frame-waited-for", "limit: from the first byte of a frame or message to its last",
+        "src/casemate/streams/channel.py",
+        "            self._half.read(self.mux.cut, self.mux.frames)\n            self._pace()",
+        "            self._pace()",
+        ("tests/unit/test_half_frame.py::test_half_a_frame_is_a_violation_at_its_deadline",),
+    ),
+    Mutant(
+        "half-frame-of-ours", "what we do not read is not late", "src/casemate/streams/channel.py",
+        "                self._half.stop()\n", "                pass\n",
+        ("tests/unit/test_half_frame.py::test_a_frame_that_waits_for_us_is_not_late",),
+    ),
+    Mutant(
+        "half-frame-put-off", "limit: from the first byte of a frame or message to its last",
+        "src/casemate/streams/half_frame.py",
+        "elif not self._since or whole != self._whole:", "else:",
+        ("tests/component/test_channel_floods.py::test_half_a_frame_has_a_deadline_and_is_a_violation",), slow=True,
+    ),
+    Mutant(
+        "half-message-waited-for", "limit: from the first byte of a frame or message to its last",
+        "src/casemate/streams/messages.py",
+        "self._half.read(bool(self._buffer), self._whole)", "pass",
+        ("tests/component/test_vchan_abuse.py::test_half_a_message_of_an_agent_has_a_deadline",), slow=True,
+    ),
+    Mutant(
         "mux-no-trailer", "a frame counts only once its trailer was seen", _MUX,
         "if view[end : end + TRAILER] != self._tag:", "if False:",
         ("tests/unit/test_mux.py::test_a_host_that_reconnects_in_the_middle_of_a_frame_delivers_nothing_of_it",

@@ -344,8 +344,10 @@ ODD = [
 
 @pytest.mark.parametrize("raw", [*(text.encode() for text in ODD), b"\xff\xfe", b"a\n\x1b[2Jb"])
 def test_all_names_are_taken_where_that_was_asked_for(tmp_path: Path, raw: bytes) -> None:
-    stream = entry(b"d", DIR) + entry(b"d/" + raw, FILE, b"x") + entry(b"d/l", LINK, raw) + entry(b"d", DIR) + qfile.END
-    assert Receiver(tmp_path, stream).code == qfile.EILSEQ
+    top = entry(b"d", DIR)
+    for odd in (entry(b"d/" + raw, FILE, b"x"), entry(b"d/l", LINK, raw)):
+        assert Receiver(tmp_path, top + odd + top + qfile.END).code == qfile.EILSEQ
+    stream = top + entry(b"d/" + raw, FILE, b"x") + entry(b"d/l", LINK, raw) + top + qfile.END
     done = Receiver(tmp_path, stream, all_names=True)
     assert done.code == 0
     assert sorted(os.listdir(os.fsencode(done.target / "d"))) == sorted([raw, b"l"])

@@ -18,6 +18,7 @@ import casemate
 from casemate.host.files import replace_file
 from casemate.host.process import Runner
 from casemate.settings import Settings
+from casemate.streams.half_frame import configured
 from casemate.wire.errors import DisconnectedError, QubeError
 from casemate.wire.link import CONTROL, control_message, parse_object
 
@@ -47,6 +48,7 @@ class LinkSpec:
                 "database": self.database,
                 "uid": self.uid,
                 "gid": self.gid,
+                "half_frame_seconds": configured(os.environ),
             }
         ).encode()
 

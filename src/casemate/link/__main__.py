@@ -9,6 +9,7 @@ import sys
 
 from casemate.link.confine import become, confine
 from casemate.link.link import Link
+from casemate.streams.half_frame import HALF_FRAME_SECONDS
 
 _MAX_DESCRIPTION = 8 << 20
 
@@ -21,7 +22,8 @@ def main() -> int:
     if description["uid"] is not None:
         become(description["uid"], description["gid"])
     confine()
-    link = Link(description["name"], description["directory"], description["database"])
+    seconds = float(description.get("half_frame_seconds", HALF_FRAME_SECONDS))
+    link = Link(description["name"], description["directory"], description["database"], seconds)
     del description
     link.connect()
     sys.stdout.write("listening\n")

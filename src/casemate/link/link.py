@@ -12,6 +12,7 @@ from casemate.qdb.mirror import HostMirror
 from casemate.qdb.server import DatabaseServer, SessionStream
 from casemate.qdb.session import Database
 from casemate.streams.channel import Channel
+from casemate.streams.half_frame import HALF_FRAME_SECONDS
 from casemate.streams.listener import listen
 from casemate.streams.loop import Loop
 from casemate.streams.mux_stream import MuxStream
@@ -42,13 +43,16 @@ class Link:
     reads. ``GuestCalls`` owns what the qube asks for, ``Console`` the console, ``Database`` the qube's QubesDB.
     """
 
-    def __init__(self, name: str, directory: str, database: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, directory: str, database: dict[str, str], half_frame_seconds: float = HALF_FRAME_SECONDS
+    ) -> None:
         self.loop = Loop()
         self.channel: Channel | None = None
         self.agent: dict[str, Any] | None = None
         self.closed_why = ""
         self.violations = 0
         self._directory = directory
+        self._half_frame_seconds = half_frame_seconds
         self._log = Log(name)
         self._sock: socket.socket | None = None
         self._mirrored = False
@@ -79,7 +83,10 @@ class Link:
             return
         sock.setblocking(False)
         self._sock = sock
-        self.channel = Channel(self.loop, sock.fileno(), True, self._opened, self._session, self._lost)
+        self.channel = Channel(
+            self.loop, sock.fileno(), True, self._opened, self._session, self._lost,
+            half_frame_seconds=self._half_frame_seconds,
+        )  # fmt: skip
         self.channel.reset()
 
     def when_ready(self, action: Callable[[], None]) -> None:

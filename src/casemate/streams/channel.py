@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from casemate.streams.frame_budget import FrameBudget
+from casemate.streams.half_frame import HALF_FRAME_SECONDS, HalfFrame
 from casemate.streams.loop import HANGUP, READ, WRITE, Loop
 from casemate.streams.mux_stream import AFTER, BEFORE, HIGH_WATER, MuxStream
 from casemate.streams.stream import Handler
@@ -42,6 +43,8 @@ class Channel:
     (host) the peer broke the protocol; the channel has let go of the descriptor and aborted all streams by then.
     ``violation`` tells the two apart.
 
+    ``half_frame_seconds`` is how long (host) a frame may take from its first byte to its last.
+
     ``port``: the descriptor is a virtio-serial port, whose driver returns at most a page for each read and makes a
     transfer of its own of each piece that is written.
     """
@@ -55,6 +58,7 @@ class Channel:
         on_session: Callable[[], None],
         on_lost: Callable[[str], None],
         port: bool = False,
+        half_frame_seconds: float = HALF_FRAME_SECONDS,
     ) -> None:
         self.mux = mux.Mux(host)
         self.streams: dict[int, MuxStream] = {}
@@ -75,6 +79,8 @@ class Channel:
         self._unread: Timer | None = None  # runs while the peer owes us a read
         self._budget = FrameBudget()
         self._paced = False
+        # An agent trusts its host. A host that waited for the rest of a frame for ever would keep what came before it.
+        self._half = HalfFrame(loop, half_frame_seconds, lambda: self.fail("half a frame, and then nothing"))
         self._mask = READ
         loop.watch(fd, READ, self._ready)
 
@@ -145,6 +151,7 @@ class Channel:
         if not self._closed:
             self._closed = True
             self._loop.unwatch(self._fd)
+            self._half.stop()
             if self._unread is not None:
                 self._unread.cancel()
             self._abandon(why)
@@ -227,6 +234,11 @@ class Channel:
             return
         mask = (READ if self._may_read() else HANGUP) | (WRITE if self.mux.output else 0)
         if mask != self._mask:
+            if (mask ^ self._mask) & READ:
+                # While we do not read, the rest of a frame waits for us. It has the whole time again afterwards.
+                self._half.stop()
+                if self._host and mask & READ:
+                    self._half.read(self.mux.cut, self.mux.frames)
             self._mask = mask
             self._loop.watch(self._fd, mask, self._ready)
 
@@ -288,6 +300,7 @@ class Channel:
         finally:
             self._in_events = False
         if self._host:
+            self._half.read(self.mux.cut, self.mux.frames)
             self._pace()
         if self.mux.output and not self._closed:
             self._write()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+from casemate.streams.half_frame import HalfFrame, configured
 from casemate.streams.loop import HANGUP, READ, WRITE, Loop
 from casemate.wire.errors import ProtocolError
 from casemate.wire.qrexec import HEADER
@@ -22,11 +23,11 @@ _READ_SIZE = 65536
 class MessageSocket:
     """Owns the socket. ``lengths`` says what may come (it may be changed between messages; None: not one byte),
     ``on_message(type, body)`` gets it; ``on_end(why)`` is called once when the peer goes or breaks the rules, never for
-    our own ``close``."""
+    our own ``close``. A message must be complete ``half_seconds`` after its first byte."""
 
     __slots__ = (
-        "_buffer", "_fd", "_leaving", "_loop", "_mask", "_on_end", "_on_message", "_output", "_sock", "closed",
-        "lengths",
+        "_buffer", "_fd", "_half", "_leaving", "_loop", "_mask", "_on_end", "_on_message", "_output", "_sock", "closed",
+        "_whole", "lengths",
     )  # fmt: skip
 
     def __init__(
@@ -36,8 +37,12 @@ class MessageSocket:
         lengths: Lengths | None,
         on_message: OnMessage,
         on_end: Callable[[str], None],
+        half_seconds: float | None = None,
     ) -> None:
         self._loop = loop
+        seconds = configured(os.environ) if half_seconds is None else half_seconds
+        self._half = HalfFrame(loop, seconds, lambda: self._end("half a message, and then nothing"))
+        self._whole = 0
         self._sock = sock
         self._fd = sock.fileno()
         self.lengths = lengths
@@ -86,6 +91,7 @@ class MessageSocket:
         """Close at once."""
         if not self.closed:
             self.closed = True
+            self._half.stop()
             self._loop.unwatch(self._fd)
             self._sock.close()
             self._buffer = self._output = b""
@@ -144,9 +150,11 @@ class MessageSocket:
                     break
                 body = buffer[at + 8 : upto]
                 at = upto
+                self._whole += 1
                 self._on_message(fields[0], body)
         except ProtocolError as error:
             self._end(str(error))
             return
         if not self.closed:
             self._buffer = buffer[at:]
+            self._half.read(bool(self._buffer), self._whole)

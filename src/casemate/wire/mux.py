@@ -97,10 +97,17 @@ class Mux:
         """Bytes in ``output``; the owner subtracts what it has written."""
         self.idle_frames = 0
         """Frames received that moved no data forward: what a flood is made of. The owner sets it back to 0."""
+        self.frames = 0
+        """Whole frames that have come."""
         self.sessions = 0
         """Sessions established so far; a change means that all older streams are gone."""
 
     # -- sessions
+
+    @property
+    def cut(self) -> bool:
+        """True while the last bytes of a session are the beginning of a frame."""
+        return self._synced and self._end > self._start
 
     @property
     def connected(self) -> bool:
@@ -200,6 +207,7 @@ class Mux:
             if self._end < end + TRAILER:
                 return
             self._start = end + TRAILER
+            self.frames += 1
             if view[end : end + TRAILER] != self._tag:
                 self._violation("bad frame trailer")
                 return
