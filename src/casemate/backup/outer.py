@@ -1,0 +1,169 @@
+"""The outer archive: one small tar for each member, one after another; read strictly, in one pass.
+
+A backup may come from anywhere, and its tar headers are not authenticated. So only what a writer of backups makes is
+accepted: regular files with plain names, written in the POSIX format. Everything else ends the reading at once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from casemate.backup.errors import RefusedError
+from casemate.backup.tar_header import BLOCK, RECORD, Header, padding, parse, ustar
+from casemate.wire.errors import printable
+
+MAX_EXTENDED = 64 * 1024
+"""Limit of a backup (bytes): an extended header of the outer archive."""
+MAX_NAME = 1024
+_PIECE = 1 << 20
+
+
+class Readable(Protocol):
+    """A file, or a pipe."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Writable(Protocol):
+    """A file, or a pipe."""
+
+    def write(self, data: bytes | memoryview, /) -> object: ...
+
+
+@dataclass(slots=True)
+class Member:
+    """A member whose data comes next. Its ``read`` must have returned everything before the next member is asked for;
+    what is left is skipped."""
+
+    name: str
+    size: int
+    _stream: Readable
+    _left: int
+
+    def data(self) -> bytearray:
+        """All of it; RefusedError when the stream ends before."""
+        out = bytearray(self.size)
+        view = memoryview(out)
+        at = 0
+        while self._left:
+            piece = self._read(min(self._left, _PIECE))
+            view[at : at + len(piece)] = piece
+            at += len(piece)
+        return out
+
+    def skip(self) -> None:
+        """Leave out what was not read."""
+        while self._left:
+            self._read(min(self._left, _PIECE))
+        _exactly(self._stream, padding(self.size), self.name)
+
+    def _read(self, count: int) -> bytes:
+        piece = self._stream.read(count)
+        if not piece:
+            raise RefusedError(f"The backup ends in the midst of {self.name}")
+        self._left -= len(piece)
+        return piece
+
+
+def members(stream: Readable, most: int) -> Iterator[Member]:
+    """The members in their order. ``most``: the largest size in bytes that one may have. Raises RefusedError."""
+    extended: dict[str, str] = {}
+    while (block := _block(stream)) is not None:
+        header = parse(block)
+        if header is None:
+            continue  # between two archives, and padding of each
+        if header.kind == "x" and not extended:
+            extended = _extended(stream, header)
+            continue
+        name = extended.get("path", header.name)
+        size = _size(extended["size"]) if "size" in extended else header.size
+        extended = {}
+        if header.kind not in ("0", "\0"):
+            raise RefusedError(f"Member {printable(name, 80)} is not a regular file (type {printable(header.kind)})")
+        if header.mode & 0o7000:
+            raise RefusedError(f"Member {printable(name, 80)} has a special mode")
+        if size > most:
+            raise RefusedError(
+                f"Member {printable(name, 80)} is said to have {size} bytes; at most {most} are possible"
+            )
+        member = Member(name, size, stream, size)
+        yield member
+        member.skip()
+
+
+def _block(stream: Readable) -> bytes | None:
+    data = stream.read(BLOCK)
+    while 0 < len(data) < BLOCK:  # a pipe
+        more = stream.read(BLOCK - len(data))
+        if not more:
+            raise RefusedError("The backup ends in the midst of a tar header")
+        data += more
+    return data or None
+
+
+def _exactly(stream: Readable, count: int, what: str) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = stream.read(count - len(data))
+        if not more:
+            raise RefusedError(f"The backup ends in the midst of {what}")
+        data += more
+    return data
+
+
+def _extended(stream: Readable, header: Header) -> dict[str, str]:
+    """The records of a POSIX extended header: path and size count, times are left out, nothing else may be there."""
+    if not 0 < header.size <= MAX_EXTENDED:
+        raise RefusedError(f"An extended tar header has {header.size} bytes")
+    data = _exactly(stream, header.size, "a tar header")
+    _exactly(stream, padding(header.size), "a tar header")
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(data):
+        digits, space, _rest = data[at : at + 8].partition(b" ")
+        if not space or not digits.isdigit():
+            raise RefusedError("An extended tar header is malformed")
+        end = at + int(digits)
+        record = data[at + len(digits) + 1 : end]
+        key, equals, value = record.partition(b"=")
+        if not equals or not value.endswith(b"\n") or end > len(data):
+            raise RefusedError("An extended tar header is malformed")
+        name = key.decode("ascii", "backslashreplace")
+        if name in ("path", "size"):
+            if len(value) > MAX_NAME or name in found:
+                raise RefusedError("An extended tar header has a name that is too long, or given twice")
+            found[name] = value[:-1].decode("ascii", "backslashreplace")
+        elif name not in ("mtime", "atime", "ctime", "uid", "gid", "uname", "gname"):
+            raise RefusedError(f"An extended tar header has {printable(name, 40)}")
+        at = end
+    return found
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or len(text) > 20:
+        raise RefusedError(f"A tar header has the size {printable(text, 40)!r}")
+    return int(text)
+
+
+def write_member(stream: Writable, name: str, pieces: list[bytes | memoryview]) -> int:
+    """Write one member as an archive of its own; the bytes written. Padded to whole records, as tar pads."""
+    size = sum(map(len, pieces))
+    stream.write(ustar(name, size, int(time.time()), 0o600))
+    for piece in pieces:
+        stream.write(piece)
+    written = BLOCK + size
+    end = -(-(written + padding(size) + 2 * BLOCK) // RECORD) * RECORD
+    stream.write(bytes(end - written))
+    return end
+
+
+def sync(fd: int) -> None:
+    """Make sure that what was written is on the disk, where there is one."""
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass  # a pipe or a terminal
