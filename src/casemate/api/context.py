@@ -8,6 +8,7 @@ from casemate.api.clone_tokens import CloneTokens
 from casemate.api.events import Subscriptions
 from casemate.api.imports import Imports
 from casemate.api.parts import (
+    Backups,
     Devices,
     Disposables,
     Guests,
@@ -51,6 +52,7 @@ class Context:
     firewalls: Firewalls
     policy: PolicyFiles
     network: Network
+    backups: Backups
     tokens: CloneTokens = field(default_factory=CloneTokens)
     imports: Imports = field(init=False)
     files: QubeFiles = field(init=False)

@@ -221,3 +221,16 @@ class Guests(Protocol):
 
     async def run(self, name: str, service: str, user: str, within: float, stdin: bytes = b"") -> int:
         """Run a service in a qube; its exit status, or TimeoutError after ``within`` seconds."""
+
+
+class Backups(Protocol):
+    """Makes backups by profiles."""
+
+    async def info(self, name: str) -> str:
+        """What a backup would have in it."""
+
+    async def execute(self, name: str) -> None:
+        """Make a backup; returns when it is complete."""
+
+    def cancel(self, name: str) -> None:
+        """End a running one."""

@@ -40,14 +40,14 @@ class Target(Protocol):
     def file(self, qube: StoredQube, name: str, data: bytes) -> None:
         """A small file of the qube (``firewall.xml``)."""
 
-    def progress(self, count: int) -> None:
+    def progress(self, count: int, /) -> object:
         """So many bytes of content have been read since the last call."""
 
 
 class Nothing:
     """A target that keeps nothing: for verifying."""
 
-    def __init__(self, progress: Callable[[int], None] = lambda _count: None) -> None:
+    def __init__(self, progress: Callable[[int], object] = lambda _count: None) -> None:
         self.progress = progress
 
     def begin(self, size: int) -> None:
@@ -258,7 +258,7 @@ def _promised(manifest: dict[str, tuple[int, str]], path: str) -> Iterator[str]:
 class _Counted(Source):
     """A source that tells how far it is, and hashes what passes."""
 
-    def __init__(self, source: Source, progress: Callable[[int], None]) -> None:
+    def __init__(self, source: Source, progress: Callable[[int], object]) -> None:
         self._source = source
         self._progress = progress
         self.what = source.what

@@ -31,6 +31,7 @@ from casemate.devices import load as device_classes
 from casemate.devices.device_class import Opening
 from casemate.engine.acceleration import AccelerationProbe
 from casemate.engine.accounts import Accounts
+from casemate.engine.backups import Backups
 from casemate.engine.bus import Bus
 from casemate.engine.create import Creator
 from casemate.engine.database_sync import DatabaseSync
@@ -84,6 +85,8 @@ DEFAULT_POLICY = "90-default.policy"
 SYSTEM_STATE = Path("/var/lib/casemate")
 UPSTREAM_DIRECTORY = Path("/var/run")
 """Where upstream's programs look. The state of the whole host is served there too; any other state is not."""
+UPSTREAM_PROFILES = Path("/etc/qubes/backup")
+"""Where upstream's ``qvm-backup`` puts profiles of backups; for the state of the whole host too."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,9 @@ def build(
     # The Admin API.
     events = Subscriptions(store)
     bus.subscribe(events.publish)
+    profiles = [settings.state / "backup"]
+    if settings.state == SYSTEM_STATE:
+        profiles.append(UPSTREAM_PROFILES)
     context = Context(
         store=store,
         events=events,
@@ -188,6 +194,7 @@ def build(
         host=HostStatus(settings, acceleration, states, policy, accounts, runner, report),
         permissions=Permissions(policy, systems),
         guests=guests,
+        backups=Backups(settings, store, states, volumes, files, runner, guests, bus.say, tuple(profiles)),
         firewalls=firewalls,
         policy=policy,
         network=report,

@@ -12,12 +12,14 @@ from casemate.wire.admin import ADMIN
 from casemate.wire.call_data import CallerSide
 from casemate.wire.errors import DisconnectedError, ProtocolError
 from casemate.wire.names import qube_name
-from casemate.wire.qrexec import Command, exec_message
+from casemate.wire.qrexec import DATA_STDOUT, Command, exec_message
 
 _DATABASE_SECONDS = 10.0
 """Seconds for a whole answer. The database is in the link's memory, so that more means a link that hangs."""
 _CHUNK = 65536
 
+ANSWER_BYTES = 4096
+"""Most bytes that a qube may answer to a question of the host."""
 CLOCK_SECONDS = 10.0
 """Seconds that a qube has to set its clock; half a second is usual when it is emulated."""
 
@@ -69,6 +71,22 @@ class Guests:
 
         Output is read and dropped: a service that waits for a reader would never end.
         """
+        return await self._run(name, Command(user, service, None, ADMIN), within, stdin, bytearray(), 0)
+
+    async def ask(self, name: str, service: str, argument: str, within: float) -> bytes:
+        """The output of a service, which must end with status 0: at most ANSWER_BYTES. DisconnectedError otherwise."""
+        output = bytearray()
+        try:
+            status = await self._run(
+                name, Command("DEFAULT", service, argument, ADMIN), within, b"", output, ANSWER_BYTES
+            )
+        except TimeoutError:
+            raise DisconnectedError(f"{name} did not answer {service} within {within:g} s") from None
+        if status != 0:
+            raise DisconnectedError(f"{name}: {service} ended with status {status}")
+        return bytes(output)
+
+    async def _run(self, name: str, command: Command, within: float, stdin: bytes, output: bytearray, most: int) -> int:
         side = CallerSide()
         async with asyncio.timeout(within):
             try:
@@ -76,16 +94,19 @@ class Guests:
             except OSError as error:
                 raise DisconnectedError(f"{name} cannot be reached: {error.strerror}") from None
             try:
-                writer.write(exec_message(Command(user, service, None, ADMIN).cmdline()))
+                writer.write(exec_message(command.cmdline()))
                 writer.writelines([*side.stdin(stdin), *side.stdin_eof()])
                 while side.exit_code is None:
                     data = await reader.read(_CHUNK)
                     if not data:
-                        raise DisconnectedError(f"{name} went away while it ran {service}")
-                    for _piece in side.feed(data):
-                        pass
+                        raise DisconnectedError(f"{name} went away while it ran {command.service}")
+                    for kind, piece in side.feed(data):
+                        if kind == DATA_STDOUT and most:
+                            output += piece
+                            if len(output) > most:
+                                raise ProtocolError(f"the answer is longer than {most} bytes")
             except (ConnectionError, ProtocolError) as error:
-                raise DisconnectedError(f"{name}: {service}: {error}") from None
+                raise DisconnectedError(f"{name}: {command.service}: {error}") from None
             finally:
                 writer.transport.abort()
         return side.exit_code

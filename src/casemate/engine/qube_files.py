@@ -7,6 +7,7 @@ nothing of its predecessor.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -72,7 +73,9 @@ class QubeFiles:
         try:
             root = etree.fromstring(data, parser)
             found = [
-                firewall.rule_of((str(p.get("name")), p.text or "") for p in rule.iterfind("properties/property"))
+                firewall.rule_of(
+                    firewall.stored_part(str(p.get("name")), p.text or "") for p in rule.iterfind("properties/property")
+                )
                 for rule in root.iterfind("rules/rule")
             ]
         except (etree.XMLSyntaxError, ValueInvalidError) as error:
@@ -82,13 +85,7 @@ class QubeFiles:
 
     def set_rules(self, uuid: UUID, rules: Sequence[Rule]) -> None:
         """Replace the qube's firewall rules."""
-        root = etree.Element("firewall", version="2")
-        parent = etree.SubElement(root, "rules")
-        for rule in rules:
-            properties = etree.SubElement(etree.SubElement(parent, "rule"), "properties")
-            for key, text in rule.items():
-                etree.SubElement(properties, "property", name=key).text = text
-        self._write(uuid, "firewall.xml", etree.tostring(root, pretty_print=True, encoding="UTF-8"))
+        self._write(uuid, "firewall.xml", _firewall_file(rules))
 
     def notes(self, uuid: UUID) -> str:
         """What people wrote about the qube."""
@@ -128,6 +125,29 @@ class QubeFiles:
         """Keep what a template was built from."""
         self._write(uuid, "recipe.json", data)
 
+    def stored(self, uuid: UUID) -> dict[str, bytes]:
+        """The files that belong into a backup, by name: firewall rules and notes, where there are any."""
+        found = {}
+        if self.has_rules(uuid):
+            # Upstream's reader knows one kind of destination, whatever it is.
+            rules = [
+                {re.sub("^dst[46]$", "dsthost", key): text for key, text in rule.items()} for rule in self.rules(uuid)
+            ]
+            found["firewall.xml"] = _firewall_file(rules)
+        if notes := self.notes(uuid):
+            found["notes.txt"] = notes.encode()
+        return found
+
     def remove(self, uuid: UUID) -> None:
         """Remove the files of a qube that was removed."""
         remove_tree(self._directory / str(uuid))
+
+
+def _firewall_file(rules: Sequence[Rule]) -> bytes:
+    root = etree.Element("firewall", version="2")
+    parent = etree.SubElement(root, "rules")
+    for rule in rules:
+        properties = etree.SubElement(etree.SubElement(parent, "rule"), "properties")
+        for key, text in rule.items():
+            etree.SubElement(properties, "property", name=key).text = text
+    return etree.tostring(root, pretty_print=True, encoding="UTF-8")

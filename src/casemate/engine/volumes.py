@@ -78,6 +78,12 @@ class Volumes:
         finally:
             image.unlink(missing_ok=True)
 
+    async def export(self, name: str, volume: str, target: Path) -> None:
+        """Write a kept volume of a halted qube as a raw image into an empty file."""
+        async with self._locks[name]:
+            found = self._kept(name, volume, "there is nothing to write")
+            await self._pools.of(found).export(found, target)
+
     async def resize(self, name: str, volume: str, size: int) -> None:
         """Make a volume larger; ``size`` in bytes. A running qube grows its file system, a halted one at its start."""
         async with self._locks[name]:

@@ -209,6 +209,14 @@ class _Pools(SystemEvent):
     group = "Volumes and pools"
 
 
+class BackupProgress(SystemEvent, names="backup-progress"):
+    """A backup by a profile goes on; ``progress`` is a share in percent."""
+
+    group = "Backups"
+    backup_profile: str
+    progress: str
+
+
 class VolumeImportBegin(_Volumes, names="domain-volume-import-begin"):
     """Data for a volume is coming in; `size` in bytes as announced."""
 

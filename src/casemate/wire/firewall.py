@@ -121,6 +121,18 @@ def rule_of(parts: Iterable[tuple[str, str]]) -> Rule:
     return {key: found[key] for key in KEYS if key in found}
 
 
+def stored_part(key: str, text: str) -> tuple[str, str]:
+    """A part of a rule as upstream's file has it: there ``dsthost`` is an address or a network, too."""
+    if key != "dsthost":
+        return key, text
+    from ipaddress import ip_network
+
+    try:
+        return f"dst{ip_network(text, strict=False).version}", text
+    except ValueError:
+        return key, text
+
+
 def parse_rule(line: str) -> Rule:
     """The rule that a line means; the comment, if any, is the last part and may contain spaces."""
     parts: list[tuple[str, str]] = []
