@@ -13,9 +13,11 @@ from casemate import devices as device_classes
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
 from casemate.api.parts import Permissions
+from casemate.backup.tar_writer import FileContent
 from casemate.daemon.status import HostFigures
 from casemate.devices.device_class import Opening
 from casemate.engine.accounts import Accounts
+from casemate.engine.backups import Backups
 from casemate.engine.bus import Bus
 from casemate.engine.devices import Devices
 from casemate.engine.firewall import Firewalls
@@ -24,6 +26,7 @@ from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
 from casemate.engine.qube_files import QubeFiles
 from casemate.host.hypervisor import PowerState
+from casemate.host.process import Runner
 from casemate.model.domain import Domain
 from casemate.model.system import PoolConfig
 from casemate.network.explain import Place
@@ -249,7 +252,16 @@ class FakeVolumes:
 
     async def import_image(self, name: str, volume: str, image: Path, size: int) -> None:
         await self.clear(name, volume)
-        self.images[name, volume] = image.read_bytes()
+        with open(image, "rb") as file:  # without the hole at its end, which may be gigabytes
+            end = max((at + length for at, length in FileContent(file.fileno()).extents()), default=0)
+            file.seek(0)
+            self.images[name, volume] = file.read(end)
+
+    async def export(self, name: str, volume: str, target: Path) -> None:
+        size = self.store.snapshot().domains[name].volume(volume).size
+        with open(target, "wb") as file:
+            file.write(self.images.get((name, volume), b""))
+            file.truncate(size)
 
     def revisions(self, name: str, volume: str) -> list[str]:
         return self.kept.get((name, volume), [])
@@ -373,4 +385,15 @@ class FakeParts:
             network=FakeNetwork(),
             firewalls=Firewalls(QubeFiles(directory / "qubes"), self.bus.say),
             policy=PolicyFiles(directory / "policy.d", run_policy if run_policy.is_dir() else None),
+            backups=Backups(
+                settings_in(directory),
+                self.store,
+                self.states,
+                self.volumes,
+                QubeFiles(directory / "qubes"),
+                Runner(),
+                guests,
+                self.bus.say,
+                (directory / "backup",),
+            ),
         )

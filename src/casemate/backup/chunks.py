@@ -7,7 +7,6 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 from casemate.backup import container, openssl
 from casemate.backup.errors import DamagedError, RefusedError
@@ -32,14 +31,32 @@ _LEGACY_STORE = f"../../{STORE}.000.enc"
 Wanted = Callable[[str], bool]
 
 
-@dataclass(slots=True)
-class Chunk:
-    """A part of a file; ``plain`` waits for its bytes and raises DamagedError when they are not authentic."""
+Plain = Callable[[], "bytes | bytearray | memoryview"]
 
-    file: str
-    number: int
-    size: int
-    plain: Callable[[], bytes | bytearray | memoryview]
+
+class Chunk:
+    """A part of a file. ``load`` reads its bytes from the stream, before the next member can be read; ``plain`` waits
+    until they are decrypted, and raises DamagedError when they are not authentic."""
+
+    __slots__ = ("_load", "_plain", "file", "number", "size")
+
+    def __init__(self, file: str, number: int, size: int, load: Callable[[], Plain]) -> None:
+        self.file = file
+        self.number = number
+        self.size = size
+        self._load: Callable[[], Plain] | None = load
+        self._plain: Plain = lambda: b""
+
+    def load(self) -> None:
+        """Read it; RefusedError when the stream ends before."""
+        if self._load is not None:
+            load, self._load = self._load, None
+            self._plain = load()
+
+    def plain(self) -> bytes | bytearray | memoryview:
+        """Its bytes."""
+        self.load()
+        return self._plain()
 
 
 class Chunks:
@@ -110,8 +127,11 @@ class Chunks:
     # -- chunks
 
     def _peek(self, quiet: bool = False) -> Chunk | None:
+        """The next chunk, of which no more than the name need have been read yet."""
         while not self._ended and (not self._ahead or self._may_read_on()):
             try:
+                if self._ahead:
+                    self._ahead[-1].load()
                 chunk = self._read()
             except RefusedError as error:
                 # What was read before it is still good, and is handed over first.
@@ -132,7 +152,9 @@ class Chunks:
         return self.wanted is not None and self._waiting < AHEAD and len(self._ahead) < _MANY
 
     def _pop(self) -> None:
-        self._waiting -= self._ahead.popleft().size
+        chunk = self._ahead.popleft()
+        self._waiting -= chunk.size
+        chunk.load()
 
     def _read(self) -> Chunk | None:
         member, self._first = self._first or next(self._members, None), None
@@ -148,32 +170,41 @@ class Chunks:
             if match is None:
                 raise RefusedError(f"The backup has a member that does not belong there: {printable(member.name, 80)}")
             file, number = match[1].rpartition(".")[0], int(match[2])
-        if self._unwanted(file):
-            return Chunk(file, number, 0, lambda: b"")
-        data = member.data()
         key = f"{self._header.backup_id}!{member.name.removesuffix('.enc')}!".encode() + self._passphrase
-        job: Future[memoryview] = self._workers.submit(container.decrypt, data, key, f"{file}.{number:03d}")
-        return Chunk(file, number, member.size, job.result)
+
+        def load() -> Plain:
+            if self._unwanted(file):
+                member.skip()
+                return lambda: b""
+            data = member.data()
+            job: Future[memoryview] = self._workers.submit(container.decrypt, data, key, f"{file}.{number:03d}")
+            return job.result
+
+        return Chunk(file, number, member.size, load)
 
     def _read_old(self, member: Member) -> Chunk:
         match = _OLD.fullmatch(member.name)
         if match is None:
             raise RefusedError(f"The backup has a member that does not belong there: {printable(member.name, 80)}")
         file, number = match[1], int(match[2])
-        unwanted = self._unwanted(file)
-        data = bytearray() if unwanted else member.data()
-        code = next(self._members, None)
-        if code is None or code.name != f"{member.name}.hmac" or code.size > 4096:
-            raise RefusedError(f"{member.name} has no code of authentication after it")
-        if unwanted:
-            return Chunk(file, number, 0, lambda: b"")
-        text = bytes(code.data())
 
-        def plain() -> bytearray:
-            openssl.check_mac(data, text, self._header.digest, self._passphrase, member.name)
-            return data
+        def load() -> Plain:
+            unwanted = self._unwanted(file)
+            data = bytearray() if unwanted else member.data()
+            code = next(self._members, None)
+            if code is None or code.name != f"{member.name}.hmac" or code.size > 4096:
+                raise RefusedError(f"{member.name} has no code of authentication after it")
+            text = bytes(code.data())
+            if unwanted:
+                return lambda: b""
 
-        return Chunk(file, number, member.size, plain)
+            def plain() -> bytearray:
+                openssl.check_mac(data, text, self._header.digest, self._passphrase, member.name)
+                return data
+
+            return plain
+
+        return Chunk(file, number, member.size, load)
 
     def _unwanted(self, file: str) -> bool:
         return self.wanted is not None and not self.wanted(file)

@@ -43,6 +43,7 @@ class Member:
     size: int
     _stream: Readable
     _left: int
+    _padding: int
 
     def data(self) -> bytearray:
         """All of it; RefusedError when the stream ends before."""
@@ -56,10 +57,11 @@ class Member:
         return out
 
     def skip(self) -> None:
-        """Leave out what was not read."""
+        """Leave out what was not read, and the padding after it; once is enough."""
         while self._left:
             self._read(min(self._left, _PIECE))
-        _exactly(self._stream, padding(self.size), self.name)
+        padded, self._padding = self._padding, 0
+        _exactly(self._stream, padded, self.name)
 
     def _read(self, count: int) -> bytes:
         piece = self._stream.read(count)
@@ -90,7 +92,7 @@ def members(stream: Readable, most: int) -> Iterator[Member]:
             raise RefusedError(
                 f"Member {printable(name, 80)} is said to have {size} bytes; at most {most} are possible"
             )
-        member = Member(name, size, stream, size)
+        member = Member(name, size, stream, size, padding(size))
         yield member
         member.skip()
 

@@ -84,7 +84,9 @@ def archive(name: str, content: Content, mtime: int) -> Iterator[bytes]:
         total = stored
     else:
         directory, _slash, base = name.rpartition("/")
-        numbers = [len(extents), *(number for extent in extents for number in extent)]
+        # GNU tar learns how long the file is from an empty piece at its end.
+        pieces = [*extents, (content.size, 0)]
+        numbers = [len(pieces), *(number for piece in pieces for number in piece)]
         table = "".join(f"{number}\n" for number in numbers).encode("ascii")
         table += bytes(padding(len(table)))
         records = {

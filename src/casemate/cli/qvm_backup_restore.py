@@ -83,7 +83,7 @@ def _restore(args: argparse.Namespace, backup: Backup, qubes: Qubes) -> int:
     _show(planned)
     if not planned.qubes:
         sys.stderr.write("There is nothing to be restored.\n")
-        return 1 if planned.left_out else 0
+        return 1 if planned.left_out and not args.skip_conflicting else 0
     if not args.yes and not _confirmed():
         return 0
     shown = progress.bar(_expected(backup.contents, list(planned.qubes)), "B", args.quiet)

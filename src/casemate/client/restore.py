@@ -8,8 +8,7 @@ neither a failed restore nor a killed one leaves a qube that looks as if it coul
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,9 +16,10 @@ from casemate.backup.contents import Contents, StoredQube
 from casemate.backup.reader import Report, Verdict
 from casemate.client.qubes import NOT_CLONED, Qubes
 from casemate.client.restored_firewall import rules_of
+from casemate.client.volume_import import VolumeImport, begin_import
 from casemate.wire import names
-from casemate.wire.admin import ADMIN, ListedQube, build_request, parse_reply
-from casemate.wire.errors import CasemateError, DaemonAccessError, printable
+from casemate.wire.admin import ADMIN, ListedQube
+from casemate.wire.errors import CasemateError, DaemonAccessError, InUseError, NotFoundError, printable
 
 INCOMPLETE = "restore-incomplete"
 """The feature that marks a qube whose data has not arrived; its value is the process that restores it."""
@@ -29,10 +29,6 @@ _MAX_NAME = 31
 _REFERENCES = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm")
 _PAIRED = frozenset({*NOT_CLONED, *_REFERENCES, "stubdom_mem"})
 """Properties that are not simply set: unique ones, references to other qubes, those of hardware that is not here."""
-_ZEROS = memoryview(bytes(1 << 20))
-_REPLY = 1 << 16
-_IMPORT_SECONDS = 900.0
-"""How long the daemon may take to put a volume in place after its last byte."""
 
 
 class RestoreError(CasemateError):
@@ -171,7 +167,7 @@ class Restore:
         self._qubes = qubes
         self._plan = planned
         self._created: list[str] = []
-        self._volume: _VolumeImport | None = None
+        self._volume: VolumeImport | None = None
 
     # -- before
 
@@ -230,10 +226,10 @@ class Restore:
 
     # -- what the reader calls
 
-    def volume(self, qube: StoredQube, name: str) -> _VolumeImport:
+    def volume(self, qube: StoredQube, name: str) -> VolumeImport:
         """See ``Target``."""
         self._let_go()
-        self._volume = _VolumeImport(self._qubes, self._plan.qubes[qube.name].name, name)
+        self._volume = begin_import(self._qubes.transport, self._plan.qubes[qube.name].name, name)
         return self._volume
 
     def finish_volume(self, qube: StoredQube, name: str) -> None:
@@ -265,20 +261,31 @@ class Restore:
         """Keep what is whole, remove the rest; with ``keep_damaged`` it stays, marked, and cannot be started."""
         self._let_go()
         broken = {name for name, verdict in report.verdicts.items() if verdict.state != "whole"}
-        # A qube stands on its template's disk: without the template it is not what it was.
-        for name, planned in self._plan.qubes.items():
-            base = planned.stored.properties.get("template", "")
+        # A qube stands on its template's disk: without the template it is not what it was. In the order of creation, so
+        # that a template of disposables is judged before them.
+        for planned in _in_order(self._plan.qubes.values()):
+            name, base = planned.stored.name, planned.stored.properties.get("template", "")
             if base in broken and name not in broken and planned.template == self._plan.qubes[base].name:
                 report.verdicts[name] = Verdict(name, "damaged", f"its template {base} is not whole")
                 broken.add(name)
         for name, planned in self._plan.qubes.items():
             if name not in broken:
+                self._part_from(planned, broken)
                 self._allow(planned)
                 self._created.remove(planned.name)
         if keep_damaged:
             self._created.clear()
         else:
             self.undo()
+
+    def _part_from(self, planned: Planned, broken: set[str]) -> None:
+        """Take away what refers to qubes that are not kept. No network is safer than another one."""
+        known = set(self._qubes.property_names(planned.name))
+        for key in _REFERENCES:
+            wanted = planned.stored.properties.get(key)
+            if wanted in broken and key in known:
+                self._try(f"{key} {wanted}", planned.name, partial(self._qubes.set, planned.name, key, ""))
+                self.notes.append(f"{planned.name}: {wanted} is not whole, so its {key} is none now")
 
     def _allow(self, planned: Planned) -> None:
         """Let a qube be used that is whole."""
@@ -290,68 +297,25 @@ class Restore:
         self._qubes.unset_feature(planned.name, INCOMPLETE)
 
     def undo(self) -> None:
-        """Remove the qubes that were made and are not whole."""
+        """Remove the qubes that were made and are not whole, users before what they use.
+
+        What cannot be removed, because another qube has come to use it meanwhile, stays marked.
+        """
         self._let_go()
-        while self._created:
-            remove_in_order(self._qubes, [self._created.pop()])
-
-
-class _VolumeImport:
-    """A sink that sends a volume to the daemon, holes as zeros, which the daemon makes holes again."""
-
-    def __init__(self, qubes: Qubes, qube: str, volume: str) -> None:
-        self._connection: socket.socket = qubes.transport.connect()
-        self._request = build_request("admin.vm.volume.ImportWithSize", volume, qube)
-        self._at = 0
-        self._size = 0
-        self._refused = False
-
-    def begin(self, size: int) -> None:
-        """See ``Sink``."""
-        self._size = size
-        self._send(self._request + f"{size}\n".encode("ascii"))
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """See ``Sink``."""
-        self._hole(offset)
-        self._send(data)
-        self._at = offset + len(data)
-
-    def finish(self) -> None:
-        """All has been written: wait until the volume is in place. Raises what the daemon reports."""
-        try:
-            self._hole(self._size)
-            self._connection.settimeout(_IMPORT_SECONDS)
-            reply = b""
-            try:
-                self._connection.shutdown(socket.SHUT_WR)
-                while more := self._connection.recv(_REPLY):
-                    reply += more
-            except OSError as error:
-                raise DaemonAccessError(f"The daemon's answer was cut off: {error.strerror}") from None
-            parse_reply(reply)
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Give up what is not finished: the daemon drops it."""
-        self._connection.close()
-
-    def _hole(self, upto: int) -> None:
-        while self._at < upto and not self._refused:
-            piece = _ZEROS[: min(len(_ZEROS), upto - self._at)]
-            self._send(piece)
-            self._at += len(piece)
-
-    def _send(self, data: bytes | memoryview) -> None:
-        if self._refused:
-            return
-        try:
-            self._connection.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            self._refused = True  # the daemon has said why, and wants no more; ``finish`` reads it
-        except OSError as error:
-            raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from None
+        removed = True
+        while removed and self._created:
+            removed = False
+            for name in reversed(self._created):
+                try:
+                    self._qubes.remove(name)
+                except InUseError:
+                    continue  # perhaps by one that goes in this round
+                except NotFoundError:
+                    pass
+                self._created.remove(name)
+                removed = True
+                break
+        self._created.clear()
 
 
 def _in_order(planned: Iterable[Planned]) -> list[Planned]:
@@ -363,15 +327,6 @@ def _in_order(planned: Iterable[Planned]) -> list[Planned]:
         return 2 if one.stored.klass == "DispVM" else 1
 
     return sorted(planned, key=rank)
-
-
-def remove_in_order(qubes: Qubes, removed: Sequence[str]) -> None:
-    """Remove qubes; one that cannot be is left, marked as it is."""
-    for name in removed:
-        try:
-            qubes.remove(name)
-        except CasemateError:
-            pass
 
 
 def left_behind(qubes: Qubes) -> list[str]:

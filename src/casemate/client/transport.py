@@ -76,6 +76,23 @@ class Transport:
                 parts.append(part)
         return parse_reply(b"".join(parts))
 
+    def internal(self, method: str, arg: str, dest: str, payload: bytes = b"") -> bytes:
+        """As ``call``, on the socket for programs of this host (``internal.*``); the daemon runs already.
+
+        DaemonAccessError where that socket is not for us: it belongs to the daemon's user.
+        """
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            try:
+                connection.connect(str(self.settings.internal_socket))
+                connection.sendall(build_request(method, arg, dest, payload))
+                connection.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error
+            reply = b""
+            while part := _receive(connection):
+                reply += part
+        return parse_reply(reply)
+
     def events(self, dest: str = ADMIN, timeout: float | None = None) -> Events:
         """A subscription; the first event has arrived when this returns."""
         return Events(self._send(build_request("admin.Events", "", dest)), timeout)
