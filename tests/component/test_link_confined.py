@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from casemate.link import landlock
 from casemate.link.confine import MAX_FILES
+from tests.component.rig import rig
 
 TRIES = {
     "another process": "os.fork()",
@@ -66,3 +70,61 @@ def test_the_tries_are_refused_by_the_confinement_alone() -> None:
         assert run(TRIES[what], before="") in ("done", "donedone"), what
     if os.geteuid() == 0:
         assert run(TRIES["a namespace"], before="") == "done"
+
+
+FILES = {
+    "a file of its user": "open(secret).close()",
+    "a new file": "open(directory + '/new', 'w').close()",
+    "a file beside its sockets": "open(directory + '/own').close()",
+    "a directory": "os.listdir('/')",
+    "a new directory": "os.mkdir(directory + '/new')",
+    "a link": "os.symlink('/etc', directory + '/new')",
+    "a fifo": "os.mkfifo(directory + '/new')",
+    "a socket elsewhere": "socket.socket(socket.AF_UNIX).bind(secret + '.sock')",
+    "removing elsewhere": "os.unlink(secret)",
+    "a signal": "os.kill(os.getppid(), 0)",
+    "an abstract socket": "socket.socket(socket.AF_UNIX).connect('\\0' + secret)",
+    "processes": "os.listdir('/proc')",
+}
+"""Of the first, all are allowed by the modes of the files: they lie in directories of the process's own user."""
+
+
+def with_files(tmp_path: Path, expression: str, before: str) -> str:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for path in (inside, outside):
+        path.mkdir(exist_ok=True)
+    (inside / "own").write_text("x")
+    (outside / "secret").write_text("x")
+    names = f"directory, secret = {str(inside)!r}, {str(outside / 'secret')!r}\n"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0" + str(outside / "secret"))
+        listener.listen(1)
+        return run(expression, names + before)
+
+
+@pytest.mark.skipif(not landlock.version(), reason="this kernel has no Landlock")
+@pytest.mark.parametrize("what", FILES)
+def test_a_link_opens_no_file_but_its_sockets(tmp_path: Path, what: str) -> None:
+    if what in ("a signal", "an abstract socket") and landlock.version() < 6:
+        pytest.skip("this kernel's Landlock knows nothing of it")
+    assert with_files(tmp_path, FILES[what], "confine(directory)") == "refused"
+    assert with_files(tmp_path, FILES[what], "") == "done", "so it is the confinement that refuses"
+
+
+def test_a_link_has_the_files_that_it_needs(tmp_path: Path) -> None:
+    """Also where the kernel has no Landlock: then all else of the confinement holds."""
+    sockets = "s = socket.socket(socket.AF_UNIX); s.bind(directory + '/a.sock'); os.unlink(directory + '/a.sock')"
+    terminal = "import termios, tty; m, s = os.openpty(); tty.setraw(s); termios.tcflush(s, 2); os.ttyname(s)"
+    others = "open('/dev/null', 'r+b').close(); import email.message; import casemate.link.link"
+    without = "from casemate.link import landlock; landlock.version = lambda: 0; "
+    for expression in (sockets, terminal, others):
+        assert with_files(tmp_path, expression, "confine(directory)") == "done", expression
+        assert with_files(tmp_path, expression, without + "assert confine(directory) == 0") == "done", expression
+    assert with_files(tmp_path, "os.fork()", without + "confine(directory)") == "refused"
+
+
+@pytest.mark.skipif(not landlock.version(), reason="this kernel has no Landlock")
+def test_a_real_link_is_held_to_its_files(tmp_path: Path) -> None:
+    with rig(tmp_path) as made:
+        assert made.call("true")[0] in (0, 127)
+        assert "files: Landlock, version" in (tmp_path / "link.log").read_text()

@@ -23,7 +23,12 @@ MUTANTS = (
     ),
     Mutant(
         "link-unconfined", "a hijacked link gets little", "src/casemate/link/__main__.py",
-        "    confine()\n", "", _IDENTITY, root=True,
+        'held = confine(description["directory"])', "held = 0", _IDENTITY, root=True,
+    ),
+    Mutant(
+        "link-opens-files", "V9", _CONFINE,
+        "held = landlock.restrict(_files(directory))", "held = landlock.version()",
+        (f"{_CONFINED}test_a_link_opens_no_file_but_its_sockets",),
     ),
     Mutant(
         "link-gains-privileges", "a hijacked link gets little", _CONFINE,

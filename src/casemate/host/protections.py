@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.host.process import succeeds
+from casemate.link import landlock
 from casemate.settings import Settings
 
 _CPU = "sys/devices/system/cpu"
@@ -56,6 +57,7 @@ def protections(
     tell("V4", "QEMU may make only the system calls it needs", _seccomp(base))
     tell("V5", "QEMU sees only the devices it needs", _devices(root))
     tell("V6", "QEMU cannot use up files and processes of this host", _limits(root))
+    tell("V9", "a hijacked link opens no file but its sockets", _landlock())
     tell("P1", "devices given to a qube cannot reach other memory", _iommu(base))
     return found
 
@@ -65,6 +67,13 @@ def _text(base: Path, path: str) -> str | None:
         return (base / path).read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return None
+
+
+def _landlock() -> _Verdict:
+    found = landlock.version()
+    if not found:
+        return False, "the kernel has no Landlock (CONFIG_SECURITY_LANDLOCK, and lsm=landlock,... at boot)"
+    return True, f"Landlock, version {found}"
 
 
 def _kvm(acceleration: str | None) -> _Verdict:

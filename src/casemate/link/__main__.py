@@ -21,8 +21,9 @@ def main() -> int:
     os.umask(0o077)
     if description["uid"] is not None:
         become(description["uid"], description["gid"])
-    confine()
+    held = confine(description["directory"])
     seconds = float(description.get("half_frame_seconds", HALF_FRAME_SECONDS))
+    sys.stderr.write(f"{description['name']}: files: {f'Landlock, version {held}' if held else 'no Landlock'}\n")
     link = Link(description["name"], description["directory"], description["database"], seconds)
     del description
     link.connect()

@@ -1,8 +1,9 @@
 """Takes from a link what it does not need, before it reads the first byte of its qube: a hijacked link gets little.
 
-Its user (root only), new privileges, other programs, other processes, the network, and system calls that have a history
-of holes in the kernel. The numbers are those of x86-64 (linux/seccomp.h, linux/filter.h, asm/unistd_64.h); on another
-architecture there is no filter, and everything else holds.
+Its user (root only), new privileges, other programs, other processes, the network, all files but its sockets, and
+system calls that have a history of holes in the kernel. The numbers are those of x86-64 (linux/seccomp.h,
+linux/filter.h, asm/unistd_64.h); on another architecture there is no filter, and everything else holds. Without
+Landlock in the kernel its files are those that its user may open.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import ctypes
 import os
 import resource
 import struct
+import time
+
+from casemate.link import landlock
 
 MAX_FILES = 4096
 """Limit of a qube's link (open files): each call has a socket, and a qube may have a thousand at once."""
@@ -66,8 +70,26 @@ def become(uid: int, gid: int) -> None:
     os.setuid(uid)
 
 
-def confine() -> None:
-    """Give up what a link never needs; there is no way back. OSError where the kernel refuses."""
+def _files(directory: str) -> dict[str, int]:
+    """What a link may do with files: make and remove its sockets, be a terminal, and import what it has not yet."""
+    terminal = landlock.READ_FILE | landlock.WRITE_FILE | landlock.DEVICE_CONTROL
+    code = landlock.READ_FILE | landlock.READ_DIR
+    return {
+        directory: landlock.MAKE_SOCKET | landlock.REMOVE_FILE,
+        "/dev/null": landlock.READ_FILE | landlock.WRITE_FILE,
+        "/dev/ptmx": terminal,
+        "/dev/pts": terminal,
+        os.path.dirname(os.__file__): code,
+        os.path.dirname(os.path.dirname(__file__)): code,
+    }
+
+
+def confine(directory: str | None = None) -> int:
+    """Give up what a link never needs; there is no way back. OSError where the kernel refuses.
+
+    ``directory`` has the sockets that it makes and removes; with None files are left as they are. Returns the version
+    of Landlock that holds it to that, 0 for none.
+    """
     for what, most in (
         (resource.RLIMIT_NOFILE, MAX_FILES),
         (resource.RLIMIT_CORE, 0),  # what a qube sent would lie on the disk
@@ -79,12 +101,17 @@ def confine() -> None:
         resource.setrlimit(what, (limit, limit))
     libc = ctypes.CDLL(None, use_errno=True)
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1, 0)
+    held = 0
+    if directory is not None:
+        time.localtime()  # reads the time zone, which the log needs
+        held = landlock.restrict(_files(directory))
     if os.uname().machine == "x86_64":
         code = _program()
         instructions = ctypes.create_string_buffer(code, len(code))
         # struct sock_fprog: the number of instructions and where they are.
         program = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))
         _prctl(libc, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.c_char_p(program))
+    return held
 
 
 def _prctl(libc: ctypes.CDLL, option: int, first: int, second: object) -> None:
