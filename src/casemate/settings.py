@@ -8,6 +8,14 @@
 
 The daemon, the tools and the links read the same variables, so a whole installation moves with one of them. Several
 states can run side by side; ``prefix`` keeps their machines apart in libvirt.
+
+Which state a program means is one rule, the first that holds (`casemate status` says which it was):
+
+1. ``--state DIR``, or ``CASEMATE_STATE`` (or ``CASEMATE_RUN``);
+2. root: that of the whole host;
+3. who is in the group ``qubes`` of a host where ``casemate interop install`` was run: that of the whole host, through
+   the sockets that are open to the group. Its daemon is root's, so it is never started for them;
+4. anybody else: one of his own, in his home.
 """
 
 from __future__ import annotations
@@ -15,12 +23,19 @@ from __future__ import annotations
 import os
 
 from casemate.wire.errors import ValueInvalidError
+from casemate.wire.upstream_paths import GROUP, MARK, RELEASE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
     from typing import NoReturn
+
+WHOLE_HOST = ("/var/lib/casemate", "/run/casemate", "/var/cache/casemate")
+"""State, run-time directory and cache of the whole host's daemon."""
+_SHARED_SOCKETS = "/var/run"
+"""Where that daemon has its sockets for members of the group, as upstream's has."""
+BY_GROUP = f"this host's, as you are in the group {GROUP}"
 
 HYPERVISORS = ("embed", "session", "system")
 """libvirt's driver inside the daemon, the user's libvirtd, or the system's."""
@@ -31,19 +46,21 @@ class Settings:
 
     ``state`` holds what must be kept (store, volumes, policy, kernels), ``run`` what dies with the host's uptime
     (sockets, pid files), ``cache`` what can be made again (built templates, probes), shared by all states.
-    ``prefix`` starts the name of every libvirt domain of this state, so that two states never meet.
+    ``prefix`` starts the name of every libvirt domain of this state, so that two states never meet. ``origin`` says in
+    words why it is this state.
 
     Paths are kept as text and become ``Path`` when asked for: importing dataclasses and pathlib would take a tool that
     only wants a socket's address longer than all the rest of its work.
     """
 
-    __slots__ = ("_cache", "_run", "_state", "hypervisor", "prefix")
+    __slots__ = ("_cache", "_run", "_state", "hypervisor", "origin", "prefix")
 
     _state: str
     _run: str
     _cache: str
     hypervisor: str
     prefix: str
+    origin: str
 
     def __init__(
         self,
@@ -52,6 +69,7 @@ class Settings:
         cache: Path | str,
         hypervisor: str = "embed",
         prefix: str = "casemate-",
+        origin: str = "given",
     ) -> None:
         for name, value in (
             ("_state", _plain(os.fspath(state))),
@@ -59,6 +77,7 @@ class Settings:
             ("_cache", _plain(os.fspath(cache))),
             ("hypervisor", hypervisor),
             ("prefix", prefix),
+            ("origin", origin),
         ):
             object.__setattr__(self, name, value)
 
@@ -69,10 +88,13 @@ class Settings:
         raise AttributeError(f"settings do not change: {name}")
 
     def __reduce__(self) -> tuple[type[Settings], tuple[str, ...]]:
-        return Settings, self._key()
+        return Settings, (*self._where(), self.origin)
 
-    def _key(self) -> tuple[str, ...]:
+    def _where(self) -> tuple[str, ...]:
         return (self._state, self._run, self._cache, self.hypervisor, self.prefix)
+
+    def _key(self) -> tuple[str | bool, ...]:
+        return (*self._where(), self.shared)  # the words of origin make no difference
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Settings) else NotImplemented
@@ -81,7 +103,9 @@ class Settings:
         return hash(self._key())
 
     def __repr__(self) -> str:
-        return "Settings(state={!r}, run={!r}, cache={!r}, hypervisor={!r}, prefix={!r})".format(*self._key())
+        words = (*self._where(), self.origin)
+        form = "Settings(state={!r}, run={!r}, cache={!r}, hypervisor={!r}, prefix={!r}, origin={!r})"
+        return form.format(*words)
 
     @property
     def state(self) -> Path:
@@ -110,9 +134,15 @@ class Settings:
         return self.state / "qubes.xml"
 
     @property
+    def shared(self) -> bool:
+        """Whether the daemon is another user's, whose sockets for a group we use. Only what the Admin API does is
+        possible then: the sockets of qubes are closed to us."""
+        return self.origin == BY_GROUP
+
+    @property
     def api_address(self) -> str:
         """The path of the Admin API's socket, as text."""
-        return f"{self._run}/qubesd.sock"
+        return f"{_SHARED_SOCKETS if self.shared else self._run}/qubesd.sock"
 
     @property
     def api_socket(self) -> Path:
@@ -127,7 +157,7 @@ class Settings:
     @property
     def misc_address(self) -> str:
         """The path, as text, of the socket on which programs hand on what a qube says of itself (``qubes.*``)."""
-        return f"{self._run}/qubesd.misc.sock"
+        return f"{_SHARED_SOCKETS if self.shared else self._run}/qubesd.misc.sock"
 
     @property
     def misc_socket(self) -> Path:
@@ -199,22 +229,26 @@ class Settings:
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from the environment: ``CASEMATE_STATE`` moves everything, the others move one thing each.
 
-    As root the defaults are ``/var/lib/casemate``, ``/run/casemate`` and ``/var/cache/casemate``; as another user
-    the XDG directories of data and cache. Run time lies in ``STATE/run``, but for root's default state: every session
-    of a user must find the same daemon. ``XDG_RUNTIME_DIR`` will not do, because ssh, cron and su come without it, and
-    it is removed at the last logout, when qubes still run.
+    For the whole host the defaults are WHOLE_HOST; for a user's own state the XDG directories of data and cache. Whose
+    it is: the rule at the head of this module. Run time lies in ``STATE/run``, but for root's default state: every
+    session of a user must find the same daemon. ``XDG_RUNTIME_DIR`` will not do, because ssh, cron and su come without
+    it, and it is removed at the last logout, when qubes still run.
     """
     env = os.environ if environ is None else environ
     home = env.get("HOME") or "/"
-    root = os.geteuid() == 0
-    state = env.get("CASEMATE_STATE") or (
-        "/var/lib/casemate" if root else f"{env.get('XDG_DATA_HOME') or f'{home}/.local/share'}/casemate"
-    )
-    run = env.get("CASEMATE_RUN")
-    if not run and not env.get("CASEMATE_STATE"):
-        run = "/run/casemate" if root else None
+    said, run = env.get("CASEMATE_STATE"), env.get("CASEMATE_RUN")
+    if said or run:
+        origin = "CASEMATE_STATE (or --state)" if said else "CASEMATE_RUN"
+    elif os.geteuid() == 0:
+        origin = "this host's, as you are root"
+    else:
+        origin = BY_GROUP if _host_is_meant() else "your own"
+    whole = os.geteuid() == 0 or origin == BY_GROUP
+    state = said or (WHOLE_HOST[0] if whole else f"{env.get('XDG_DATA_HOME') or f'{home}/.local/share'}/casemate")
+    if not run and not said and whole:
+        run = WHOLE_HOST[1]
     cache = env.get("CASEMATE_CACHE") or (
-        "/var/cache/casemate" if root else f"{env.get('XDG_CACHE_HOME') or f'{home}/.cache'}/casemate"
+        WHOLE_HOST[2] if whole else f"{env.get('XDG_CACHE_HOME') or f'{home}/.cache'}/casemate"
     )
     hypervisor = env.get("CASEMATE_HYPERVISOR") or "embed"
     if hypervisor not in HYPERVISORS:
@@ -225,7 +259,30 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         cache=_absolute(cache),
         hypervisor=hypervisor,
         prefix=env.get("CASEMATE_PREFIX") or "casemate-",
+        origin=origin,
     )
+
+
+def _host_is_meant() -> bool:
+    """Whether this host is laid out for upstream's programs and this user is in their group.
+
+    Also one who was put into the group after he logged in: his session does not have it yet, so that he is told to log
+    in again, and gets no daemon of his own meanwhile.
+    """
+    try:
+        with open(RELEASE, encoding="utf-8", errors="replace") as file:
+            if MARK not in file.read(4096):
+                return False
+    except OSError:
+        return False
+    import grp
+    import pwd
+
+    try:
+        group = grp.getgrnam(GROUP)
+        return group.gr_gid in os.getgroups() or pwd.getpwuid(os.getuid()).pw_name in group.gr_mem
+    except KeyError:
+        return False
 
 
 def _plain(path: str) -> str:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pickle
+import pwd
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
 import casemate
+from casemate import settings
+from casemate.cli import tool
+from casemate.cli.calling import open_call
+from casemate.client.qubes import Qubes
+from casemate.client.transport import Transport
 from casemate.settings import Settings, load
-from casemate.wire.errors import ValueInvalidError
+from casemate.wire.errors import CasemateError, DaemonAccessError, ValueInvalidError
+from casemate.wire.qrexec import Command
+from casemate.wire.upstream_paths import MARK
 
 
 def made(**other: str) -> Settings:
@@ -135,3 +146,61 @@ def test_a_tool_imports_nothing_that_costs_it_more_than_its_work(tool: str) -> N
 
 def source() -> Path:
     return Path(casemate.__file__).parent.parent
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host that ``casemate interop install`` has laid out, seen by a user who is in its group."""
+    release = tmp_path / "qubes-release"
+    release.write_text(f"Qubes release 4.3 (Casemate; {MARK})\n")
+    monkeypatch.setattr(settings, "RELEASE", str(release))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getgroups", lambda: [77])
+    monkeypatch.setattr(grp, "getgrnam", lambda name: SimpleNamespace(gr_gid=77, gr_mem=[]))
+    return release
+
+
+def test_which_state_a_program_means(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = {"HOME": "/home/me"}
+    found = load(home)
+    assert (found.state, found.shared, found.api_address) == (Path("/var/lib/casemate"), True, "/var/run/qubesd.sock")
+    assert "in the group qubes" in found.origin
+    for other in ({"CASEMATE_STATE": "/x"}, {"CASEMATE_RUN": "/x/run"}):
+        chosen = load({**home, **other})
+        assert not chosen.shared and str(chosen.api_address) == "/x/run/qubesd.sock" and "CASEMATE" in chosen.origin
+    # Put into the group, and not logged in again: the host is meant all the same.
+    monkeypatch.setattr(os, "getgroups", list)
+    assert load(home).state == Path("/home/me/.local/share/casemate") and load(home).origin == "your own"
+    me = pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr(grp, "getgrnam", lambda name: SimpleNamespace(gr_gid=77, gr_mem=[me]))
+    assert load(home).shared
+    host.write_text("Qubes release 4.2\n")  # a real one, or none: nothing of ours is there
+    assert not load(home).shared
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert load(home).state == Path("/var/lib/casemate") and not load(home).shared and "root" in load(home).origin
+
+
+def test_a_member_of_the_group_never_gets_a_second_daemon(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_args: object) -> NoReturn:
+        raise AssertionError("a daemon was started")
+
+    monkeypatch.setattr(os, "posix_spawn", start)
+    monkeypatch.setattr(settings, "_SHARED_SOCKETS", str(host.parent))
+    with pytest.raises(DaemonAccessError, match="not yours to start"):
+        Transport(load({"HOME": "/home/me"})).call("admin.vm.List")
+    with pytest.raises(CasemateError, match="are root's"):
+        open_call(Qubes(Transport(load({"HOME": "/home/me"}))), "work", Command("user", "x", None, "dom0"), True)
+
+
+def test_the_option_is_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASEMATE_STATE", "/elsewhere")
+    monkeypatch.setenv("CASEMATE_RUN", "/elsewhere/run")
+    seen: list[Settings] = []
+    parser = tool.Parser("a-tool", "For a test.")
+
+    def body(_args: object, qubes: Qubes) -> int:
+        seen.append(qubes.transport.settings)
+        return 0
+
+    assert tool.run(parser, body, ["--state", str(tmp_path)]) == 0
+    assert seen[0].state == tmp_path and seen[0].run == tmp_path / "run"

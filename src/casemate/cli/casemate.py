@@ -20,7 +20,8 @@ def _status(args: argparse.Namespace, qubes: Qubes) -> int:
     for key, value in status.items():
         if key == "protections":
             continue
-        print(f"{key:<14} {printable(str(value))}")
+        shown = f"{value} ({qubes.transport.settings.origin})" if key == "state" else str(value)
+        print(f"{key:<14} {printable(shown)}")
     protections = status.get("protections", [])
     missing = [p for p in protections if not p["present"]]
     print(f"\nProtections: {len(protections) - len(missing)} present, {len(missing)} missing on this host")

@@ -83,6 +83,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("-q", "--quiet", action="store_true", help="say less")
         self.add_argument("--version", action=_Version, help="show the version and exit")
         self.add_argument("--force-root", action="store_true", help=argparse.SUPPRESS)
+        self.add_argument("--state", action=_State, metavar="DIR", help=argparse.SUPPRESS)
 
     def one_qube(self) -> None:
         """Take the name of one qube."""
@@ -97,6 +98,18 @@ def _many_qubes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("VMNAME", nargs="*", help="names of qubes; patterns with *, ? and [...] too")
     parser.add_argument("--all", action="store_true", help="all qubes except dom0")
     parser.add_argument("--exclude", action="append", default=[], metavar="VMNAME", help="not this one of --all")
+
+
+class _State(argparse.Action):
+    """``--state DIR``: the same as ``CASEMATE_STATE=DIR``, for this tool and the programs that it starts."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, metavar: str | None = None, help: str = "") -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=1, default=argparse.SUPPRESS, metavar=metavar,
+                         help=help)  # fmt: skip
+
+    def __call__(self, parser: argparse.ArgumentParser, _args: object, value: Any, option: str | None = None) -> None:
+        os.environ["CASEMATE_STATE"] = value[0]
+        os.environ.pop("CASEMATE_RUN", None)  # that of another state, which the option overrides
 
 
 class _Version(argparse.Action):

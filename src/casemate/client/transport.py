@@ -114,6 +114,11 @@ class Transport:
         connection = self._try_connect()
         if connection is not None:
             return connection
+        if self.settings.shared:
+            raise DaemonAccessError(
+                "The daemon of this host does not run, and is not yours to start: any tool that root calls starts it "
+                "(sudo casemate status). For qubes of your own set CASEMATE_STATE"
+            )
         if not self._daemon:
             raise DaemonAccessError(f"No daemon listens on {self.settings.api_address}")
         return self._start_daemon()
@@ -128,8 +133,12 @@ class Transport:
             return None
         except OSError as error:
             connection.close()
-            raise DaemonAccessError(f"{self.settings.api_address}: {error.strerror or error}") from error
+            hint = "; log in again, as you were put into the group meanwhile" if self._lacks_group(error) else ""
+            raise DaemonAccessError(f"{self.settings.api_address}: {error.strerror or error}{hint}") from error
         return connection
+
+    def _lacks_group(self, error: OSError) -> bool:
+        return self.settings.shared and error.errno == errno.EACCES
 
     def _start_daemon(self) -> socket.socket:
         """Start the daemon, unless another tool is just doing so, and wait until it listens."""
