@@ -246,3 +246,13 @@ def test_an_interrupt_reaches_the_program_and_detached_ones_go_on(world: World, 
     ended(["qvm-run", usable, "sleep 4323"], "4323")
     assert runs("4323")
     world.inside(usable, "kill $(grep -als 'slee[p].4323' /proc/[0-9]*/cmdline | cut -d/ -f3)", status=None)
+
+
+def test_output_that_cannot_be_written_is_told(world: World, usable: str) -> None:
+    """A full disk, or a descriptor that is closed: it hung, or ended with 0 and nothing written."""
+    for redirection in (">/dev/full", ">&-"):
+        for tool in (f"qvm-run -p {usable} 'echo lost'", f"qrexec-client -d {usable} 'user:echo lost'"):
+            done = world.run("bash", "-c", f"{tool} {redirection}", status=74, timeout=60)
+            assert b"output of the call is lost" in done.stderr
+    done = world.run("bash", "-c", f"qvm-run -p {usable} 'cat; echo on' <&-", timeout=60)
+    assert done.stdout == b"on\n"

@@ -30,6 +30,8 @@ As much as a pipe holds: what a program of this host could have written before i
 a call, because the service may be about to end by itself, and its exit status is what the caller wants."""
 SILENCE_SECONDS = 2.0
 """Seconds without a word of the service after which whoever waits wants to know whether it can answer at all."""
+EXIT_LOST = 74
+"""Exit status of a call that succeeded and whose output could not be written, as to a full disk (EX_IOERR)."""
 EXIT_BROKEN_PIPE = 141
 """Exit status of a call that was ended so: what a shell says of a program that died of SIGPIPE."""
 _MESSAGE = HEADER.size
@@ -77,6 +79,11 @@ class Output(Handler):
     def closed(self) -> bool:
         """True when everything was written, or nobody reads it."""
         return self._stream is None or self._stream.closed
+
+    @property
+    def failure(self) -> int:
+        """The errno of a write that failed though nobody had closed the other end; 0 if there was none."""
+        return 0 if self._stream is None else self._stream.failure
 
     def space_left(self) -> int:
         """Bytes that it takes now; an output that has ended holds nobody up."""
@@ -288,7 +295,12 @@ def run_call(
         call = Call(loop, sock, stdin, out, err, first, chunk)
         if on_silence is not None:
             loop.later(SILENCE_SECONDS, lambda: on_silence() if call.silent else None)
-        return call.run()
+        status = call.run()
+        for output, name in ((out, "standard output"), (err, "standard error")):
+            if output.failure:
+                os.write(2, f"{name}: {os.strerror(output.failure)}; output of the call is lost\n".encode())
+                status = status or EXIT_LOST
+        return status
     finally:
         out.close()
         err.close()

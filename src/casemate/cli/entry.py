@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from casemate.cli import standard_streams
+
 TOOLS = {
     "qfile-dom0-unpacker": "qfile_dom0_unpacker",
     "qrexec-client": "qrexec_client",
@@ -75,6 +77,7 @@ def find(name: str) -> Callable[[Sequence[str] | None], int] | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool that ``argv[0]`` names; as ``python -m casemate.cli TOOL …`` the first argument names it."""
+    standard_streams.mend()
     words = list(sys.argv if argv is None else argv)
     name = os.path.basename(words[0]) if words else ""  # noqa: PTH119
     if name in ("__main__.py", "entry.py") and len(words) > 1:
@@ -84,7 +87,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if tool is None:
         sys.stderr.write(f"No such tool: {name}; there are {', '.join(TOOLS)}\n")
         return 2
-    return tool(words[1:])
+    try:
+        status = tool(words[1:])
+    except BrokenPipeError:
+        standard_streams.discard()
+        status = 141
+    except OSError as error:  # of a tool that is not run by tool.run
+        standard_streams.discard()
+        standard_streams.complain(name, error)
+        status = standard_streams.LOST
+    return standard_streams.finish(name, status)
 
 
 if __name__ == "__main__":

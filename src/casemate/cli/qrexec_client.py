@@ -12,6 +12,7 @@ from casemate.calls.vchan_caller import DaemonConversation, serve
 from casemate.calls.vchan_sockets import SocketDirectory
 from casemate.cli import tool
 from casemate.cli.calling import warn_of_policy
+from casemate.cli.standard_streams import CLOSED
 from casemate.client.qubes import Qubes
 from casemate.wire import qrexec
 from casemate.wire.errors import CallRefusedError, CasemateError, DisconnectedError
@@ -63,7 +64,7 @@ def _run(args: argparse.Namespace, sock: socket.socket, chunk: int = qrexec.MAX_
     if args.local:
         return run_call_with(sock, ["/bin/sh", "-c", args.local], first, chunk)
     out, err = (os.isatty(fd) if wanted is None else wanted for fd, wanted in ((1, args.out), (2, args.err)))
-    return run_call(sock, 0, 0 if args.both else 1, 2, first, (out, err), chunk)
+    return run_call(sock, None if 0 in CLOSED else 0, 0 if args.both else 1, 2, first, (out, err), chunk)
 
 
 def _over_vchan(args: argparse.Namespace, path: str) -> int:

@@ -44,14 +44,14 @@ def _payload(args: argparse.Namespace) -> bytes:
 
 def _ask(args: argparse.Namespace) -> int:
     request = build_request(args.METHOD, args.ARGUMENT, args.DEST, _payload(args), args.SRC)
-    status = None
+    status, address = None, args.connect or load().api_address
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            connection.connect(args.connect)
+            connection.connect(address)
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
         except OSError as error:
-            raise DaemonAccessError(f"{args.connect}: {error.strerror}") from error
+            raise DaemonAccessError(f"{address}: {error.strerror}") from error
         while data := connection.recv(65536):
             if status is None:
                 status = int(data[:1]) if data[:1].isdigit() else 1
@@ -65,7 +65,7 @@ def _ask(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The reply is standard output; with --fail its first digit is the exit status."""
     parser = tool.Parser(PROG, "Make one call of the Admin API; standard input is its payload.")
-    parser.add_argument("-c", "--connect", metavar="PATH", default=load().api_address, help="the socket to ask")
+    parser.add_argument("-c", "--connect", metavar="PATH", help="the socket to ask (default: the daemon's)")
     parser.add_argument("-e", "--empty", action="store_true", help="no payload; do not read standard input")
     parser.add_argument("--fail", action="store_true", help="exit status: the kind of the reply, 0 for success")
     parser.add_argument("--max-bytes", type=int, metavar="N", help="most bytes of payload")

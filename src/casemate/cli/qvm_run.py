@@ -11,6 +11,7 @@ from casemate.calls.caller import run_call, run_call_with
 from casemate.cli import tool
 from casemate.cli.calling import Disposable, open_call
 from casemate.cli.report import Report
+from casemate.cli.standard_streams import CLOSED
 from casemate.client.qubes import Qubes
 from casemate.wire import qrexec, vmexec
 from casemate.wire.admin import ADMIN
@@ -149,7 +150,8 @@ def _run_in(args: argparse.Namespace, qubes: Qubes, name: str, autostart: bool) 
             wanted = args.filter_escape_chars
             out, err = (os.isatty(fd) if wanted is None else wanted for fd in (1, 2))
             with _Colored(args):
-                status = run_call(sock, 0, 1, 2, first, (out, err), on_silence=look)
+                stdin = None if 0 in CLOSED else 0
+                status = run_call(sock, stdin, 1, 2, first, (out, err), on_silence=look)
         else:
             status = run_call(sock, None, None, None, first, on_silence=look)
     except DisconnectedError as error:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 
+from casemate.cli import standard_streams
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN, ListedQube
 from casemate.wire.errors import CasemateError, NoSuchPropertyError, NotFoundError, PoolNotFoundError, printable
@@ -168,9 +169,12 @@ def run(parser: argparse.ArgumentParser, body: Body, argv: Sequence[str] | None)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone; nothing may be written to it when Python ends either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        standard_streams.discard()  # the reader of our output has gone
         return 141
+    except OSError as error:
+        standard_streams.discard()
+        standard_streams.complain(parser.prog, error)
+        return standard_streams.LOST
 
 
 def _is_argument(args: argparse.Namespace, error: CasemateError) -> bool:
@@ -188,7 +192,10 @@ def _is_argument(args: argparse.Namespace, error: CasemateError) -> bool:
 def say_error(prog: str, error: object) -> None:
     """A message on standard error; control characters are shown, not sent to the terminal."""
     lines = str(error).split("\n")
-    sys.stderr.write(f"{prog}: error: " + "\n".join(printable(line, 2000) for line in lines) + "\n")
+    try:
+        sys.stderr.write(f"{prog}: error: " + "\n".join(printable(line, 2000) for line in lines) + "\n")
+    except OSError:
+        pass  # it is full, or its reader has gone; the exit status says it all the same
 
 
 def choose(args: argparse.Namespace, listed: list[ListedQube]) -> list[ListedQube]:

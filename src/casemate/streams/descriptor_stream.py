@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 
@@ -23,7 +24,7 @@ class DescriptorStream:
 
     __slots__ = (
         "_eof", "_finishing", "_in", "_loop", "_out", "_output", "_paused", "_pending", "_quiet", "_read_open",
-        "_starved", "_write_open", "broken", "closed", "handler",
+        "_starved", "_write_open", "broken", "closed", "failure", "handler",
     )  # fmt: skip
 
     def __init__(self, loop: Loop, reading: int, writing: int, handler: Handler | None) -> None:
@@ -39,6 +40,7 @@ class DescriptorStream:
         self._eof = False  # we send no more
         self._finishing = False  # close when all is sent
         self.broken = False  # nobody reads what we send
+        self.failure = 0  # errno of a write that failed for another reason, as on a full disk
         self._paused = False  # the handler had no room
         self._starved = False  # a writer waits for on_room
         self._quiet = False  # the owner has let go: the handler is not called again
@@ -71,8 +73,8 @@ class DescriptorStream:
                 count = os.write(self._out, data)
             except BlockingIOError:
                 count = 0
-            except OSError:
-                self._break()
+            except OSError as error:
+                self._break(error)
                 return
             if count == len(data):
                 return
@@ -92,8 +94,8 @@ class DescriptorStream:
                 count = os.writev(self._out, pieces[:_IOV])
             except BlockingIOError:
                 pass
-            except OSError:
-                self._break()
+            except OSError as error:
+                self._break(error)
                 return
         for piece in pieces:
             if count >= len(piece):
@@ -192,8 +194,8 @@ class DescriptorStream:
                 count = os.writev(self._out, batch)
             except BlockingIOError:
                 break
-            except OSError:
-                self._break()
+            except OSError as error:
+                self._break(error)
                 return
             self._pending -= count
             for piece in batch:
@@ -222,9 +224,12 @@ class DescriptorStream:
             self._close_input()
         self._check_closed()
 
-    def _break(self) -> None:
-        """Nobody reads what we send. It is thrown away from now on; what the peer still sends is taken."""
+    def _break(self, error: OSError | None = None) -> None:
+        """Nobody reads what we send, or it cannot be written. It is thrown away from now on; what the peer still sends
+        is taken."""
         self.broken = True
+        if error is not None and error.errno not in (errno.EPIPE, errno.ECONNRESET):
+            self.failure = error.errno or errno.EIO
         self._output.clear()
         self._pending = 0
         self._close_output()
