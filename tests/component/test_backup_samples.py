@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from casemate.backup.errors import BackupError
+from casemate.backup.outer import members
 from casemate.backup.reader import Backup, Nothing, Report
 from tests import backup_samples as samples
 
@@ -51,7 +52,7 @@ class Kept(Nothing):
 def read(name: str, target: Nothing, forced: str = "") -> Report:
     """Read a sample to its end; BackupError when it is refused at once."""
     passphrase = samples.manifest()[name]["passphrase"].encode()
-    with contextlib.closing(Backup(io.BytesIO(samples.files()[name]), passphrase, forced)) as backup:
+    with contextlib.closing(Backup(members(io.BytesIO(samples.files()[name])), passphrase, forced)) as backup:
         return backup.run(target)
 
 
@@ -128,7 +129,7 @@ def test_the_rest_of_a_backup_survives_a_damaged_file() -> None:
 
 def test_a_wrong_passphrase_is_told_at_once() -> None:
     with pytest.raises(BackupError, match="passphrase is wrong"):
-        Backup(io.BytesIO(samples.files()["v4-none.qbk"]), b"something else")
+        Backup(members(io.BytesIO(samples.files()["v4-none.qbk"])), b"something else")
 
 
 def test_memory_is_bounded_by_the_size_of_chunks(tmp_path: Path) -> None:

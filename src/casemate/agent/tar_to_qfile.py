@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
     sender = Sender(1, 0)
     complete = True
     try:
-        with open(words[0], "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        with open(words[0], "rb") as file, tarfile.open(fileobj=file, mode="r|*", ignore_zeros=True) as archive:
             sender.send(archive, words[1:])
     except _Answered:
         complete = False

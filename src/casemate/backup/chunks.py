@@ -16,8 +16,6 @@ from casemate.backup.outer import Member
 from casemate.backup.tar_reader import continued
 from casemate.wire.errors import printable
 
-MAX_CHUNK = 128 << 20
-"""Limit of a backup (bytes): a member. Writers cut at 100 MiB."""
 AHEAD = 100 << 20
 """Bytes of chunks that may wait beside the one in use. At least one always may."""
 _MANY = 64

@@ -18,6 +18,8 @@ from casemate.wire.errors import printable
 
 MAX_EXTENDED = 64 * 1024
 """Limit of a backup (bytes): an extended header of the outer archive."""
+MAX_MEMBER = 128 << 20
+"""Limit of a backup (bytes): a member. Writers cut at 100 MiB."""
 MAX_NAME = 1024
 _PIECE = 1 << 20
 
@@ -71,7 +73,7 @@ class Member:
         return piece
 
 
-def members(stream: Readable, most: int) -> Iterator[Member]:
+def members(stream: Readable, most: int = MAX_MEMBER) -> Iterator[Member]:
     """The members in their order. ``most``: the largest size in bytes that one may have. Raises RefusedError."""
     extended: dict[str, str] = {}
     while (block := _block(stream)) is not None:

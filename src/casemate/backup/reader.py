@@ -10,12 +10,12 @@ from typing import Protocol
 
 from casemate.backup import contents as stored
 from casemate.backup import header as headers
-from casemate.backup.chunks import MAX_CHUNK, Chunks
+from casemate.backup.chunks import Chunks
 from casemate.backup.contents import MAX_VOLUME, Contents, StoredQube
 from casemate.backup.errors import BackupError, DamagedError, RefusedError
 from casemate.backup.filters import Source
 from casemate.backup.header import STORE, BackupHeader
-from casemate.backup.outer import Readable, members
+from casemate.backup.outer import Member
 from casemate.backup.tar_header import NoHeaderError
 from casemate.backup.tar_reader import Collected, Reader, Sink, only_file
 from casemate.wire.admin import ADMIN
@@ -103,9 +103,8 @@ class Report:
 class Backup:
     """A backup being read. First the header and the store, then ``run`` for the rest; ``close`` in any case."""
 
-    def __init__(self, stream: Readable, passphrase: bytes, forced_filter: str = "") -> None:
-        """Reads the header and the store; PassphraseError, RefusedError."""
-        found = members(stream, MAX_CHUNK)
+    def __init__(self, found: Iterator[Member], passphrase: bytes, forced_filter: str = "") -> None:
+        """Reads the header and the store; PassphraseError, RefusedError. ``found`` has the members of the backup."""
         self.header, first = headers.read(found, passphrase, forced_filter)
         self._chunks = Chunks(found, first, self.header, passphrase)
         try:

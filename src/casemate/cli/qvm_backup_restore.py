@@ -8,42 +8,41 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from casemate.backup.contents import Contents
+from casemate.backup.outer import Member, members
 from casemate.backup.reader import Backup, Nothing, Report, Verdict
 from casemate.cli import passphrase, progress, tool
 from casemate.cli.table import table
 from casemate.client import restore
+from casemate.client.backup_in_qube import backup_in_qube
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, printable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 PROG = "qvm-backup-restore"
 
 
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:
-    if args.dest_vm not in (None, ADMIN):
-        raise CasemateError("A backup cannot be read from a qube yet: copy it here first")
     if args.backup_location == "-" and (args.passphrase_file in (None, "-") or not (args.yes or args.verify_only)):
         raise tool.UsageError("A backup on standard input needs --passphrase-file FILE, and --yes or --verify-only")
     secret = passphrase.asked(args.passphrase_file)
-    with (
-        _opened(args.backup_location) as stream,
-        contextlib.closing(Backup(stream, secret, args.compression_filter or "")) as backup,
-    ):
+    with _members(args) as found, contextlib.closing(Backup(found, secret, args.compression_filter or "")) as backup:
         return _verify(args, backup) if args.verify_only else _restore(args, backup, qubes)
 
 
+def _members(args: argparse.Namespace) -> contextlib.AbstractContextManager[Iterator[Member]]:
+    if args.dest_vm not in (None, ADMIN):
+        return backup_in_qube(args.dest_vm, args.backup_location)
+    return _of_this_host(args.backup_location)
+
+
 @contextlib.contextmanager
-def _opened(place: str) -> Iterator[BinaryIO]:
+def _of_this_host(place: str) -> Iterator[Iterator[Member]]:
     try:
         if place == "-":
-            yield sys.stdin.buffer
+            yield members(sys.stdin.buffer)
             return
         with open(place, "rb") as file:
-            yield file
+            yield members(file)
     except OSError as error:
         raise CasemateError(f"{error.filename or place}: {error.strerror}") from None
 

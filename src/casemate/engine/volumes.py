@@ -79,10 +79,14 @@ class Volumes:
             image.unlink(missing_ok=True)
 
     async def export(self, name: str, volume: str, target: Path) -> None:
-        """Write a kept volume of a halted qube as a raw image into an empty file."""
+        """Write a kept volume as a raw image into an empty file; of a running qube, its last saved state."""
         async with self._locks[name]:
-            found = self._kept(name, volume, "there is nothing to write")
-            await self._pools.of(found).export(found, target)
+            decide(Command.COPY, name, self._states.of(name))
+            running = self._states.of(name) is not PowerState.HALTED
+            found = self._store.snapshot().domains[name].volume(volume)
+            if not is_kept(found):
+                raise StorageError(f"volume {volume} of {name} is not kept, there is nothing to write")
+            await self._pools.of(found).export(found, target, running)
 
     async def resize(self, name: str, volume: str, size: int) -> None:
         """Make a volume larger; ``size`` in bytes. A running qube grows its file system, a halted one at its start."""

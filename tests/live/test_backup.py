@@ -1,0 +1,75 @@
+"""Backups of real qubes: to a file and into a qube, of one that runs, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.builders import wait_for
+from tests.live.world import World
+
+pytestmark = pytest.mark.live
+
+PLACE = "/home/user"
+
+
+@pytest.fixture
+def lab(world: World) -> Iterator[str]:
+    """A qube with something on its disk, running with something more."""
+    world.run("qvm-create", "--label", "red", "lab")
+    try:
+        world.run("qvm-start", "lab")
+        world.inside("lab", "echo before > note; head -c 3000000 /dev/urandom > noise; sync")
+        world.run("qvm-shutdown", "--wait", "lab")
+        world.run("qvm-start", "lab")
+        world.inside("lab", "echo meanwhile > note; sync")
+        yield "lab"
+    finally:
+        gone(world, "lab")
+
+
+def gone(world: World, name: str) -> None:
+    world.run("qvm-kill", name, status=None)
+    wait_for(lambda: name not in world.qubes() or world.state(name) == "Halted")
+    world.run("qvm-remove", "-f", name, status=None)
+
+
+@pytest.fixture
+def passphrase(tmp_path: Path) -> str:
+    path = tmp_path / "passphrase"
+    path.write_text("five words that nobody knows\n")
+    return str(path)
+
+
+def test_into_a_qube_and_back(world: World, lab: str, usable: str, passphrase: str, tmp_path: Path) -> None:
+    noise = world.inside(lab, "sha256sum noise")
+    # The service's own failure reaches us, and nothing is noted as backed up.
+    done = world.run("qvm-backup", "-y", "-p", passphrase, "-d", usable, "cat >/dev/full", lab, status=1)
+    assert b"did not take the backup" in done.stderr and b"No space left" in done.stderr
+    assert world.run("qvm-prefs", lab, "backup_timestamp", status=None).stdout.strip() in (b"", b"None", b"0")
+
+    done = world.run("qvm-backup", "-y", "-p", passphrase, "-d", usable, PLACE, lab)
+    assert b"lab is running: what is backed up is its state from before this run" in done.stdout
+    assert not list((world.settings.state / "spool").glob("*"))
+    name = world.inside(usable, f"ls {PLACE} | grep qubes-backup")
+    gone(world, lab)
+
+    verify = ["qvm-backup-restore", "--verify-only", "-p", passphrase, "-d", usable]
+    world.run(*verify, f"cat {PLACE}/{name}")  # by a command
+    done = world.run(*verify, f"{PLACE}/nothing", status=1)
+    assert b"does not give the backup" in done.stderr
+    world.inside(usable, f"head -c 2000000 {PLACE}/{name} > {PLACE}/cut")
+    world.run(*verify, f"{PLACE}/cut", status=1)
+    wrong = tmp_path / "wrong"
+    wrong.write_text("no\n")
+    done = world.run(*verify[:2], "-p", str(wrong), "-d", usable, f"{PLACE}/{name}", status=1)
+    assert b"passphrase is wrong" in done.stderr
+    world.inside(usable, "! pgrep -f tar2qfile")  # told that we have had enough, it has ended
+
+    world.run("qvm-backup-restore", "-y", "-p", passphrase, "-d", usable, f"{PLACE}/{name}")
+    world.run("qvm-start", lab)
+    assert world.inside(lab, "cat note") == "before"
+    assert world.inside(lab, "sha256sum noise") == noise
+    world.inside(usable, f"rm {PLACE}/{name} {PLACE}/cut")
