@@ -93,7 +93,7 @@ async def qube_place(settings: Settings, runner: Runner, qube: str, place: str) 
     finally:
         os.close(reading)
     assert process.stderr is not None
-    said = asyncio.create_task(process.stderr.read(_SAID))
+    said = asyncio.create_task(_said(process.stderr))
     failed = False
     try:
         os.write(writing, place.encode("utf-8", "surrogateescape") + b"\n")
@@ -126,3 +126,11 @@ async def _status(process: asyncio.subprocess.Process) -> int:
         process.kill()
         await asyncio.shield(process.wait())
         raise StorageError("the qube does not say whether it has stored the backup") from None
+
+
+async def _said(stream: asyncio.StreamReader) -> bytes:
+    """The beginning of what a program says; the rest is read too, so that it never waits for us."""
+    data = b""
+    while more := await stream.read(4096):
+        data += more[: _SAID - len(data)]
+    return data
