@@ -34,6 +34,8 @@ tcc                                     -       tcc                          tcc
 mke2fs                                  -       e2fsprogs                    e2fsprogs                     e2fsprogs               e2fsprogs                e2fsprogs
 cpio                                    tests   cpio                         cpio                          cpio                    cpio                     cpio
 strace                                  tests   strace                       strace                        strace                  strace                   strace
+scrypt                                  tests   scrypt                       scrypt                        scrypt                  scrypt                   scrypt
+zstd                                    tests   zstd                         zstd                          zstd                    zstd                     zstd
 wine                                    windows wine                         wine-core                     wine                    wine                     wine64
 wine64                                  windows wine64                       wine-core                     wine                    wine                     wine64
 x86_64-w64-mingw32-gcc-win32            windows gcc-mingw-w64-x86-64-win32   mingw64-gcc                   mingw-w64-gcc           mingw64-cross-gcc        pkgsCross.mingwW64.buildPackages.gcc

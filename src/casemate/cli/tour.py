@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -247,6 +248,25 @@ class Tour:
         kept = self.inside("work", "cat /home/user/kept /rw/kept").split()
         self.check(kept == ["2", "3"], "files in /home/user and /rw are there", kept)
 
+    def backup(self) -> None:
+        """Back work up, remove it, restore it, compare"""
+        before = self.inside("work", "sha256sum /home/user/kept /rw/kept")
+        self.run("qvm-shutdown", "--wait", "work")
+        place = self._settings.state / "tour-backup"
+        passphrase = self._settings.state / "tour-passphrase"
+        passphrase.write_text(f"{secrets.token_hex(16)}\n")
+        try:
+            words = ["-p", str(passphrase), str(place)]
+            self.run("qvm-backup", "--yes", *words, "work")
+            self.run("qvm-remove", "--force", "work")
+            self.run("qvm-backup-restore", "--verify-only", *words)
+            self.run("qvm-backup-restore", "--yes", *words)
+            self.run("qvm-start", "work")
+            self.check(self.inside("work", "sha256sum /home/user/kept /rw/kept") == before, "its files are the same")
+        finally:
+            place.unlink(missing_ok=True)
+            passphrase.unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Shut down and remove"""
         self.run("qvm-shutdown", "--wait", "work", "vault")
@@ -274,6 +294,7 @@ class Tour:
             self.database,
             self.disposable,
             self.persistence,
+            self.backup,
             self.remove,
         ]
         begin = time.monotonic()

@@ -20,7 +20,6 @@ _WORD = r"[A-Za-z0-9._-]*"
 MACHINE_PROPERTIES = ("xid", "stubdom_xid", "start_time")
 """What is announced as changed when a machine starts and when it ends, in the order of Qubes OS."""
 
-_NO_BACKUP = "there are no backups yet"
 _NO_STUB = "there are no stub domains, as QEMU runs on the host"
 _ONE_KERNEL = "a kernel of the host has one way to boot"
 
@@ -53,7 +52,7 @@ class QubeSettings(Qube):
         doc="Name of the icon.",
     )
     include_in_backups = Property(
-        Bool(), default=True, doc="Whether a backup includes this qube unless told otherwise.", kept=_NO_BACKUP
+        Bool(), default=True, doc="Whether a backup includes this qube unless told otherwise."
     )
 
     # everything configured here
@@ -164,7 +163,6 @@ class QubeSettings(Qube):
         default=None,
         absent=None,
         doc="When the qube was last backed up (epoch).",
-        kept=_NO_BACKUP,
     )
 
     # the running machine
