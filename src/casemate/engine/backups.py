@@ -40,6 +40,7 @@ from casemate.engine.volumes import is_kept
 from casemate.host.hypervisor import PowerState
 from casemate.host.process import Runner
 from casemate.model.domain import Domain
+from casemate.model.system import System
 from casemate.settings import Settings
 from casemate.store import writer
 from casemate.store.store import Store
@@ -230,9 +231,7 @@ class Backups:
             "passphrase": _encoded(passphrase),
             "filter": packed,
             "log_n": DEFAULT_COST.log_n,
-            "store": _encoded(
-                _store_copy(writer.write(self._store.snapshot()), {one.domain.qid: one for one in chosen})
-            ),
+            "store": _encoded(_store_copy(self._store.snapshot(), {one.domain.qid: one for one in chosen})),
             "files": files,
         }
 
@@ -242,7 +241,7 @@ class Backups:
         pipe = asyncio.subprocess.PIPE
         process = await self._runner.spawn(
             [*_JOB, str(target)],
-            env={"PYTHONPATH": os.pathsep.join(sys.path)},
+            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             pass_fds=[target],
             stdin=pipe,
             stdout=pipe,
@@ -312,11 +311,19 @@ def _encoded(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _store_copy(data: bytes, chosen: dict[int, Chosen]) -> bytes:
-    """The store with what a reader looks for: which qubes are in the backup, where, and how large they are."""
-    root = etree.fromstring(data)
+def _store_copy(system: System, chosen: dict[int, Chosen]) -> bytes:
+    """The store with what a reader looks for: which qubes are in the backup, where, and how large they are.
+
+    Upstream's reader also wants label and template said of each qube, where ours leaves out what is the default.
+    """
+    root = etree.fromstring(writer.write(system))
     for element in root.iterfind("domains/domain"):
         qid = element.findtext("properties/property[@name='qid']")
+        domain = system.domains[element.findtext("properties/property[@name='name']") or ADMIN]
+        for key, named in (("label", domain.label), ("template", domain.template if domain.has("template") else None)):
+            properties = element.find("properties")
+            if named is not None and properties is not None and properties.find(f"property[@name='{key}']") is None:
+                etree.SubElement(properties, "property", name=key).text = named.name
         features = element.find("features")
         if features is None:
             features = etree.SubElement(element, "features")
