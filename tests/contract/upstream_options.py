@@ -1,7 +1,7 @@
 """Options of upstream's command-line tools (core-admin-client 4.3), as facts: what scripts may say to ours.
 
 A line for each tool, or command of a tool with its aliases; ``=`` after an option that takes a value. The options that
-every parser of theirs has are in COMMON. Tools about graphics and backup, which Casemate has not, are left out.
+every parser of theirs has are in COMMON. Tools about graphics, which Casemate has not, are left out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,12 @@ COMMON = "--verbose -v --quiet -q --help -h --version --force-root"
 
 OPTIONS = {
     "qubes-prefs": "--default --get --help-properties --hide-default --set -D -g -s",
+    "qvm-backup": "--compress --compress-filter= --dest-vm= --encrypt --exclude= --no-compress --passphrase-file= "
+    "--profile= --save-profile= --yes -Z= -d= -e -p= -x= -y -z",
+    "qvm-backup-restore": "--auto-close --compression-filter= --dest-vm= --exclude= --ignore-missing "
+    "--ignore-size-limit "
+    "--ignore-username-mismatch --location-is-service --paranoid-mode --passphrase-file= --plan-b --rename-conflicting "
+    "--skip-broken --skip-conflicting --skip-dom0-home --verify-only -Z= -d= -p= -x=",
     "qvm-check": "--all --exclude= --networked --paused --running --template",
     "qvm-clone": "--class= --ignore-errors --pool= -C= -P= -p=",
     "qvm-create": "--class= --disp --help-classes --label= --no-root --pool= --prop= --property= --root-copy-from= "
