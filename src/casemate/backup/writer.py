@@ -94,6 +94,7 @@ class Writer:
         try:
             digest = hashlib.sha256()
             size = 0
+            expected = sum(length for _offset, length in content.extents())
 
             def counted() -> Iterator[bytes]:
                 nonlocal size
@@ -103,7 +104,7 @@ class Writer:
                     self._progress(len(piece))
                     yield piece
 
-            self._cut(file, self._compressed(counted()))
+            self._cut(file, self._compressed(counted()), lambda: (size, expected))
         finally:
             release()
         if file.name not in (header.STORE, MANIFEST):
@@ -119,21 +120,30 @@ class Writer:
                 yield out
         yield compress(b"")
 
-    def _cut(self, file: File, pieces: Iterator[bytes]) -> None:
-        number, chunk = 0, bytearray()
+    def _cut(self, file: File, pieces: Iterator[bytes], at_source: Callable[[], tuple[int, int]]) -> None:
+        """Cut the stream into chunks. ``at_source``: how much of the content has been read, and how much there is."""
+        number, chunk, written = 0, bytearray(), 0
         for piece in pieces:
+            written += len(piece)
             at = 0
             while at < len(piece):
                 if len(chunk) == CHUNK:
                     self._seal(file.name, number, chunk)
                     number, chunk = number + 1, bytearray()
-                if file.large and not chunk:
+                if file.large and len(chunk) > CHUNK // 2 and self._goes_on(at_source(), written, CHUNK - len(chunk)):
                     self._derive(f"{file.name}.{number + 1:03d}")
                 taken = min(CHUNK - len(chunk), len(piece) - at)
                 chunk += memoryview(piece)[at : at + taken]
                 at += taken
         self._seal(file.name, number, chunk)
         self._keys.pop(f"{file.name}.{number + 1:03d}", None)  # the file was shorter than it might have been
+
+    @staticmethod
+    def _goes_on(source: tuple[int, int], written: int, room: int) -> bool:
+        """Whether another chunk will most likely be needed, at the rate of compression so far. A key that nobody needs
+        would cost as much as all else that is done to a chunk."""
+        read, expected = source
+        return bool(read) and (expected - read) * written / read > room
 
     # -- chunks
 
