@@ -59,7 +59,7 @@ def warn_of_policy(settings: Settings) -> None:
 def _open(qubes: Qubes, name: str, command: Command, autostart: bool, report: Report | None) -> socket.socket:
     if qubes.transport.settings.shared:
         raise CasemateError(
-            f"Calls into qubes of this host are root's (sudo qvm-run {name} …): the group {GROUP} has the Admin API"
+            f"Calls into qubes of this host are root's (sudo qvm-run {name} ...): the group {GROUP} has the Admin API"
         )
     message = exec_message(command.cmdline())
     path = qubes.transport.settings.link_address(qube_name(name))
