@@ -13,7 +13,6 @@ from casemate.backup.reader import Backup, Nothing, Report, Verdict
 from casemate.cli import passphrase, progress, tool
 from casemate.cli.table import table
 from casemate.client import restore
-from casemate.client.backup_in_qube import backup_in_qube
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, printable
@@ -31,6 +30,8 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
 
 def _members(args: argparse.Namespace) -> contextlib.AbstractContextManager[Iterator[Member]]:
     if args.dest_vm not in (None, ADMIN):
+        from casemate.client.backup_in_qube import backup_in_qube  # imports subprocess, which takes time
+
         return backup_in_qube(args.dest_vm, args.backup_location)
     return _of_this_host(args.backup_location)
 
