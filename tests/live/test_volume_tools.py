@@ -100,7 +100,7 @@ def test_a_running_qube_is_enlarged_and_copied(world: World) -> None:
         assert world.run("qvm-volume", "info", "copy:private", "size").stdout == b"%d\n" % (3 << 30)
         assert world.inside("copy", "cat /home/user/file") == "saved" and rw_mib("copy") > before + 900
         world.run("qvm-pause", "alive")
-        assert b"is Paused" in world.run("qvm-volume", "resize", "alive:private", "4GiB", status=1).stderr
+        assert b"is paused" in world.run("qvm-volume", "resize", "alive:private", "4GiB", status=1).stderr
         world.run("qvm-unpause", "alive")
         # A guest that has no such service: the volume is larger, and the file system after the next start.
         world.inside("alive", "mount --bind /bin/false /etc/qubes-rpc/qubes.ResizeDisk", "root")
