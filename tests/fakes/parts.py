@@ -174,13 +174,16 @@ class FakeQubes:
         template: str | None,
         pools: Mapping[str, str] | None = None,
         *,
+        features: Mapping[str, str] | None = None,
         creator: str = "dom0",
     ) -> None:
         def add() -> None:
             with self.store.write() as transaction:
-                transaction.system.add(
+                domain = transaction.system.add(
                     klass, name, uuid=uuid4(), label=label, template=template, pools=pools, creator=creator
                 )
+                for key, value in (features or {}).items():
+                    domain.features[key] = value
 
         await asyncio.to_thread(add)
         self.bus.say(ev.DomainCreatedOnDisk(name))

@@ -82,6 +82,7 @@ class Qubes(Protocol):
         template: str | None,
         pools: Mapping[str, str] | None = None,
         *,
+        features: Mapping[str, str] | None = None,
         creator: str = "dom0",
     ) -> object:
         """Create a qube: its volumes and its entry in the store. ``pools`` maps volumes to pools."""

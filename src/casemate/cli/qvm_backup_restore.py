@@ -72,9 +72,8 @@ def _expected(contents: Contents, chosen: Sequence[str]) -> int:
 
 
 def _restore(args: argparse.Namespace, backup: Backup, qubes: Qubes) -> int:
-    for name in restore.left_behind(qubes):
-        sys.stderr.write(f"{name} was left behind by a restore that was killed; it is removed\n")
-        qubes.remove(name)
+    for name in restore.clear_up(qubes):
+        sys.stderr.write(f"{name} was left behind by a restore that was killed; it was removed\n")
     options = restore.Options(
         _only(args), frozenset(args.exclude), args.skip_conflicting, args.rename_conflicting, args.ignore_missing,
         args.skip_broken, args.keep_damaged,

@@ -115,13 +115,22 @@ class Qubes:
         return self.call("admin.vm.volume.List", "", dest).split()
 
     def create(
-        self, klass: str, name: str, label: str, template: str | None = None, pools: dict[str, str] | None = None
+        self,
+        klass: str,
+        name: str,
+        label: str,
+        template: str | None = None,
+        pools: dict[str, str] | None = None,
+        restored_by: int = 0,
     ) -> None:
         """Create a qube. ``pools`` maps a volume to its pool, or ``""`` to the pool of all volumes.
 
+        ``restored_by``: the process that restores it from a backup; then it is marked, and cannot be started.
         ValueInvalidError for a name that no qube, label or pool can have: blanks would part the payload's words.
         """
         payload = f"name={new_qube_name(name)} label={label_name(label)}"
+        if restored_by:
+            payload += f" restored-by={restored_by}"
         for pool in (pools or {}).values():
             pool_name(pool)
         if not pools:

@@ -18,13 +18,9 @@ from casemate.client.qubes import NOT_CLONED, Qubes
 from casemate.client.restored_firewall import rules_of
 from casemate.client.volume_import import VolumeImport, begin_import
 from casemate.wire import names
-from casemate.wire.admin import ADMIN, ListedQube
+from casemate.wire.admin import NOT_RESTORED, PROHIBIT_START, RESTORE_INCOMPLETE, ListedQube
 from casemate.wire.errors import CasemateError, DaemonAccessError, InUseError, NotFoundError, printable
 
-INCOMPLETE = "restore-incomplete"
-"""The feature that marks a qube whose data has not arrived; its value is the process that restores it."""
-PROHIBITED = "prohibit-start"
-"""The feature that keeps a qube from being started; its value is the reason."""
 _MAX_NAME = 31
 _REFERENCES = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm")
 _PAIRED = frozenset({*NOT_CLONED, *_REFERENCES, "stubdom_mem"})
@@ -184,17 +180,15 @@ class Restore:
 
     def _create(self, planned: Planned) -> None:
         stored, name = planned.stored, planned.name
-        self._qubes.create(stored.klass, name, planned.label, planned.template)
+        self._qubes.create(stored.klass, name, planned.label, planned.template, restored_by=os.getpid())
         self._created.append(name)
         call = self._qubes.call
-        call("admin.vm.feature.Set", INCOMPLETE, name, str(os.getpid()))
-        call("admin.vm.feature.Set", PROHIBITED, name, "its data has not been restored from the backup")
         known = set(self._qubes.property_names(name))
         for key, value in stored.properties.items():
             if key in known and key not in _PAIRED and not key.startswith("backup_"):
                 self._try(f"property {key}", name, partial(self._qubes.set, name, key, value))
         for key, value in stored.features.items():
-            if key in (INCOMPLETE, PROHIBITED):
+            if key in (RESTORE_INCOMPLETE, PROHIBIT_START):
                 continue
             self._try(f"feature {printable(key, 60)}", name, partial(call, "admin.vm.feature.Set", key, name, value))
         for tag in stored.tags:
@@ -289,12 +283,13 @@ class Restore:
 
     def _allow(self, planned: Planned) -> None:
         """Let a qube be used that is whole."""
-        reason = planned.stored.features.get(PROHIBITED)
+        # In this order: killed in between, a qube that is whole cannot be started, and the next restore lets it.
+        self._qubes.unset_feature(planned.name, RESTORE_INCOMPLETE)
+        reason = planned.stored.features.get(PROHIBIT_START)
         if reason is None:
-            self._qubes.unset_feature(planned.name, PROHIBITED)
+            self._qubes.unset_feature(planned.name, PROHIBIT_START)
         else:
-            self._qubes.call("admin.vm.feature.Set", PROHIBITED, planned.name, reason)
-        self._qubes.unset_feature(planned.name, INCOMPLETE)
+            self._qubes.call("admin.vm.feature.Set", PROHIBIT_START, planned.name, reason)
 
     def undo(self) -> None:
         """Remove the qubes that were made and are not whole, users before what they use.
@@ -302,20 +297,8 @@ class Restore:
         What cannot be removed, because another qube has come to use it meanwhile, stays marked.
         """
         self._let_go()
-        removed = True
-        while removed and self._created:
-            removed = False
-            for name in reversed(self._created):
-                try:
-                    self._qubes.remove(name)
-                except InUseError:
-                    continue  # perhaps by one that goes in this round
-                except NotFoundError:
-                    pass
-                self._created.remove(name)
-                removed = True
-                break
-        self._created.clear()
+        created, self._created = self._created, []
+        _remove(self._qubes, created)
 
 
 def _in_order(planned: Iterable[Planned]) -> list[Planned]:
@@ -329,17 +312,37 @@ def _in_order(planned: Iterable[Planned]) -> list[Planned]:
     return sorted(planned, key=rank)
 
 
-def left_behind(qubes: Qubes) -> list[str]:
-    """Qubes that a killed restore has left: marked, and the process that restored them is gone."""
-    out = []
-    for one in qubes.inventory(features=(INCOMPLETE,)):
-        value = dict(one.get("features", {})).get(INCOMPLETE)
-        if value is None or one["name"] == ADMIN:
-            continue
-        pid = names.number(value, "process") if str(value).isdecimal() else 0
-        if not _restores(pid):
-            out.append(str(one["name"]))
-    return out
+def clear_up(qubes: Qubes) -> list[str]:
+    """Remove qubes that a killed restore has left incomplete, and let those be started that it had completed. The names
+    of the removed."""
+    removed = []
+    for one in qubes.inventory(features=(RESTORE_INCOMPLETE, PROHIBIT_START)):
+        name, features = str(one["name"]), dict(one.get("features", {}))
+        value = features.get(RESTORE_INCOMPLETE)
+        if value is None:
+            if features.get(PROHIBIT_START) == NOT_RESTORED:
+                qubes.unset_feature(name, PROHIBIT_START)
+        elif not _restores(names.number(value, "process") if str(value).isdecimal() else 0):
+            removed.append(name)
+    _remove(qubes, list(removed))
+    return removed
+
+
+def _remove(qubes: Qubes, doomed: list[str]) -> None:
+    """Remove qubes, users before what they use; the last made first. What others use is left."""
+    removed = True
+    while removed and doomed:
+        removed = False
+        for name in reversed(doomed):
+            try:
+                qubes.remove(name)
+            except InUseError:
+                continue  # perhaps by one that goes in this round
+            except NotFoundError:
+                pass
+            doomed.remove(name)
+            removed = True
+            break
 
 
 def _restores(pid: int) -> bool:
@@ -351,4 +354,4 @@ def _restores(pid: int) -> bool:
         return False
 
 
-__all__ = ["INCOMPLETE", "Options", "Plan", "Restore", "RestoreError", "left_behind", "plan", "wanted"]
+__all__ = ["Options", "Plan", "Restore", "RestoreError", "clear_up", "plan", "wanted"]

@@ -287,6 +287,14 @@ class EventReader:
 # ------------------------------------------------------------------------------------------------ properties, lists
 
 
+RESTORE_INCOMPLETE = "restore-incomplete"
+"""The feature that marks a qube whose data has not arrived from a backup; its value is the process that restores it."""
+PROHIBIT_START = "prohibit-start"
+"""The feature that keeps a qube from being started; its value is the reason."""
+NOT_RESTORED = "its data has not been restored from the backup"
+"""That reason while a qube is restored."""
+
+
 class PropertyValue(Record):
     """A property on the wire. ``default`` says whether the value is the default; None where a reply does not tell."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from casemate.api.context import ALWAYS_RUNNING, Context
 from casemate.api.method import Access, method
@@ -11,7 +12,7 @@ from casemate.model.domain import Domain
 from casemate.model.system import System
 from casemate.model.volumes import VOLUME_NAMES
 from casemate.wire import names
-from casemate.wire.admin import ADMIN, ListedQube, build_list
+from casemate.wire.admin import ADMIN, NOT_RESTORED, PROHIBIT_START, RESTORE_INCOMPLETE, ListedQube, build_list
 from casemate.wire.errors import (
     NotImplementedHereError,
     PermissionDeniedError,
@@ -83,14 +84,30 @@ def list_classes() -> str:
     return "".join(f"{name}\n" for name in CLASSES)
 
 
-def creation(payload: str, pooled: bool) -> tuple[str, str, dict[str, str]]:
-    """Name, label and pools in the payload of a creation."""
+class Creation(NamedTuple):
+    """What the payload of a creation says."""
+
+    name: str
+    label: str
+    pools: dict[str, str]
+    features: dict[str, str]
+
+
+def creation(payload: str, pooled: bool) -> Creation:
+    """Name, label and pools in the payload of a creation, and for a restore its process (``restored-by=PID``).
+
+    A qube that is being restored has the features that say so from its first moment: a restore may be killed at any.
+    """
     found: dict[str, str] = {}
     for word in payload.split(" "):
         key, equals, value = word.partition("=")
         if not equals or key in found:
             raise ProtocolError(f"Not understood, or given twice: {printable(word, 80)!r}")
         found[key] = value
+    features = {}
+    if restorer := found.pop("restored-by", ""):
+        features[RESTORE_INCOMPLETE] = str(names.number(restorer, "process"))
+        features[PROHIBIT_START] = NOT_RESTORED
     pools: dict[str, str] = {}
     for key in [key for key in found if key == "pool" or key.startswith("pool:")]:
         volume = key.partition(":")[2]
@@ -104,7 +121,8 @@ def creation(payload: str, pooled: bool) -> tuple[str, str, dict[str, str]]:
             raise ProtocolError(f"A creation needs {key}=")
     if len(found) > 2:
         raise ProtocolError(f"Not understood: {printable(', '.join(sorted(found.keys() - {'name', 'label'})), 80)}")
-    return str(names.new_qube_name(found["name"])), str(names.label_name(found["label"])), pools
+    name, label = str(names.new_qube_name(found["name"])), str(names.label_name(found["label"]))
+    return Creation(name, label, pools, features)
 
 
 def _template(arg: str, sees: Callable[[str], bool]) -> str | None:
@@ -119,8 +137,10 @@ async def create(
     context: Context, sees: Callable[[str], bool], source: str, klass: str, payload: str, arg: str = ""
 ) -> None:
     """Create a qube; the argument is its template, the payload ``name=NAME label=LABEL``."""
-    name, label, _ = creation(payload, pooled=False)
-    await context.qubes.create(klass, name, label, _template(arg, sees), creator=source)
+    made = creation(payload, pooled=False)
+    await context.qubes.create(
+        klass, made.name, made.label, _template(arg, sees), features=made.features, creator=source
+    )
 
 
 @method("admin.vm.CreateInPool.{klass}", Access.EXECUTE, klass=NEW_CLASSES)
@@ -128,8 +148,10 @@ async def create_in_pool(
     context: Context, sees: Callable[[str], bool], source: str, klass: str, payload: str, arg: str = ""
 ) -> None:
     """Create a qube with all its volumes (``pool=``) or some (``pool:VOLUME=``) in given pools."""
-    name, label, pools = creation(payload, pooled=True)
-    await context.qubes.create(klass, name, label, _template(arg, sees), pools, creator=source)
+    made = creation(payload, pooled=True)
+    await context.qubes.create(
+        klass, made.name, made.label, _template(arg, sees), made.pools, features=made.features, creator=source
+    )
 
 
 @method("admin.vm.{verb}.AdminVM", Access.EXECUTE, verb=("Create", "CreateInPool"))
