@@ -44,7 +44,7 @@ def test_killed_restores(shell: Shell) -> None:  # noqa: F811
                 assert shell.volumes.images["work", "private"].rstrip(b"\0") == content, number
             if incomplete:
                 assert "not been restored" in shell(f"qvm-features {name} prohibit-start")
-    # The next one clears up and succeeds.
+    # The next one clears up and succeeds, also where the last was killed in the midst of a volume.
     shell.restore(place, "--skip-conflicting")
     assert not any(marked(shell).values())
     assert {"work", "lab"} <= set(shell.qubes())

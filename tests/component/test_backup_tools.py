@@ -430,3 +430,14 @@ def test_profiles_are_kept_when_asked(shell: Shell) -> None:
     shell("qvm-backup -y --profile missing", status=1)
     assert "no backup profile 'missing'" in shell.err
     shell("qvm-backup -y", status=2)
+
+
+def test_an_import_for_a_qube_that_is_gone_stands_in_nobodys_way(shell: Shell) -> None:
+    transport = shell.daemon.client().transport
+    transport.internal("internal.vm.volume.ImportBegin", "private", "work", b"1000")
+    with pytest.raises(CasemateError, match="coming in already"):
+        transport.internal("internal.vm.volume.ImportBegin", "private", "work", b"1000")
+    shell("qvm-remove -f work")
+    shell("qvm-create -l blue work")
+    transport.internal("internal.vm.volume.ImportBegin", "private", "work", b"1000")
+    assert len(list(shell.directory.glob("spool/*"))) == 1

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from uuid import UUID
 
 from casemate.api.events import Subscriptions
 from casemate.api.parts import States, Volumes
@@ -76,7 +77,7 @@ class Imports:
         self._states = states
         self._volumes = volumes
         self._events = events
-        self._spools: dict[tuple[str, str], Spool] = {}
+        self._spools: dict[tuple[UUID, str], Spool] = {}
 
     def domain(self, name: str) -> Domain:
         """The qube that an import is for; NotFoundError."""
@@ -92,7 +93,8 @@ class Imports:
 
     def begin(self, domain: Domain, volume: str, size: int | None) -> Spool:
         """A file to write to, as long as it shall become; InUseError while another import writes."""
-        key = (domain.name, volume)
+        self._drop_orphans()
+        key = (domain.uuid, volume)
         before = self._spools.get(key)
         if before is not None:
             if time.time() - os.fstat(before.fd).st_mtime < IDLE_SECONDS:
@@ -107,9 +109,15 @@ class Imports:
         self._spools[key] = spool
         return spool
 
+    def _drop_orphans(self) -> None:
+        """Drop what was begun for qubes that were removed meanwhile. A new qube of that name is not concerned."""
+        there = {domain.uuid for domain in self._store.snapshot().domains.ordered()}
+        for key in [key for key in self._spools if key[0] not in there]:
+            self._spools.pop(key).close()
+
     def take(self, domain: Domain, volume: str) -> Spool:
         """Hand the import that was begun over to the caller, who closes it; ProtocolError when there is none."""
-        spool = self._spools.pop((domain.name, volume), None)
+        spool = self._spools.pop((domain.uuid, volume), None)
         if spool is None:
             raise ProtocolError(f"{domain.name}: no import into {printable(volume, 80)!r} was begun")
         return spool
