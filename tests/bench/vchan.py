@@ -4,6 +4,8 @@ Our daemon and two of our agents, each a process; the caller is this process (on
 service is ``/bin/true``. The limit is what starting that program costs here at all: fork and exec from a small
 process, one after the other and 16 at once. With ``--write`` the table goes to docs/reference/performance.md, section
 "qrexec over vchan". What is compared is measured in turn, round by round.
+
+One file although it is long: a run measures all of it in turn.
 """
 
 from __future__ import annotations

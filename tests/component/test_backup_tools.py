@@ -1,4 +1,7 @@
-"""qvm-backup and qvm-backup-restore over the real API with volumes in memory: round trips, conflicts, damage, kills."""
+"""qvm-backup and qvm-backup-restore over the real API with volumes in memory: round trips, conflicts, damage, kills.
+
+One file although it is long: its tests share one shell on one daemon.
+"""
 
 from __future__ import annotations
 

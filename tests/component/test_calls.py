@@ -1,4 +1,7 @@
-"""Calls through real sockets and real programs: qrexec-client-vm, qvm-run, services, file copy, database tools."""
+"""Calls through real sockets and real programs: qrexec-client-vm, qvm-run, services, file copy, database tools.
+
+One file although it is long: its tests share the rig of a qube without a machine.
+"""
 
 from __future__ import annotations
 

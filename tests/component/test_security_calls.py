@@ -3,6 +3,8 @@
 ``qsb_NNN``: a Qubes Security Bulletin whose cause was in such code. ``lesson_LNN``: one of those that the history of
 upstream's repositories teaches. What they say in general is said at each test; links, agents, broker and policy are
 real.
+
+One file although it is long: a list of lessons that is looked up by number.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""qrexec over vchan cannot be stalled: idle, dawdling, dying, lying and stuck peers on every channel."""
+"""qrexec over vchan cannot be stalled: idle, dawdling, dying, lying and stuck peers on every channel.
+
+One file although it is long: all abuse is of the same scene.
+"""
 
 from __future__ import annotations
 

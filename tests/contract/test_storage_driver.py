@@ -2,6 +2,8 @@
 
 Whoever writes a driver installs his package into this checkout's ``.venv`` (its entry point in group
 ``casemate.storage`` is enough) and runs this file. It uses QEMU's own tools as a machine would use a disk.
+
+One file although it is long: whoever writes a driver runs one file.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 It behaves as the programs it stands for: listeners stay at their paths, connecting is retried, header and body are
 written one after the other. It imports nothing of ours.
+
+One file although it is long: it imports nothing of ours, and stands alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The engine's parts without machines: starts and stops are entries of a table, creation is the store's entry alone."""
+"""The engine's parts without machines: starts and stops are entries of a table, creation is the store's entry alone.
+
+One file although it is long: the parts of one fake engine, which know each other's tables.
+"""
 
 from __future__ import annotations
 

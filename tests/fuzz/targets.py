@@ -2,6 +2,8 @@
 
 A target may only end well or fail an assertion: the errors that a parser promises are caught, everything else counts
 as found. ``chunks`` cuts the bytes by their own first bytes, so that a fuzzer finds cuts too.
+
+One file although it is long: the list of targets is read as a whole by the runner.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The Admin API over its real socket and a real store; only the engine is a fake."""
+"""The Admin API over its real socket and a real store; only the engine is a fake.
+
+One file although it is long: its tests share one daemon and its client.
+"""
 
 from __future__ import annotations
 

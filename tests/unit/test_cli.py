@@ -1,4 +1,7 @@
-"""The tools: what they print, what they return, what they leave; in this process, over the real socket."""
+"""The tools: what they print, what they return, what they leave; in this process, over the real socket.
+
+One file although it is long: every tool is tried in the same small world, set up once here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The database: tree, local programs, the two mirrors, the blocking client."""
+"""The database: tree, local programs, the two mirrors, the blocking client.
+
+One file although it is long: both mirrors are held against the same rig.
+"""
 
 from __future__ import annotations
 

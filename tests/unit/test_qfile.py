@@ -1,4 +1,7 @@
-"""qfile: the codec, and a receiver under attack. Whatever is sent, nothing lands outside and nothing half is seen."""
+"""qfile: the codec, and a receiver under attack. Whatever is sent, nothing lands outside and nothing half is seen.
+
+One file although it is long: codec and receiver are attacked with the same streams.
+"""
 
 from __future__ import annotations
 
