@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import casemate
+from casemate.network.guard import MAX_UDP
 from casemate.network.plan import SERVED_MAC
 from tests.component import frames as f
 
@@ -178,6 +179,7 @@ def test_frames_that_are_none_are_dropped(lab: Lab, frame: bytes) -> None:
 def test_own_traffic_passes_with_the_right_addresses(lab: Lab) -> None:
     out = lab.send("u12", from_work(f.udp(WORK, OUTSIDE, 1000, 53), target="02:00:00:00:00:01"))
     assert out == {"d3": [from_work(f.udp(WORK, OUTSIDE, 1000, 53))]}  # to the net qube, whatever it was sent to
+    # (the answer to that)
     out = lab.send("d3", from_net(f.udp(OUTSIDE, WORK, 53, 1000), target="02:00:00:00:00:01"))
     assert out == {"u12": [from_net(f.udp(OUTSIDE, WORK, 53, 1000))]}
     assert lab.passes("u12", from_work(f.arp(1, MAC, WORK, "00:00:00:00:00:00", NET), 0x0806)) == {"d3"}
@@ -211,14 +213,39 @@ def test_a_net_qube_cannot_pretend(lab: Lab, what: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [f.tcp(OUTSIDE, WORK, 1000, 22), f.icmp(OUTSIDE, WORK), f.ip4(OUTSIDE, WORK, 6, b"\0" * 8, fragment=0x2000)],
-    ids=["TCP", "ping", "piece"],
+    [
+        f.tcp(OUTSIDE, WORK, 1000, 22),
+        f.icmp(OUTSIDE, WORK),
+        f.icmp(OUTSIDE, WORK, 5),
+        f.ip4(OUTSIDE, WORK, 6, b"\0" * 8, fragment=0x2000),
+        f.udp(OUTSIDE, WORK, 53, 1000),
+        f.ip4(OUTSIDE, WORK, 47, b"\0" * 20),
+    ],
+    ids=["TCP", "ping", "redirect", "piece", "UDP", "GRE"],
 )
 def test_nobody_opens_a_connection_to_a_qube(lab: Lab, body: bytes) -> None:
     assert lab.passes("d3", from_net(body)) == set()
     counted = lab.counted()
     assert counted.get("u12-inbound", 0) + counted.get("u12-nowhere", 0) == 1
     assert lab.passes("d3", from_net(f.tcp(OUTSIDE, WORK, 80, 1000, flags=0x12))) == {"u12"}  # an answer
+
+
+def test_only_answers_to_datagrams_come_back(lab: Lab) -> None:
+    lab.send("u12", from_work(f.udp(WORK, OUTSIDE, 1000, 53)))
+    assert lab.passes("d3", from_net(f.udp(OUTSIDE, WORK, 53, 1000))) == {"u12"}
+    for source, port, to in (("198.51.100.8", 53, 1000), (OUTSIDE, 54, 1000), (OUTSIDE, 53, 1001)):
+        assert lab.passes("d3", from_net(f.udp(source, WORK, port, to))) == set()
+    assert lab.passes("d3", from_net(f.udp(OUTSIDE, MAIL, 53, 1000))) == set()  # another qube's answer
+
+
+def test_a_flood_of_datagrams_ends_at_the_limit_and_hurts_nobody_else(lab: Lab) -> None:
+    for start in range(0, MAX_UDP + 600, 200):
+        lab.send(
+            "u12", *(from_work(f.udp(WORK, OUTSIDE, n % 60000 + 1, n // 60000 + 1)) for n in range(start, start + 200))
+        )
+    assert lab.counted()["u12-full"] > 300
+    assert lab.passes("u12", from_work(f.tcp(WORK, OUTSIDE, 1, 80))) == {"d3"}
+    assert lab.passes("u13", from_work(f.udp(MAIL, OUTSIDE, 1000, 53))) == {"d3"}
 
 
 def test_a_qube_that_is_open_to_its_net_qube_gets_connections(lab: Lab) -> None:

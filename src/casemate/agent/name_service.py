@@ -182,9 +182,7 @@ class NameService:
                 number = int.from_bytes(os.urandom(2), "big")
                 for server in self.servers():
                     try:
-                        with socket.create_connection((server, 53), SECONDS) as resolver:
-                            resolver.sendall(len(data).to_bytes(2, "big") + dns.with_number(data, number))
-                            found = _message(resolver)
+                        found = _ask_whole(server, dns.with_number(data, number))
                     except OSError:
                         continue
                     addresses = dns.parse_answer(found, asked)
@@ -196,6 +194,21 @@ class NameService:
             pass
         finally:
             self._places.release()
+
+
+def _ask_whole(server: str, data: bytes) -> bytes:
+    """An answer that is not cut: by one large datagram, because not every way to a resolver carries TCP (that of
+    pasta's older versions does not), else by TCP."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
+        resolver.settimeout(SECONDS)
+        resolver.connect((server, 53))
+        resolver.send(dns.with_room(data, dns.MAX_UDP))
+        found = resolver.recv(65536)
+        if found[:2] == data[:2] and not dns.is_cut(found):
+            return found
+    with socket.create_connection((server, 53), SECONDS) as resolver:
+        resolver.sendall(len(data).to_bytes(2, "big") + data)
+        return _message(resolver)
 
 
 def _message(connection: socket.socket) -> bytes:

@@ -312,9 +312,12 @@ class Network:
             return tap in await self._wires.names()
 
         await self._uplinks.start(domain.name, domain.qid, domain.ip or "", room, there)
-        if self._loaded is not None:
-            # An interface of that name that went away took its chain with it.
-            self._loaded.pop(tap, None)
+        # An interface of that name that went away took its chain with it, or left it without a device, as the kernel's
+        # version is; and rules refer to interfaces by number. So the rules on both sides are to be loaded again.
+        for name in (tap, upstream_tap(domain.qid)):
+            if self._loaded is not None and name in self._loaded:
+                old = self._loaded[name]
+                self._loaded[name] = replace(old, chains=dict.fromkeys(old.chains, ()))
 
     def _plan(self, isolated: frozenset[str] = frozenset()) -> Plan:
         plan = make_plan(self._store.snapshot(), self._plugged, self._uplinks.running(), self._firewalls.rules_or_none)

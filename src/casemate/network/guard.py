@@ -11,15 +11,17 @@
 A packet that no rule forwards is dropped: base chains have policy drop, and falling off the end of a chain that was
 jumped to means falling through the base chain. Every cause of a drop has a counter, named after the tap.
 
-Everything here is stateless. That makes it certain (there is no table of connections to fill), and a tightened rule
-holds at once, for connections that are open as well. Answers pass because only what a qube sends is judged by its
-firewall; what comes to it may not be the beginning of a connection.
+There is no table of connections, so a tightened rule holds at once, for connections that are open as well. Only what a
+qube sends is judged by its firewall; what comes to it must be an answer. Of TCP that is what does not open a
+connection, of ICMP answers and errors. UDP does not tell, so the datagrams that a qube sent are remembered (set
+``s12``, ``t12`` for IPv6) and only what answers one passes; the set is the qube's own, so a flood fills nobody else's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from dataclasses import field as attribute
 from typing import TYPE_CHECKING, Any
 
 from casemate.network.plan import SERVED_MAC, Plan, Served, Wire
@@ -39,10 +41,16 @@ DNS_NETWORK = "10.139.0.0/16"
 NOWHERE = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
 """Destinations that no qube may send to: this host's loopback, what is local to a wire, many receivers at once."""
 NOWHERE6 = ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8")
+UDP_SECONDS = 180
+"""How long the answers to a datagram pass, as long as the kernel's connection tracking lets them."""
+MAX_UDP = 8192
+"""Limit of a wire: datagrams to different places that wait for answers; more are dropped until others expire."""
+_ANSWERS = {4: ("icmp", [0, 3, 11, 12]), 6: ("icmpv6", [1, 2, 3, 4, 129])}
+"""Types of ICMP that answer something: echo replies and errors (RFC 792, RFC 4443)."""
 ARP_RATE = 10
 """ARP packets a second from a qube, in bursts of twice as many. Agents of ours need none: neighbours are permanent."""
 
-DROPS = ("mac", "type", "arp", "spoof", "nowhere", "firewall", "host", "inbound")
+DROPS = ("mac", "type", "arp", "spoof", "nowhere", "firewall", "host", "full", "inbound")
 """Causes of a drop, each a counter ``TAP-CAUSE`` of every tap that it can happen on."""
 
 Command = dict[str, Any]
@@ -59,13 +67,22 @@ class Part:
     counters: tuple[str, ...]
     maps: Mapping[str, tuple[str, list[Any]]]
     """(type of the key, elements) by verdict map."""
+    sets: Mapping[str, list[str]] = attribute(default_factory=dict)
+    """Types of the parts of an element, by set that packets fill."""
 
-    def declare(self) -> Iterable[Command]:
-        """Commands that make what is not there; nothing changes where it is."""
+    def declare(self, old: Part | None) -> Iterable[Command]:
+        """Commands that make what is not there; nothing changes where it is. ``old``: what was loaded before."""
         for name in self.counters:
             yield _add("counter", name=name)
         for name, (kind, _elements) in self.maps.items():
             yield _add("map", name=name, type=kind, map="verdict")
+        for name, types in self.sets.items():
+            # A set that packets fill has one more flag in the kernel than we can give it, so it differs from ours and
+            # cannot be declared again.
+            if old is not None and name in old.sets:
+                continue
+            timed = {"flags": ["timeout"], "timeout": UDP_SECONDS, "size": MAX_UDP}
+            yield _add("set", name=name, type=types, **timed)
         for name in self.chains:
             hook = {"type": "filter", "hook": "ingress", "dev": self.device, "prio": 0, "policy": "drop"}
             yield _add("chain", name=name, **(hook if name == self.device else {}))
@@ -94,6 +111,8 @@ class Part:
             yield {"delete": {"chain": _named(name)}}
         for name in self.maps:
             yield {"delete": {"map": _named(name)}}
+        for name in self.sets:
+            yield {"delete": {"set": _named(name)}}
         for name in self.counters:
             yield {"delete": {"counter": _named(name)}}
 
@@ -168,7 +187,10 @@ def _qube_part(wire: Wire, reject: bool) -> Part:
         f"r{wire.qid}": tuple(_incoming(wire)),
     }
     causes = [f"{tap}-{cause}" for cause in DROPS]
-    return Part(tap, chains, (*causes, f"{tap}-out", f"{tap}-in"), {})
+    sets = {f"s{wire.qid}": ["ipv4_addr", "inet_service", "inet_service"]}
+    if wire.ip6:
+        sets[f"t{wire.qid}"] = ["ipv6_addr", "inet_service", "inet_service"]
+    return Part(tap, chains, (*causes, f"{tap}-out", f"{tap}-in"), {}, sets)
 
 
 def _other_kinds(tap: str, six: bool) -> list[Expression]:
@@ -254,7 +276,22 @@ def _forward(wire: Wire) -> list[list[Expression]]:
     out: list[list[Expression]] = []
     if wire.seen_ip != wire.ip:
         out.append([match(field("ip", "saddr"), wire.seen_ip), _set("ip", "saddr", wire.ip)])
-    return [*out, [_set("ether", "daddr", SERVED_MAC), {"counter": f"{wire.tap}-out"}, {"fwd": {"dev": wire.peer}}]]
+    send: list[Expression] = [
+        _set("ether", "daddr", SERVED_MAC),
+        {"counter": f"{wire.tap}-out"},
+        {"fwd": {"dev": wire.peer}},
+    ]
+    for family, remembered in _remembered(wire):
+        place = {"concat": [field(family, "daddr"), field("udp", "dport"), field("udp", "sport")]}
+        out.append([{"set": {"op": "update", "elem": place, "set": remembered}}, *send])
+    # A datagram that comes here found its set full. (Later pieces of datagrams have no such field, and pass.)
+    out.append(_counted(wire.tap, "full", match(field("udp", "length"), 8, ">=")))
+    return [*out, send]
+
+
+def _remembered(wire: Wire) -> list[tuple[str, str]]:
+    """The sets of datagrams that may be answered, by protocol."""
+    return [("ip", f"@s{wire.qid}"), *([("ip6", f"@t{wire.qid}")] if wire.ip6 else [])]
 
 
 def _set(protocol: str, name: str, value: str) -> Expression:
@@ -275,16 +312,23 @@ def _pieces(tap: str) -> list[list[Expression]]:
 
 
 def _incoming(wire: Wire) -> list[list[Expression]]:
-    """Answers, unless the qube is open to its net qube. Without a table of connections: no packet that opens one."""
+    """Answers, unless the qube is open to its net qube. ARP comes here too and is none of this."""
     out: list[list[Expression]] = []
     if not wire.inbound:
         flags = {"&": [field("tcp", "flags"), ["fin", "syn", "rst", "ack"]]}
         out = [
             *_pieces(wire.tap),
             _counted(wire.tap, "inbound", match(flags, "syn")),
-            _counted(wire.tap, "inbound", match(field("icmp", "type"), "echo-request")),
-            _counted(wire.tap, "inbound", match(field("icmpv6", "type"), "echo-request")),
+            *(
+                _counted(wire.tap, "inbound", match(field(protocol, "type"), {"set": answers}, "!="))
+                for protocol, answers in _ANSWERS.values()
+            ),
         ]
+        for family, remembered in _remembered(wire):
+            place = {"concat": [field(family, "saddr"), field("udp", "sport"), field("udp", "dport")]}
+            out.append(_counted(wire.tap, "inbound", match(place, remembered, "!=")))
+        known = {"set": [PROTOCOLS[name] for name in ("icmp", "tcp", "udp", "icmpv6")]}
+        out.append(_counted(wire.tap, "inbound", match(meta("l4proto"), known, "!=")))
     if wire.seen_ip != wire.ip:
         out.append([match(field("ip", "daddr"), wire.ip), _set("ip", "daddr", wire.seen_ip)])
     # A net qube need not know addresses of interfaces, and can send to no other than the one that is there.
@@ -367,7 +411,7 @@ def changes(before: Mapping[str, Part], after: Mapping[str, Part]) -> list[Comma
     """
     gone = [part for tap, part in before.items() if tap not in after]
     new = [part for tap, part in after.items() if before.get(tap) != part]
-    commands = [command for part in new for command in part.declare()]
+    commands = [command for part in new for command in part.declare(before.get(part.device))]
     commands += [command for part in gone for command in part.empty()]
     commands += [command for part in new for command in part.fill()]
     # Chains, maps and counters of a part that changed and does not have them any more.
@@ -381,9 +425,11 @@ def changes(before: Mapping[str, Part], after: Mapping[str, Part]) -> list[Comma
 
 def _leftovers(old: Part, new: Part) -> list[Command]:
     chains = [name for name in old.chains if name not in new.chains]
+    sets = [name for name in old.sets if name not in new.sets]
     return [
         *({"flush": {"chain": _named(name)}} for name in chains),
         *({"delete": {"chain": _named(name)}} for name in chains),
+        *({"delete": {"set": _named(name)}} for name in sets),
     ]
 
 

@@ -149,6 +149,19 @@ def with_number(data: bytes, number: int) -> bytes:
     return struct.pack("!H", number) + data[2:]
 
 
+def is_cut(data: bytes) -> bool:
+    """Whether an answer says that it did not fit."""
+    return len(data) >= 4 and bool(data[2] << 8 & _TC)
+
+
+def with_room(data: bytes, size: int) -> bytes:
+    """The same query, which also says that an answer by UDP may have ``size`` bytes (EDNS, RFC 6891). One that has
+    records of its own beside the question stays as it is."""
+    if any(data[6 : _HEADER.size]):
+        return data
+    return data[:11] + b"\1" + data[12:] + b"\0" + struct.pack("!HHIH", 41, size, 0, 0)
+
+
 def query(name: str, kind: int, number: int) -> bytes:
     """A query of our own."""
     labels = b"".join(bytes([len(label)]) + label.encode("ascii") for label in name.rstrip(".").split("."))
