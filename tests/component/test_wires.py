@@ -238,6 +238,24 @@ def test_only_answers_to_datagrams_come_back(lab: Lab) -> None:
     assert lab.passes("d3", from_net(f.udp(OUTSIDE, MAIL, 53, 1000))) == set()  # another qube's answer
 
 
+def test_large_datagrams_pass_in_pieces(lab: Lab) -> None:
+    whole = f.udp(WORK, OUTSIDE, 1000, 53, b"x" * 1600)[20:]
+    first, second = (
+        f.ip4(WORK, OUTSIDE, 17, whole[:800], fragment=0x2000),
+        f.ip4(WORK, OUTSIDE, 17, whole[800:], fragment=100),
+    )
+    assert len(lab.send("u12", from_work(first), from_work(second))["d3"]) == 2
+    whole = f.udp(OUTSIDE, WORK, 53, 1000, b"x" * 1600)[20:]
+    first, second = (
+        f.ip4(OUTSIDE, WORK, 17, whole[:800], fragment=0x2000),
+        f.ip4(OUTSIDE, WORK, 17, whole[800:], fragment=100),
+    )
+    assert len(lab.send("d3", from_net(first), from_net(second))["u12"]) == 2
+    # A first piece is judged as a whole datagram is.
+    other = f.ip4(OUTSIDE, MAIL, 17, whole[:800], fragment=0x2000)
+    assert lab.passes("d3", from_net(other)) == set()
+
+
 def test_a_flood_of_datagrams_ends_at_the_limit_and_hurts_nobody_else(lab: Lab) -> None:
     for start in range(0, MAX_UDP + 600, 200):
         lab.send(
