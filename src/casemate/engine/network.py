@@ -133,6 +133,7 @@ class Network:
         self._complete: set[str] = set()
         self._loaded: dict[str, Part] | None = None
         self._hosts: Sequence[Command] = []
+        self._down: set[str] = set()
         self._reject = True
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -318,6 +319,7 @@ class Network:
             if self._loaded is not None and name in self._loaded:
                 old = self._loaded[name]
                 self._loaded[name] = replace(old, chains=dict.fromkeys(old.chains, ()))
+        self._down.add(tap)
 
     def _plan(self, isolated: frozenset[str] = frozenset()) -> Plan:
         plan = make_plan(self._store.snapshot(), self._plugged, self._uplinks.running(), self._firewalls.rules_or_none)
@@ -366,9 +368,11 @@ class Network:
                 commands = [*hosts, *commands]
             new = [tap for tap in after if tap not in self._loaded]
             gone = [tap for tap in self._loaded if tap not in after]
-            if commands or new or gone:
-                await self._wires.apply([tap for tap in taps if tap.name in new], commands, new, gone)
+            up = [*new, *(tap for tap in self._down if tap in after and tap not in new)]
+            if commands or up or gone:
+                await self._wires.apply([tap for tap in taps if tap.name in new], commands, up, gone)
         self._loaded, self._hosts, self.plan = after, hosts, plan
+        self._down.clear()
         self._await_expiry(plan)
 
     def _await_expiry(self, plan: Plan) -> None:

@@ -283,17 +283,17 @@ def _forward(wire: Wire) -> list[list[Expression]]:
     ]
     for family, remembered in _remembered(wire):
         place = {"concat": [field(family, "daddr"), field("udp", "dport"), field("udp", "sport")]}
-        out.append([*_first_piece(family), {"set": {"op": "update", "elem": place, "set": remembered}}, *send])
+        out.append([*_datagram(family), {"set": {"op": "update", "elem": place, "set": remembered}}, *send])
     # A datagram that comes here found its set full.
-    is_udp = match(meta("l4proto"), PROTOCOLS["udp"])
-    out += [_counted(wire.tap, "full", *_first_piece(family), is_udp) for family, _set in _remembered(wire)]
+    out += [_counted(wire.tap, "full", *_datagram(family)) for family, _remember in _remembered(wire)]
     return [*out, send]
 
 
-def _first_piece(family: str) -> list[Expression]:
-    """A whole packet, or the first piece of one. The kernel reads ports from later pieces too, where there are none."""
+def _datagram(family: str) -> list[Expression]:
+    """A whole datagram, or the first piece of one: the kernel reads ports from later pieces too, which have none."""
     offset = {"&": [field("ip", "frag-off"), 0x1FFF]}
-    return [match(offset, 0)] if family == "ip" else [match(meta("protocol"), "ip6")]
+    is_udp = match(meta("l4proto"), PROTOCOLS["udp"])
+    return [match(offset, 0), is_udp] if family == "ip" else [match(meta("protocol"), "ip6"), is_udp]
 
 
 def _remembered(wire: Wire) -> list[tuple[str, str]]:
@@ -333,7 +333,7 @@ def _incoming(wire: Wire) -> list[list[Expression]]:
         ]
         for family, remembered in _remembered(wire):
             place = {"concat": [field(family, "saddr"), field("udp", "sport"), field("udp", "dport")]}
-            out.append(_counted(wire.tap, "inbound", *_first_piece(family), match(place, remembered, "!=")))
+            out.append(_counted(wire.tap, "inbound", *_datagram(family), match(place, remembered, "!=")))
         known = {"set": [PROTOCOLS[name] for name in ("icmp", "tcp", "udp", "icmpv6")]}
         out.append(_counted(wire.tap, "inbound", match(meta("l4proto"), known, "!=")))
     if wire.seen_ip != wire.ip:

@@ -48,7 +48,10 @@ def _network(family: int, text: str) -> str:
 
 
 def _host(text: str) -> str:
+    """A name, or ``*.`` and a name of two labels or more, for all names below it."""
     labels = text.split(".")
+    if labels[0] == "*" and len(labels) > 2:
+        labels = labels[1:]
     if len(text) > _MAX_HOST or any(
         not 1 <= len(label) <= 63 or not set(label) <= _LABEL or label[0] == "-" or label[-1] == "-" for label in labels
     ):

@@ -100,7 +100,7 @@ class Net(World):
     def set_rules(self, name: str, *rules: str) -> None:
         """Replace the firewall of a qube."""
         data = "".join(f"{rule}\n" for rule in rules).encode()
-        self.run("qubesd-query", "-e" if not data else "dom0", *(["dom0"] if not data else []),
+        self.run("qubesd-query", "--fail", "-e" if not data else "dom0", *(["dom0"] if not data else []),
                  "admin.vm.firewall.Set", name, data=data)  # fmt: skip
 
     def reach(self, qube: str, *places: tuple[str, str, int]) -> list[bool]:

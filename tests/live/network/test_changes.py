@@ -185,6 +185,7 @@ def test_wildcards_aliases_and_many_answers(net: Net) -> None:
         "bad.org": {"a": ["203.0.113.77"], "extra": [["www.example.org", SERVER]]},
     })  # fmt: skip
     net.set_rules("web", "action=accept dsthost=*.example.org", "action=accept specialtarget=dns")
+    never(net, "web", WEB)  # the rules before let it reach that
     assert net.reach("web", ("tcp", OTHER, 80)) == [False]
     assert OTHER in net.inside("web", "getent ahostsv4 x.y.example.org")  # cut by UDP, asked again by TCP
     assert net.reach("web", ("tcp", OTHER, 80)) == [True]
