@@ -337,6 +337,9 @@ class FakeNetwork:
     async def report(self) -> dict[str, object]:
         return {"why": "none here", "qubes": []}
 
+    async def enforce(self) -> None:
+        pass
+
     def explain(self, domain: Domain, place: Place) -> list[dict[str, object]]:
         return []
 

@@ -81,15 +81,16 @@ def _serve(listener: socket.socket, target: str, port: int) -> None:
             connection.close()
             continue
         listener.close()
-        os._exit(_carry(connection, target, port))
+        os._exit(serve_connection(connection, target, f"{SERVICE}+{port}"))
 
 
-def _carry(connection: socket.socket, target: str, port: int) -> int:
+def serve_connection(connection: socket.socket, target: str, call: str) -> int:
+    """Make a call whose data is what goes over a connection; its exit status."""
     try:
         sock = connect(os.environ.get("QREXEC_AGENT_SOCKET") or SOCKET)
-        request(sock, target, f"{SERVICE}+{port}")
+        request(sock, target, call)
         return run_call(sock, connection.fileno(), os.dup(connection.fileno()), 2)
     except (CasemateError, OSError) as error:
-        sys.stderr.write(f"qvm-connect-tcp: {error}\n")
+        sys.stderr.write(f"{call}: {error}\n")
         sys.stderr.flush()
         return 1

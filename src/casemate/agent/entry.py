@@ -27,6 +27,8 @@ TOOLS = {
     "vmexec": "casemate.agent.vmexec",
     "service-connect": "casemate.agent.connector",
     "net-qube": "casemate.agent.net_qube",
+    "updates-proxy": "casemate.agent.updates_proxy",
+    "updates-forwarder": "casemate.agent.updates_forwarder",
 }
 """Tool: module whose ``main(argv)`` runs it. ``argv[0]`` is the tool's name."""
 

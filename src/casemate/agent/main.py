@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from casemate.agent.network import Network
 
 RUN = "/run/qubes"
+APT_PROXY = "/etc/apt/apt.conf.d/01casemate-proxy"
 NETWORK_PREFIX = "/qubes-"
 NETWORK_KEYS = ("/qubes-mac", "/qubes-netvm-gateway")
 """Where one of these keys is, the qube has a network or serves others."""
@@ -102,6 +103,15 @@ class Agent:
         if not self._need_network(self._tell_ready):
             self._tell_ready()
 
+    def _set_up_updates(self) -> None:
+        """A template without a network is updated through a net qube; a qube of it is not."""
+        if self._database.tree.read("/type") == b"TemplateVM" and self._database.tree.read("/qubes-mac") is None:
+            from casemate.agent.updates_port import UpdatesPort
+
+            self._updates = UpdatesPort(self._loop, self._children)
+        elif os.path.exists(APT_PROXY):
+            os.unlink(APT_PROXY)
+
     def _need_network(self, ready: Callable[[], None]) -> bool:
         """Set up the network, the first time that the qube has one; whether ``ready`` will be called for it."""
         if self._network is not None or os.geteuid() != 0:
@@ -136,6 +146,10 @@ class Agent:
         if os.geteuid() != 0 or self._seeded:
             return
         self._seeded = True
+        try:
+            self._set_up_updates()
+        except OSError as error:
+            sys.stderr.write(f"casemate-agent: updates: {error}\n")
         name = tree.read("/name")
         if name:
             socket.sethostname(name.decode("ascii"))

@@ -203,6 +203,9 @@ class Network(Protocol):
     async def report(self) -> Mapping[str, Any]:
         """Every qube with its way out, ready to be written as JSON."""
 
+    async def enforce(self) -> None:
+        """Have the newest firewall rules hold on this host when this returns."""
+
     def explain(self, domain: Domain, place: Place) -> Sequence[Mapping[str, Any]]:
         """The way from a qube to a place, step by step, ready to be written as JSON."""
 

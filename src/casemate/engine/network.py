@@ -177,6 +177,12 @@ class Network:
             self._loaded = None
             await self._load()
 
+    async def enforce(self) -> None:
+        """Have the newest rules hold on this host when this returns; an error tells who is cut off because of them."""
+        async with self._lock:
+            if self._loaded is not None:
+                await self._load()
+
     def _uplink_ended(self, _name: str) -> None:
         self._loop.call_later(_AGAIN_SECONDS, self.changed)
 

@@ -63,6 +63,10 @@ class NetworkReport:
             )
         return {"why": wires.why, "qubes": qubes}
 
+    async def enforce(self) -> None:
+        """Have the newest rules hold on this host."""
+        await self._network.enforce()
+
     def explain(self, domain: Domain, place: Place) -> list[dict[str, Any]]:
         """The way from a qube to a place, step by step."""
         four, six = own_addresses()

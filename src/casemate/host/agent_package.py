@@ -30,7 +30,6 @@ PLACES = {
 
 LINKS = {
     "/etc/qubes-rpc/qubes.ConnectTCP": "/dev/tcp/127.0.0.1",
-    "/etc/qubes-rpc/qubes.UpdatesProxy": "/dev/tcp/127.0.0.1/8082",
 }
 """Services that are connections to a port of the guest: the link says which (agent/service.py)."""
 

@@ -19,7 +19,7 @@ from typing import Any
 from tests.builders import wait_for
 
 HOST, GATEWAY = "192.0.2.2", "192.0.2.1"
-SERVER, OTHER, RESOLVER = "198.51.100.7", "198.51.100.8", "198.51.100.53"
+SERVER, OTHER, RESOLVER, MIRROR = "198.51.100.7", "198.51.100.8", "198.51.100.53", "198.51.100.80"
 HERE = Path(__file__).parent
 
 
@@ -42,20 +42,17 @@ class Outside:
             self._in(pid, "ip", "addr", "add", f"{address}/24", "dev", name)
             self._in(pid, "ip", "link", "set", name, "up")
         self._in(self.internet, "ip", "link", "set", "lo", "up")
-        for address in (SERVER, OTHER, RESOLVER):
+        for address in (SERVER, OTHER, RESOLVER, MIRROR):
             self._in(self.internet, "ip", "addr", "add", f"{address}/32", "dev", "lo")
         self._in(self.host, "ip", "route", "add", "default", "via", GATEWAY)
         # pasta answers pings by a kind of socket that the system lets nobody use by default.
         self._in(self.host, "sh", "-c", "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range")
-        self._serve(
-            self.internet,
-            "tcp:80",
-            "tcp:443",
-            "tcp:25",
-            f"udp:{SERVER}:7",
-            f"udp:{OTHER}:7",
-            f"dns:{RESOLVER}:{self._zone}",
-        )
+        self.mirror = directory / "mirror"
+        self.mirror.mkdir()
+        for address in (SERVER, OTHER):
+            ports = (f"tcp:{address}:{port}" for port in (80, 443, 25))
+            self._serve(self.internet, *ports, f"udp:{address}:7")
+        self._serve(self.internet, f"dns:{RESOLVER}:{self._zone}", f"http:{MIRROR}:{self.mirror}")
         self._serve(self.host, "tcp:80", "tcp:22", f"udp:{HOST}:7")
 
     def _namespace(self) -> int:

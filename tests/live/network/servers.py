@@ -1,5 +1,5 @@
-"""Servers of the tests' internet and of the host in it: ``tcp:PORT``, ``udp:ADDRESS:PORT``,
-``dns:ADDRESS:ZONE-FILE``.
+"""Servers of the tests' internet and of the host in it: ``tcp:[ADDRESS:]PORT``,
+``udp:ADDRESS:PORT``, ``dns:ADDRESS:ZONE-FILE``, ``http:ADDRESS:DIRECTORY``.
 
 TCP and UDP answer with the address that the client has. The name server reads its zone at each query: by name a list of
 addresses, or an object with ``cname`` or ``a``, a ``ttl``, and ``extra``, records of other names as (name, address).
@@ -7,19 +7,21 @@ addresses, or an object with ``cname`` or ``a``, a ``ttl``, and ``extra``, recor
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import struct
 import sys
 import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 from casemate.wire.dns import parse_query
 
 
-def tcp(port: int) -> None:
+def tcp(address: str, port: int) -> None:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("0.0.0.0", port))
+    listener.bind((address, port))
     listener.listen(64)
 
     def serve() -> None:
@@ -91,6 +93,11 @@ def answer(data: bytes, zone: dict[str, object], stream: bool) -> bytes:
     return data[:2] + struct.pack("!HHHHH", flags, 1, count, 0, 0) + data[12 : asked.end] + (b"" if cut else whole)
 
 
+def http(address: str, directory: str) -> None:
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=directory)
+    threading.Thread(target=ThreadingHTTPServer((address, 80), handler).serve_forever, daemon=True).start()
+
+
 def dns(address: str, path: str) -> None:
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind((address, 53))
@@ -124,11 +131,13 @@ if __name__ == "__main__":
     for word in sys.argv[1:]:
         kind, _, value = word.partition(":")
         address, _, rest = value.rpartition(":")
-        if kind == "dns":
+        if kind == "http":
+            http(address, rest)
+        elif kind == "dns":
             dns(address, rest)
         elif kind == "udp":
             udp(address, int(rest))
         else:
-            tcp(int(rest))
+            tcp(address or "0.0.0.0", int(rest))
     print("listening", flush=True)
     threading.Event().wait()

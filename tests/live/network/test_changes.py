@@ -138,14 +138,16 @@ for line in sys.stdin:
     talk.stdin.flush()
     assert talk.stdout.readline() == b"x\n"
     net.set_rules("open", f"action=accept dst4={OTHER}")
-    talk.stdin.write(b"2\n")
-    talk.stdin.flush()
-    assert talk.stdout.readline() == b"cut\n"
-    talk.kill()
-    talk.wait()
-    reaches(net, "open", ("tcp", OTHER, 80))
-    assert net.reach("open", WEB) == [False]
-    net.set_rules("open", "action=accept")
+    try:
+        talk.stdin.write(b"2\n")
+        talk.stdin.flush()
+        assert talk.stdout.readline() == b"cut\n"
+        reaches(net, "open", ("tcp", OTHER, 80))
+        assert net.reach("open", WEB) == [False]
+    finally:
+        talk.kill()
+        talk.wait()
+        net.set_rules("open", "action=accept")
     reaches(net, "open", WEB)
 
 

@@ -23,9 +23,11 @@ def get_rules(context: Context, dest: Domain) -> str:
 
 @method("admin.vm.firewall.Set", Access.EXECUTE)
 async def set_rules(context: Context, dest: Domain, payload: str = "") -> None:
-    """Replace all rules of the qube; where one is wrong, nothing is changed."""
+    """Replace all rules of the qube; where one is wrong, nothing is changed. They hold on this host when this returns,
+    in the net qube a moment later."""
     _need_firewall(dest)
     await context.firewalls.replace(dest, parse_rules(payload))
+    await context.network.enforce()
 
 
 @method("admin.vm.firewall.Reload", Access.EXECUTE)
