@@ -65,10 +65,12 @@ class World:
             self.settings, self.listener, self.policy, self.info,
             SimpleNamespace(is_running=self._is_running, start=self._start),
             SimpleNamespace(create=self._make, end=self._remove), self._run_on_host,
-            self.prompters.ask, self.calls, self.prompters.notify,
+            self.prompters.ask, self.calls, self.prompters.notify, self._silence,
         )  # fmt: skip
         self.on_host: list[tuple[str, ...]] = []
         """What this host was asked for: (source, service, argument, target)."""
+        self.silent: dict[str, str] = {}
+        """Qubes that give no sign of life, and why."""
         self.made = 0
         """How often a disposable was asked for."""
         self.starting = asyncio.Event()
@@ -79,6 +81,9 @@ class World:
 
     def info(self) -> SystemInfo:
         return SystemInfo.fixed(self.qubes)
+
+    async def _silence(self, name: str) -> str:
+        return self.silent.get(name, "")
 
     async def _start(self, name: str) -> None:
         await self.starting.wait()

@@ -31,6 +31,22 @@ MUTANTS = (
         (f"{_CONFINED}test_a_link_opens_no_file_but_its_sockets",),
     ),
     Mutant(
+        "hanging-guest-waited-for", "limit: time that a qube's agent does not answer", "src/casemate/link/requests.py",
+        "                stream.abort()\n                caller.abort()\n", "",
+        ("tests/component/test_silent_guest.py::test_a_call_that_brought_nothing_ends_and_others_wait",), slow=True,
+    ),
+    Mutant(
+        "brought-input-is-lost", "a call that has brought a guest something waits for it",
+        "src/casemate/link/requests.py",
+        " and stream.sent <= _NOTHING:", ":",
+        ("tests/component/test_silent_guest.py::test_a_call_that_brought_nothing_ends_and_others_wait",), slow=True,
+    ),
+    Mutant(
+        "end-of-session-is-life", "only an answer is a sign of life", "src/casemate/link/liveness.py",
+        "if why != GIVEN_UP:", "if False:",
+        ("tests/component/test_silent_guest.py::test_a_session_that_ends_is_no_sign_of_life",), slow=True,
+    ),
+    Mutant(
         "link-gains-privileges", "a hijacked link gets little", _CONFINE,
         "_prctl(libc, _PR_SET_NO_NEW_PRIVS, 1, 0)", "pass", (f"{_CONFINED}test_a_link_can_have_what_it_needs",),
     ),

@@ -54,6 +54,37 @@ def test_a_watcher_sees_every_step_and_every_cause(tmp_path: Path) -> None:
     run(work, tmp_path)
 
 
+def test_a_target_that_does_not_answer_is_shown_and_its_caller_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(brokering, "SILENCE_SECONDS", 0.05)
+
+    async def work(world: World) -> None:
+        caplog.set_level("INFO")
+        watcher = await Peer.at(world.settings.trace_socket)
+        await watcher.read()
+        world.silent["vault"] = "its memory is full"
+        with await world.connect("ok") as connection:
+            assert await answer(connection) == ALLOW
+            phases = [(await watcher.read())["phase"] for _ in range(4)]
+            assert phases == ["asked", "decided", "started", "connected"]
+            step = await watcher.read()
+            assert (step["phase"], step["why"]) == ("silent", "vault does not answer: its memory is full")
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                connection.recv(1)
+        assert "vault does not answer" in caplog.text
+        assert (await watcher.read())["phase"] == "ended"
+        world.silent.clear()
+        with await world.connect("ok") as connection:
+            assert await answer(connection) == ALLOW
+            await asyncio.sleep(0.2)
+        phases = [(await watcher.read())["phase"] for _ in range(5)]
+        assert phases == ["asked", "decided", "started", "connected", "ended"]
+
+    run(work, tmp_path)
+
+
 def test_reports_of_tools_are_taken_only_while_somebody_watches(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         place = world.settings.run / "reports.sock"

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from casemate.streams.stream import Stream
 
+    OnSilence = Callable[[bool], float]
+    """Called where nothing has come of a call after SILENCE_SECONDS, with whether any of its input was sent; it returns
+    the seconds until it is to be called again. An error that it raises ends the call."""
+
 CHUNK = qrexec.MAX_CHUNK
 LOST_LIMIT = 64 * 1024
 """Bytes of output for a reader that has gone after which the call is ended, once no input is on its way.
@@ -145,6 +149,7 @@ class _Input(Handler):
         return self._space[_MESSAGE : self._end]
 
     def filled(self, count: int) -> None:
+        self._call.input_sent = True
         HEADER.pack_into(self._space, 0, DATA_STDIN, count)
         self._stream.commit(_MESSAGE + count)
 
@@ -176,6 +181,8 @@ class Call(Handler):
         self._over = False
         self.silent = True
         """Whether nothing has come of the service yet."""
+        self.input_sent = False
+        """Whether any of the input that ``stdin`` gives was sent. It would be lost with the call."""
         # Whoever serves closes its socket after the exit code; what lies before that is still to be read.
         self._stream = SocketStream(loop, sock, self, drain=True)
         for at in range(0, len(first), chunk):
@@ -278,14 +285,12 @@ def run_call(
     first: bytes = b"",
     visible: tuple[bool, bool] = (False, False),
     chunk: int = CHUNK,
-    on_silence: Callable[[], None] | None = None,
+    on_silence: OnSilence | None = None,
 ) -> int:
     """Run an accepted call on these descriptors (None: nothing in, nothing out); as ``Call.run``.
 
-    ``on_silence`` is called once where nothing has come after SILENCE_SECONDS; an error that it raises ends the call.
-
     ``visible`` says whether stdout and stderr are made harmless for a terminal; ``chunk`` is the longest message that
-    the other end takes. At the end of the service's output our stdout
+    the other end takes; ``on_silence`` is called as ``OnSilence`` says. At the end of the service's output our stdout
     is closed, with /dev/null in its place.
     """
     loop = Loop()
@@ -294,7 +299,7 @@ def run_call(
     try:
         call = Call(loop, sock, stdin, out, err, first, chunk)
         if on_silence is not None:
-            loop.later(SILENCE_SECONDS, lambda: on_silence() if call.silent else None)
+            look_at(loop, call, on_silence)
         status = call.run()
         for output, name in ((out, "standard output"), (err, "standard error")):
             if output.failure:
@@ -306,6 +311,16 @@ def run_call(
         err.close()
         sock.close()
         loop.close()
+
+
+def look_at(loop: Loop, call: Call, on_silence: OnSilence) -> None:
+    """Have ``on_silence`` called while nothing comes of a call."""
+
+    def look() -> None:
+        if call.silent:
+            loop.later(on_silence(call.input_sent), look)
+
+    loop.later(SILENCE_SECONDS, look)
 
 
 def _end_standard(fd: int) -> None:
@@ -323,7 +338,13 @@ def _end_standard(fd: int) -> None:
             sock.shutdown(socket.SHUT_WR)
 
 
-def run_call_with(sock: socket.socket, argv: Sequence[str], first: bytes = b"", chunk: int = CHUNK) -> int:
+def run_call_with(
+    sock: socket.socket,
+    argv: Sequence[str],
+    first: bytes = b"",
+    chunk: int = CHUNK,
+    on_silence: OnSilence | None = None,
+) -> int:
     """Run an accepted call on a program of ours: its stdin and stdout are the call's.
 
     The program finds our own stdin and stdout as the descriptors in ``SAVED_FD_0`` and ``SAVED_FD_1``, and our stderr
@@ -362,7 +383,10 @@ def run_call_with(sock: socket.socket, argv: Sequence[str], first: bytes = b"", 
     loop = Loop()
     out, err = Output(loop, to_program[1], on_end=close), Output(loop, 2, on_end=lambda _fd: None)
     try:
-        status = Call(loop, sock, from_program[0], out, err, first, chunk).run()
+        call = Call(loop, sock, from_program[0], out, err, first, chunk)
+        if on_silence is not None:
+            look_at(loop, call, on_silence)
+        status = call.run()
     finally:
         out.close()
         err.close()

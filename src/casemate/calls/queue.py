@@ -13,6 +13,12 @@ from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import Handler
 from casemate.wire import mux
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.streams.mux_stream import MuxStream
+
 AT_ONCE = mux.MAX_STREAMS - 8
 """Streams for calls; the rest is for the database and for control."""
 WAITING = 1024
@@ -20,10 +26,16 @@ WAITING = 1024
 
 
 class CallQueue:
-    """Joins sockets to streams. Made by a link or an agent for all of its life; owns the sockets that it is given."""
+    """Joins sockets to streams. Made by a link or an agent for all of its life; owns the sockets that it is given.
 
-    def __init__(self, loop: Loop) -> None:
+    ``on_joined`` hears of each call whose stream was opened.
+    """
+
+    def __init__(
+        self, loop: Loop, on_joined: Callable[[SocketStream, MuxStream], None] = lambda _caller, _stream: None
+    ) -> None:
         self._loop = loop
+        self._on_joined = on_joined
         self._channel: Channel | None = None
         self._queue: deque[tuple[bytes, socket.socket]] = deque()
 
@@ -51,7 +63,9 @@ class CallQueue:
                 self._loop.later(_BUSY_SECONDS, self._next)
                 return
             opening, sock = self._queue.popleft()
-            join(SocketStream(self._loop, sock), channel.open(opening, Handler()), self._next)
+            caller, stream = SocketStream(self._loop, sock), channel.open(opening, Handler())
+            self._on_joined(caller, stream)
+            join(caller, stream, self._next)
 
 
 _BUSY_SECONDS = 0.1

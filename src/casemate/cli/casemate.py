@@ -17,6 +17,11 @@ def _status(args: argparse.Namespace, qubes: Qubes) -> int:
     if qubes.get(None, "default_kernel").text:
         qubes.call("admin.casemate.Probe")
     status = qubes.status()
+    from casemate.cli.silence import unanswering
+
+    silent = unanswering(qubes)
+    if silent:
+        status["no answer"] = "; ".join(f"{name}: {why or 'its agent gives no sign of life'}" for name, why in silent)
     for key, value in status.items():
         if key == "protections":
             continue

@@ -21,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
 
+    from casemate.calls.caller import OnSilence
+
 PROG = "qrexec-client"
 SOCKET_DIR = "/var/run/qubes"
 HOST = "dom0"
@@ -57,14 +59,21 @@ def _parser() -> tool.Parser:
     return parser
 
 
-def _run(args: argparse.Namespace, sock: socket.socket, chunk: int = qrexec.MAX_CHUNK, first: bytes = b"") -> int:
+def _run(
+    args: argparse.Namespace,
+    sock: socket.socket,
+    chunk: int = qrexec.MAX_CHUNK,
+    first: bytes = b"",
+    look: OnSilence | None = None,
+) -> int:
     first += os.fsencode(args.prefix)
     if args.just:
-        return run_call(sock, None, None, None, first, chunk=chunk)
+        return run_call(sock, None, None, None, first, chunk=chunk, on_silence=look)
     if args.local:
-        return run_call_with(sock, ["/bin/sh", "-c", args.local], first, chunk)
+        return run_call_with(sock, ["/bin/sh", "-c", args.local], first, chunk, look)
     out, err = (os.isatty(fd) if wanted is None else wanted for fd, wanted in ((1, args.out), (2, args.err)))
-    return run_call(sock, None if 0 in CLOSED else 0, 0 if args.both else 1, 2, first, (out, err), chunk)
+    stdin = None if 0 in CLOSED else 0
+    return run_call(sock, stdin, 0 if args.both else 1, 2, first, (out, err), chunk, look)
 
 
 def _over_vchan(args: argparse.Namespace, path: str) -> int:
@@ -83,6 +92,7 @@ def _in_qube(args: argparse.Namespace, qubes: Qubes) -> int:
     """A qube of Casemate: by its link, as qvm-run does."""
     from casemate.cli.calling import open_call
     from casemate.cli.qvm_run import quote
+    from casemate.cli.silence import Silence
 
     user, colon, text = args.COMMAND.partition(":")
     if not colon:
@@ -94,7 +104,8 @@ def _in_qube(args: argparse.Namespace, qubes: Qubes) -> int:
     else:
         command = qrexec.Command(user, "qubes.VMShell", None, HOST)
         first = os.fsencode(f'exec "${{BASH:-/bin/sh}}" -c {quote(text)} || exit 127\n')
-    return _run(args, open_call(qubes, args.domain, command, autostart=False), first=first)
+    sock = open_call(qubes, args.domain, command, autostart=False)
+    return _run(args, sock, first=first, look=Silence(PROG, qubes, args.domain))
 
 
 def _api_call(args: argparse.Namespace, command: qrexec.Command) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from casemate.cli import tool
 from casemate.cli.calling import open_call
 from casemate.cli.report import Report
+from casemate.cli.silence import Silence
 from casemate.client.qubes import Qubes
 from casemate.filecopy.pack import ALL_NAMES, Progress, check_paths, name_beyond_plain, remove_sent, send_files
 from casemate.wire.admin import ADMIN
@@ -40,9 +41,10 @@ def run(prog: str, remove: bool, argv: Sequence[str] | None) -> int:
         command = Command("DEFAULT", SERVICE, ALL_NAMES if all_names else None, ADMIN)
         report = Report(qubes.transport.settings, command, args.VMNAME)
         sock = open_call(qubes, args.VMNAME, command, True, report)
+        look = Silence(prog, qubes, args.VMNAME, report)
         progress = Progress(-1 if args.without_progress or args.quiet else 2)
         try:
-            send_files(sock, args.FILE, progress, lambda text: _warn(prog, text), ignore)
+            send_files(sock, args.FILE, progress, lambda text: _warn(prog, text), ignore, look)
         finally:
             progress.end()
             report.step("ended")

@@ -11,11 +11,12 @@ from casemate.calls.caller import run_call, run_call_with
 from casemate.cli import tool
 from casemate.cli.calling import Disposable, open_call
 from casemate.cli.report import Report
+from casemate.cli.silence import Silence
 from casemate.cli.standard_streams import CLOSED
 from casemate.client.qubes import Qubes
 from casemate.wire import qrexec, vmexec
 from casemate.wire.admin import ADMIN
-from casemate.wire.errors import CasemateError, DisconnectedError, QubeError
+from casemate.wire.errors import CasemateError, DisconnectedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,13 +140,10 @@ def _run_in(args: argparse.Namespace, qubes: Qubes, name: str, autostart: bool) 
     report = Report(qubes.transport.settings, command, name)
     sock = open_call(qubes, name, command, autostart, report)
     status = qrexec.EXIT_VANISHED
-
-    def look() -> None:
-        _must_not_be_paused(qubes, name)
-
+    look = Silence(PROG, qubes, name, report)
     try:
         if args.localcmd:
-            status = run_call_with(sock, ["/bin/sh", "-c", args.localcmd], first)
+            status = run_call_with(sock, ["/bin/sh", "-c", args.localcmd], first, on_silence=look)
         elif args.pass_io:
             wanted = args.filter_escape_chars
             out, err = (os.isatty(fd) if wanted is None else wanted for fd in (1, 2))
@@ -162,15 +160,6 @@ def _run_in(args: argparse.Namespace, qubes: Qubes, name: str, autostart: bool) 
     if status == qrexec.EXIT_NO_SERVICE and args.service and not args.quiet:
         tool.say_error(PROG, f"{name}: the service ended with status 127; is there a {service}?")
     return status
-
-
-def _must_not_be_paused(qubes: Qubes, name: str) -> None:
-    """QubeError where a qube that does not answer is paused: it would never answer."""
-    if "power_state=Paused" not in qubes.call("admin.vm.CurrentState", "", name).split():
-        return
-    why = dict(part.split(": ", 1) for part in str(qubes.status().get("stuck", "")).split("; ") if ": " in part)
-    cause = f" by its machine ({why[name]})" if name in why else ""
-    raise QubeError(f"{name} is paused{cause}, so it does not answer: qvm-unpause {name}")
 
 
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:

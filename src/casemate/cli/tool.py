@@ -205,6 +205,11 @@ def _is_argument(args: argparse.Namespace, error: CasemateError) -> bool:
     return any(f"'{printable(word)}'" in str(error) for word in words)
 
 
+def say(prog: str, text: str) -> None:
+    """A line on standard error that is no error; control characters are shown."""
+    sys.stderr.write(f"{prog}: {printable(text, 2000)}\n")
+
+
 def say_error(prog: str, error: object) -> None:
     """A message on standard error; control characters are shown, not sent to the terminal."""
     lines = str(error).split("\n")

@@ -29,6 +29,8 @@ def line_of(step: dict[str, Any], clock: str) -> str:
     elif step["phase"] == "ended":
         status = step.get("status")
         detail = "" if status is None else f"status {status}" + _MEANINGS.get(status, "")
+    elif step["phase"] == "silent":
+        detail = str(step.get("why"))
     elif step.get("final"):
         detail = f"to {step['final']}" + (f", {step['why']}" if step.get("why") else "")
     at = float(step.get("at", 0.0))

@@ -212,7 +212,7 @@ def build(
     calls, prompters = Calls(), Prompters(settings.state / "prompter", runner)
     broker = Broker(
         settings, listener, policy, systems, power, disposables, serve_on_host,
-        prompters.ask, calls, prompters.notify,
+        prompters.ask, calls, prompters.notify, links.silence,
     )  # fmt: skip
     return Parts(
         context=context,

@@ -168,6 +168,14 @@ class Links:
             os.close(pidfd)
         self._pidfds.clear()
 
+    async def silence(self, name: str) -> str:
+        """What is known of a running qube whose agent gives no sign of life; empty where it does, or ends."""
+        try:
+            told = await self.ask(name, 5.0, op="answers", within=1.0)
+        except DisconnectedError:
+            return ""
+        return "" if told.get("answers") else str(told.get("why") or "its agent gives no sign of life")
+
     async def ask(self, name: str, timeout: float, **request: Any) -> dict[str, Any]:
         """Send one control request and return its answer. DisconnectedError when the link is gone or silent."""
         try:

@@ -8,6 +8,7 @@ import stat
 import time
 import zlib
 
+from casemate.calls.caller import SILENCE_SECONDS
 from casemate.filecopy.directories import Found, walk
 from casemate.streams.loop import Loop
 from casemate.streams.socket_stream import SocketStream
@@ -19,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
+
+    from casemate.calls.caller import OnSilence
 
 BUFFER = 4 * qrexec.MAX_CHUNK
 """Records and contents are gathered up to so many bytes; those are summed and sent at once."""
@@ -61,8 +64,13 @@ class Copy(Handler):
         progress: Callable[[int], None] = lambda _sent: None,
         warn: Callable[[str], None] = lambda _text: None,
         ignore_links: bool = False,
+        on_silence: OnSilence | None = None,
     ) -> None:
         self._loop = Loop()
+        self._on_silence = on_silence
+        self._moved_at = time.monotonic()
+        if on_silence is not None:
+            self._loop.later(SILENCE_SECONDS, self._look)
         # The receiver closes its end after its answer, which is still to be read then.
         self._stream = SocketStream(self._loop, sock, self, drain=True)
         self._paths = paths
@@ -155,6 +163,14 @@ class Copy(Handler):
             self._bytes += sum(map(len, pieces[at : at + 2]))
         self._progress(self._bytes)
 
+    def _look(self) -> None:
+        """Have a sender told of a receiver that has moved nothing for a while."""
+        assert self._on_silence is not None
+        pause = SILENCE_SECONDS
+        if time.monotonic() - self._moved_at >= SILENCE_SECONDS:
+            pause = self._on_silence(True)  # something was sent: the copy ends by PATIENCE, or by the receiver
+        self._loop.later(pause, self._look)
+
     # -- what comes back
 
     def _wait(self, done: Callable[[], bool], failing: str) -> None:
@@ -168,6 +184,7 @@ class Copy(Handler):
             self._loop.once(max(0.0, deadline - time.monotonic()))
             now = time.monotonic()
             if self._stream.pending != left:
+                self._moved_at = now
                 deadline, left = now + PATIENCE, self._stream.pending
             elif now >= deadline:
                 raise CopyError(f"The receiver {failing} for {PATIENCE:g} seconds")
@@ -298,10 +315,11 @@ def send_files(
     progress: Callable[[int], None] = lambda _sent: None,
     warn: Callable[[str], None] = lambda _text: None,
     ignore_links: bool = False,
+    on_silence: OnSilence | None = None,
 ) -> None:
     """Copy files over an accepted call, which is closed; returns only when all were confirmed."""
     try:
-        Copy(sock, paths, progress, warn, ignore_links).run()
+        Copy(sock, paths, progress, warn, ignore_links, on_silence).run()
     except OSError as error:
         raise CopyError(f"{printable(str(error.filename or 'copy'))}: {error.strerror}") from error
     except qfile.FileError as error:

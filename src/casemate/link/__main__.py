@@ -9,6 +9,7 @@ import sys
 
 from casemate.link.confine import become, confine
 from casemate.link.link import Link
+from casemate.link.requests import SILENT_SECONDS
 from casemate.streams.half_frame import HALF_FRAME_SECONDS
 
 _MAX_DESCRIPTION = 8 << 20
@@ -22,9 +23,13 @@ def main() -> int:
     if description["uid"] is not None:
         become(description["uid"], description["gid"])
     held = confine(description["directory"])
-    seconds = float(description.get("half_frame_seconds", HALF_FRAME_SECONDS))
+    # What the daemon does not say has its default; tests shorten both.
+    seconds = (
+        float(description.get("half_frame_seconds", HALF_FRAME_SECONDS)),
+        float(description.get("silent_seconds", SILENT_SECONDS)),
+    )
     sys.stderr.write(f"{description['name']}: files: {f'Landlock, version {held}' if held else 'no Landlock'}\n")
-    link = Link(description["name"], description["directory"], description["database"], seconds)
+    link = Link(description["name"], description["directory"], description["database"], *seconds)
     del description
     link.connect()
     sys.stdout.write("listening\n")

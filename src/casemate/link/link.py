@@ -7,7 +7,7 @@ import socket
 from casemate.link.console import Console
 from casemate.link.guest_calls import GuestCalls
 from casemate.link.log import Log
-from casemate.link.requests import HostRequests
+from casemate.link.requests import SILENT_SECONDS, HostRequests
 from casemate.qdb.mirror import HostMirror
 from casemate.qdb.server import DatabaseServer, SessionStream
 from casemate.qdb.session import Database
@@ -44,7 +44,12 @@ class Link:
     """
 
     def __init__(
-        self, name: str, directory: str, database: dict[str, str], half_frame_seconds: float = HALF_FRAME_SECONDS
+        self,
+        name: str,
+        directory: str,
+        database: dict[str, str],
+        half_frame_seconds: float = HALF_FRAME_SECONDS,
+        silent_seconds: float = SILENT_SECONDS,
     ) -> None:
         self.loop = Loop()
         self.channel: Channel | None = None
@@ -63,7 +68,7 @@ class Link:
         self._console = Console(self.loop, self._path("console.sock"), self._linger)
         self._guest_calls = GuestCalls(self.loop, self._path("broker.sock"), self._log)
         listening = listen(self._path("link.sock"), 0o600)
-        self._requests = HostRequests(self.loop, listening, self, self._console, self._log)
+        self._requests = HostRequests(self.loop, listening, self, self._console, self._log, silent_seconds)
         DatabaseServer(self.loop, listen(self._path("qubesdb.sock"), 0o600), self._database)
 
     def _path(self, name: str) -> str:

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 SETUP_SECONDS = 170.0
 """Limit of calls (seconds): time from request to connection, with a question to the user and the start of the target. A
 link waits a little longer, so that this error comes first."""
+SILENCE_SECONDS = 2.0
+"""Seconds after which the target of a call that goes on is asked for a sign of life, once."""
 CALLS_PER_SECOND, CALL_BURST = 100.0, 400.0
 """Calls that one link may ask for: per second, and at once. A link limits its qube to half of this, so only a link that
 was taken over gets here."""
@@ -80,6 +82,7 @@ class Broker:
         asker: Asker = _nobody,
         calls: Calls | None = None,
         notify: Callable[[str, str, str, str, str], None] = lambda *_: None,
+        silence: Callable[[str], Awaitable[str]] | None = None,
     ) -> None:
         self._settings = settings
         self._policy = policy
@@ -90,6 +93,8 @@ class Broker:
         self._asker = asker
         self._calls = calls if calls is not None else Calls()
         self._notify = notify
+        self._silence = silence
+        """What is known of a running qube that gives no sign of life; empty where it answers."""
         self._tasks: set[asyncio.Future[Any]] = set()
         self._rate = Rate(CALLS_PER_SECOND, CALL_BURST)
         listener.serve(self._serve)
@@ -131,7 +136,11 @@ class Broker:
             with stream:
                 socket.send_fds(connection, [b'{"result": "allow"}\n'], [stream.fileno()])
             self._calls.step(call, "connected")
-            return await self._until_end(connection)
+            looking = asyncio.get_running_loop().call_later(SILENCE_SECONDS, self._look, call)
+            try:
+                return await self._until_end(connection)
+            finally:
+                looking.cancel()
         except CallRefusedError as refusal:
             self._refuse(connection, call, refusal.cause, str(refusal))
         except CasemateError as error:
@@ -145,6 +154,16 @@ class Broker:
             if disposable is not None:
                 await self._disposables.end(disposable)
         return None
+
+    def _look(self, call: Call) -> None:
+        """A call has lasted for a while: it may be at work, or its target may not answer at all."""
+        if self._silence is not None and call.final and not call.final.startswith("@"):
+            self._task(self._ask_target(call, self._silence))
+
+    async def _ask_target(self, call: Call, silence: Callable[[str], Awaitable[str]]) -> None:
+        why = await silence(call.final)
+        if why:
+            self._calls.silent(call, f"{call.final} does not answer: {why}")
 
     def _refuse(self, connection: socket.socket, call: Call, cause: str, why: str) -> None:
         self._calls.refused(call, cause, why)
@@ -230,6 +249,7 @@ class Broker:
                 if not decision.autostart and disposable is None:
                     raise CallRefusedError(f"{final} does not run and the rule says autostart=no", "policy")
                 await self._start(final)
+            call.final = final
             self._calls.step(call, "started", final=final)
             if decision.call is not None:
                 service, arg = decision.call

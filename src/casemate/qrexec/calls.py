@@ -49,6 +49,8 @@ class Call:
     service: str
     argument: str
     target: str
+    final: str = ""
+    """The qube that serves it, once that is known; empty for this host."""
     begun: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
@@ -100,6 +102,12 @@ class Calls:
             log.info("%s refused (%s): %s%s", call, cause, printable(why), more)
         if self._watchers:
             self._tell(call, "refused", cause=cause, why=printable(why))
+
+    def silent(self, call: Call, why: str) -> None:
+        """The target of a call that goes on gives no sign of life. The caller is not told."""
+        if self._lines.allows(call.source):
+            log.info("%s: %s", call, printable(why))
+        self.step(call, "silent", why=printable(why))
 
     def ended(self, call: Call, status: int | None = None) -> None:
         """A call that was begun is over, however it went; ``status`` is its exit status where that is known."""

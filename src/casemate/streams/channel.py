@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from casemate.streams.loop import Timer
 
+GIVEN_UP = "the other end has given it up"
+"""Reason of ``on_abort`` where the peer has aborted one stream and its session goes on."""
 MAX_OWED = 512 * 1024
 """Limit of a qube's channel (bytes): bytes that a qube asked for and has not read; above it nothing is read from
 it until it has taken half of them.
@@ -347,4 +349,4 @@ class Channel:
             found.handler.on_eof()
             self.tidy(found)
         elif self.remove(found):
-            found.handler.on_abort("the other end has given it up")
+            found.handler.on_abort(GIVEN_UP)

@@ -47,6 +47,11 @@ class MuxStream:
         """True when the stream is gone."""
         return self._channel.streams.get(self.number) is not self
 
+    @property
+    def sent(self) -> int:
+        """Bytes written that the peer has given no window back for."""
+        return self._channel.mux.sent(self.number) + sum(map(len, self._backlog or ()))
+
     def room(self) -> int:
         """See ``Stream``."""
         channel = self._channel

@@ -8,6 +8,7 @@ A stream of the channel starts with one byte that says what it is for, then the 
 ``DATA``   guest       the QubesDB session (one at a time)
 ``READY``  guest       JSON ``{"boot_id": ..., "version": ...}``: services can be called now
 ``POWER``  host        ``off``: power off in an orderly way
+``PING``   host        nothing: the agent gives the stream up at once, which is a sign of life
 =========  ==========  =======================================================================
 
 Casemated (and only its user) speaks CONTROL messages on the link's socket: ``msg_header`` of type CONTROL, then JSON;
@@ -29,6 +30,8 @@ CALL = b"c"
 DATABASE = b"d"
 READY = b"r"
 POWER = b"p"
+PING = b"i"
+"""No agent knows it: what it does not know it gives up, and so do agents of before there was such a question."""
 
 CONTROL = 0x401
 """Type of a control message; outside the range that qrexec uses."""

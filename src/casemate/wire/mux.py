@@ -59,7 +59,7 @@ The payload of DATA is a view that is good only until the next event is asked fo
 
 
 class _Stream:
-    __slots__ = ("credit", "eof_in", "eof_out", "unread", "window")
+    __slots__ = ("credit", "eof_in", "eof_out", "heard", "unread", "window")
 
     def __init__(self) -> None:
         self.credit = WINDOW  # bytes we may still send
@@ -67,6 +67,7 @@ class _Stream:
         self.unread = 0  # bytes consumed by our side but not granted back yet
         self.eof_in = False
         self.eof_out = False
+        self.heard = False  # whether the peer has sent anything on it
 
 
 class Mux:
@@ -242,6 +243,7 @@ class Mux:
                 self._violation(f"frame for stream {number}, which never was")
             self.idle_frames += 1
             return None  # a late frame for a stream that this end has aborted
+        stream.heard = True
         if kind == DATA:
             if stream.eof_in or len(payload) > stream.window or not payload:
                 self._violation(f"data outside the window of stream {number}")
@@ -308,6 +310,16 @@ class Mux:
     def has(self, number: int) -> bool:
         """True while the stream is open in at least one direction."""
         return number in self._streams
+
+    def heard(self, number: int) -> bool:
+        """Whether the peer has sent anything on a stream, or given window back; True when it is gone."""
+        stream = self._streams.get(number)
+        return stream is None or stream.heard
+
+    def sent(self, number: int) -> int:
+        """Bytes sent on a stream that the peer has given no window back for; 0 when it is gone."""
+        stream = self._streams.get(number)
+        return 0 if stream is None else WINDOW - stream.credit
 
     def own_streams(self) -> int:
         """How many streams opened by this end are open."""
