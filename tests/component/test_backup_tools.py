@@ -411,7 +411,11 @@ def test_an_interrupted_restore_removes_what_it_made(shell: Shell) -> None:
     place = shell.backup("work")
     shell("qvm-remove -f work")
     tool = [str(ROOT / "bin/qvm-backup-restore"), "--yes", "-p", str(shell.passphrase), "-"]
-    with subprocess.Popen(tool, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=dict(os.environ)) as process:
+    with subprocess.Popen(
+        tool, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=dict(os.environ),
+        # A shell in the background makes its programs ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    ) as process:  # fmt: skip
         assert process.stdin is not None
         process.stdin.write(place.read_bytes()[:60_000])
         process.stdin.flush()

@@ -400,7 +400,6 @@ class Tour:
             self.disposable,
             self.persistence,
             self.backup,
-
             self.network,
             self.remove,
         ]

@@ -45,7 +45,7 @@ from casemate.engine.journal import OperationJournal
 from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
 from casemate.engine.machine import TARGETS
-from casemate.engine.network import Network, NetworkStep, NoWires, Wires
+from casemate.engine.network import Network, NetworkStep
 from casemate.engine.network_report import NetworkReport
 from casemate.engine.operations import OperationLocks
 from casemate.engine.possible import Possible
@@ -58,6 +58,7 @@ from casemate.engine.states import States
 from casemate.engine.templates import Templates
 from casemate.engine.upstream_databases import UpstreamDatabases
 from casemate.engine.volumes import Volumes
+from casemate.engine.wires import NoWires, Wires
 from casemate.host.files import remove_tree, replace_file
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.kernel_devices import KernelDevices
