@@ -1,4 +1,7 @@
-"""What passes a wire and what does not: real taps and real nft rules, the guests' frames sent by hand."""
+"""What passes a wire and what does not: real taps and real nft rules, the guests' frames sent by hand.
+
+One file although it is long: its tests share one wire room with hosts at its ends.
+"""
 
 from __future__ import annotations
 

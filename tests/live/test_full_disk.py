@@ -48,7 +48,7 @@ def test_a_full_disk_is_said_and_nothing_is_half_done(small: World) -> None:
         done = small.run(*argv, status=None)
         assert done.returncode == 1, argv
         assert b"No space" in done.stderr or b"No room" in done.stderr, done.stderr
-    assert small.qubes() == ["dom0", "before", TEMPLATE]
+    assert set(small.qubes()) == {"dom0", "before", TEMPLATE}
     assert not (small.settings.state / "pools" / "default" / "late").exists()
     assert small.machines() == []
     filler.unlink()

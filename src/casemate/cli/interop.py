@@ -138,9 +138,7 @@ def _remove_empty(path: Path, root: Path) -> None:
 
 def carry(method: str, volume: str) -> int:
     """What the import programs do: standard input becomes the payload of a call, its reply standard output."""
-    import socket
-
-    from casemate.client.transport import Transport
+    from casemate.client.transport import Transport, end_request
     from casemate.wire.admin import build_request
     from casemate.wire.names import qube_name
 
@@ -153,9 +151,9 @@ def carry(method: str, volume: str) -> int:
             connection.sendall(build_request(method, volume, target))
             while data := os.read(0, 1 << 18):
                 connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon has said why, and wants no more
+        end_request(connection)
         while data := connection.recv(1 << 16):
             sys.stdout.buffer.write(data)
     return 0

@@ -1,4 +1,7 @@
-"""``casemate tour``: the main job on real virtual machines, each step observed, each shown."""
+"""``casemate tour``: the main job on real virtual machines, each step observed, each shown.
+
+One file although it is long: the tour is one walk, and each step uses what the ones before have made.
+"""
 
 from __future__ import annotations
 

@@ -29,6 +29,15 @@ _LOG_TAIL = 2000
 """Bytes of the end of the daemon's log that are read for a message."""
 
 
+def end_request(connection: socket.socket) -> None:
+    """Say that the request is complete. A daemon that has answered already, and gone, is no error: its answer waits."""
+    try:
+        connection.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+            raise
+
+
 class Transport:
     """Reaches one daemon. ``daemon`` is the command that starts it on demand; empty: it is never started."""
 
@@ -68,9 +77,9 @@ class Transport:
                 connection.sendall(build_request(method, arg, dest, start))
                 while data := file.read(_CHUNK):
                     connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the daemon refused before it had read everything; its reply says why
+            end_request(connection)
             parts = []
             while part := _receive(connection):
                 parts.append(part)

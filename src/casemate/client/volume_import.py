@@ -10,7 +10,7 @@ import os
 import socket
 from typing import Protocol
 
-from casemate.client.transport import Transport
+from casemate.client.transport import Transport, end_request
 from casemate.wire.admin import build_request, parse_reply
 from casemate.wire.errors import CasemateError, DaemonAccessError, StorageError
 
@@ -122,7 +122,7 @@ class _PayloadImport:
             self._connection.settimeout(IMPORT_SECONDS)
             reply = b""
             try:
-                self._connection.shutdown(socket.SHUT_WR)
+                end_request(self._connection)
                 while more := self._connection.recv(_REPLY):
                     reply += more
             except OSError as error:

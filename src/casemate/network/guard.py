@@ -15,6 +15,8 @@ There is no table of connections, so a tightened rule holds at once, for connect
 qube sends is judged by its firewall; what comes to it must be an answer. Of TCP that is what does not open a
 connection, of ICMP answers and errors. UDP does not tell, so the datagrams that a qube sent are remembered (set
 ``s12``, ``t12`` for IPv6) and only what answers one passes; the set is the qube's own, so a flood fills nobody else's.
+
+One file although it is long: the rules of a wire are read, and checked, as a whole.
 """
 
 from __future__ import annotations
