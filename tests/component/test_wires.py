@@ -1,6 +1,6 @@
 """What passes a wire and what does not: real taps and real nft rules, the guests' frames sent by hand.
 
-One file although it is long: its tests share one wire room with hosts at its ends.
+One file although it is long: all of it speaks of the same four qubes and shares one process with their taps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import casemate
-from casemate.network.guard import MAX_UDP
+from casemate.network.parts import MAX_UDP
 from casemate.network.plan import SERVED_MAC
 from tests.component import frames as f
 
@@ -416,3 +416,9 @@ def test_full_rules_load_quickly(lab: Lab) -> None:
     lab.plan({**wire(12, WORK, "d3"), "rules": rules}, uplink())
     assert lab.passes("u12", from_work(f.tcp(WORK, "203.0.113.255", 1, 900))) == {"d3"}
     assert lab.passes("u12", from_work(f.tcp(WORK, "203.0.113.255", 1, 901))) == set()
+
+
+def test_the_link_is_down_until_its_rules_are_loaded(lab: Lab) -> None:
+    """Rules that are refused leave a moment in which the tap would be there without any: it must never be up then."""
+    flags = lab.ask(refused={"tap": "u77"})
+    assert flags and not any(flags), flags

@@ -11,14 +11,17 @@ import fcntl
 import json
 import os
 import select
+import socket
 import struct
 import sys
 import time
 from typing import Any
 
+from casemate.host.room.links import Tap
 from casemate.host.room.namespaces import make_silent
+from casemate.host.room.nft import NftError
 from casemate.host.room.server import Wires
-from casemate.network import guard
+from casemate.network import guard, parts
 from casemate.network.plan import Plan, Served, Wire
 
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
@@ -32,7 +35,7 @@ class Lab:
     def __init__(self) -> None:
         make_silent()
         self.wires = Wires()
-        self.loaded: dict[str, guard.Part] | None = None
+        self.loaded: dict[str, parts.Part] | None = None
         self.taps: dict[str, int] = {}
 
     def load(self, told: dict[str, Any]) -> None:
@@ -41,22 +44,40 @@ class Lab:
             tuple(Wire(**{**one, "rules": tuple(one["rules"])}) for one in told["wires"]),
             tuple(Served(**one) for one in told["served"]),
         )
-        parts = guard.parts(plan)
+        after = guard.parts(plan)
         taps = [*plan.taps({}), *(tap for tap in map(_uplink, plan.wires) if tap is not None)]
         if self.loaded is None:
-            commands = guard.everything(parts, guard.host_addresses(told["hosts"], []))
+            commands = parts.everything(after, parts.host_addresses(told["hosts"], []))
         else:
-            commands = guard.changes(self.loaded, parts)
-        gone = [tap for tap in self.wires.names() if tap not in parts]
-        self.wires.apply(taps, commands, list(parts), gone)
-        self.loaded = parts
+            commands = parts.changes(self.loaded, after)
+        gone = [tap for tap in self.wires.names() if tap not in after]
+        self.wires.apply(taps, commands, list(after), gone)
+        self.loaded = after
         for tap in gone:
             if tap in self.taps:
                 os.close(self.taps.pop(tap))
-        for tap in parts:
+        for tap in after:
             if tap not in self.taps:
                 self.taps[tap] = _open(tap)
         self._read(0)
+
+    def refused(self, tap: str) -> list[bool]:
+        """Have rules for a new tap refused; whether its link was up at any message of the kernel about it."""
+        events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+        events.bind((0, 1))  # RTMGRP_LINK
+        try:
+            self.wires.apply([Tap(tap)], [{"delete": {"table": {"family": "netdev", "name": "none"}}}], [tap], [])
+        except NftError:
+            pass
+        found = []
+        events.settimeout(0.2)
+        try:
+            while True:
+                _length, kind = struct.unpack_from("=IH", data := events.recv(65536))
+                if kind == 16 and tap.encode() in data:  # RTM_NEWLINK
+                    found.append(bool(struct.unpack_from("=I", data, 16 + 8)[0] & 1))  # ifi_flags: IFF_UP
+        except TimeoutError:
+            return found
 
     def send(self, tap: str, frames: list[str]) -> dict[str, list[str]]:
         """Send frames as the guest behind a tap would; what came out of which tap."""
@@ -74,8 +95,6 @@ class Lab:
 
 
 def _uplink(wire: Wire) -> Any:
-    from casemate.host.room.links import Tap
-
     return Tap(wire.peer) if wire.uplink and wire.peer else None
 
 
@@ -101,6 +120,8 @@ def main() -> None:
                 lab.loaded = None
             elif "counters" in request:
                 answer = {name: packets for name, (packets, _bytes) in lab.wires.counters().items() if packets}
+            elif "refused" in request:
+                answer = lab.refused(request["refused"]["tap"])
             elif "silent" in request:
                 answer = sorted(lab.wires.names())
         except Exception as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.mutants import engine, host, link, qrexec, storage, store, streams
+from tests.mutants import engine, host, link, network, qrexec, storage, store, streams
 from tests.mutants.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 
-ALL = tuple(mutant for area in (engine, host, link, qrexec, storage, store, streams) for mutant in area.MUTANTS)
+ALL = tuple(
+    mutant for area in (engine, host, link, network, qrexec, storage, store, streams) for mutant in area.MUTANTS
+)
 
 
 def by_id() -> dict[str, Mutant]:

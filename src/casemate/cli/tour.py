@@ -1,7 +1,4 @@
-"""``casemate tour``: the main job on real virtual machines, each step observed, each shown.
-
-One file although it is long: the tour is one walk, and each step uses what the ones before have made.
-"""
+"""``casemate tour``: the main job on real virtual machines, each step observed, each shown."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -26,47 +22,6 @@ BIN = Path(__file__).resolve().parents[3] / "bin"
 POLICY_LINE = "qubes.Filecopy  *  work  vault  allow"
 MEBIBYTE = 1 << 20
 STREAM_MEBIBYTES = 100
-
-
-_ASK_NAMES = b"""
-import socket
-asked = b"\\x12\\x34\\x01\\x00\\x00\\x01" + bytes(6) + b"\\x03www\\x06debian\\x03org\\x00\\x00\\x01\\x00\\x01"
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.settimeout(4)
-try:
-    s.connect(("10.139.1.1", 53))
-    s.send(asked)
-    answer = s.recv(4096)
-    print("answered" if answer[:2] == asked[:2] and answer[3] & 15 != 2 else "failed")
-except OSError as error:
-    print(error)
-"""
-_CONNECT = """
-import socket
-reached = []
-for address in {addresses}:
-    try:
-        socket.create_connection((address, {port}), 3).close()
-        reached.append(address)
-    except OSError:
-        pass
-print(reached)
-"""
-
-
-def _own_addresses() -> list[str]:
-    """IPv4 addresses of this host, those of its loopback last."""
-    text = Path("/proc/net/fib_trie").read_text()
-    found = sorted(set(re.findall(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL", text)))
-    return [one for one in found if not one.startswith("127.")] + [one for one in found if one.startswith("127.")]
-
-
-def _has_names() -> bool:
-    try:
-        socket.getaddrinfo("www.debian.org", 80)
-    except OSError:
-        return False
-    return True
 
 
 class TourError(Exception):
@@ -314,66 +269,9 @@ class Tour:
 
     def network(self) -> None:
         """Network: one qube reaches a server, its neighbour does not, neither reaches this host"""
-        self.run("qvm-create", "--label", "red", "--prop", "provides_network=True", "--prop", "netvm=", "sys-net")
-        self.run("qvm-features", "sys-net", "net.uplink", "pasta")
-        self.run(
-            "qvm-create",
-            "--label",
-            "green",
-            "--prop",
-            "provides_network=True",
-            "--prop",
-            "netvm=sys-net",
-            "sys-firewall",
-        )
-        for name in ("work", "vault"):
-            self.run("qvm-prefs", name, "netvm", "sys-firewall")
-        self.run("qvm-firewall", "vault", "reset")
-        self.run("qvm-firewall", "vault", "add", "--before", "0", "drop", "specialtarget=dns")
-        for name in ("sys-net", "sys-firewall"):
-            begin = time.monotonic()
-            self.run("qvm-start", name)
-            self.say(f"{name}: wish to answer {time.monotonic() - begin:.1f} s")
-        # The server is what every host has: its name server, at the address that all qubes know it by.
-        if _has_names():
-            self._who_reaches_a_server()
-        else:
-            self.say("this host itself cannot resolve names, so what qubes reach outside is not shown")
-        self._host_is_out_of_reach()
-        self.say(self.run("casemate", "net", "show").decode())
-        self.run("qvm-shutdown", "--wait", "--force", "work", "vault", "sys-firewall", "sys-net")
-        for name in ("work", "vault"):
-            self.run("qvm-prefs", name, "netvm", "")
-        self.run("qvm-remove", "--force", "sys-firewall", "sys-net")
-        self.run("qvm-start", "work")
-        self.run("qvm-start", "vault")
+        from casemate.cli.tour_network import show
 
-    def _who_reaches_a_server(self) -> None:
-        there = self._asks_names("work", 60)
-        self.check(there, "work got its interface while it runs, and is answered by a name server")
-        self.check(not self._asks_names("vault", 0), "vault, whose firewall says no, is not")
-        self.run("qvm-firewall", "vault", "reset")
-        self.check(self._asks_names("vault", 30), "vault is, once its firewall lets it")
-
-    def _asks_names(self, qube: str, seconds: float) -> bool:
-        """Whether a qube's query comes back from a name server outside, whatever the answer; tried so long."""
-        end = time.monotonic() + seconds
-        while True:
-            out = self.run("qvm-run", "--pass-io", qube, "python3 -", data=_ASK_NAMES, show=False).decode().strip()
-            if out == "answered" or time.monotonic() > end:
-                return out == "answered"
-
-    def _host_is_out_of_reach(self) -> None:
-        """A server of this host listens on all of its addresses; no qube reaches it by any of them."""
-        addresses = _own_addresses()
-        with socket.create_server(("0.0.0.0", 0)) as server:  # noqa: S104
-            port = server.getsockname()[1]
-            with socket.create_connection((addresses[0], port), 5):
-                pass
-            script = _CONNECT.format(addresses=addresses, port=port).encode()
-            for qube in ("work", "sys-net"):
-                reached = self.run("qvm-run", "--pass-io", qube, "python3 -", data=script, show=False).decode().strip()
-                self.check(reached == "[]", f"{qube} reaches this host by none of {len(addresses)} addresses", reached)
+        show(self)
 
     def remove(self) -> None:
         """Shut down and remove"""

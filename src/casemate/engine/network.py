@@ -31,8 +31,8 @@ from casemate.host.room.namespaces import NoRoomError
 from casemate.host.room.nft import Command
 from casemate.model.changes import Change
 from casemate.model.domain import Domain
-from casemate.network import guard
-from casemate.network.guard import Part
+from casemate.network import guard, parts
+from casemate.network.parts import Part
 from casemate.network.plan import (
     Ends,
     Plan,
@@ -303,22 +303,22 @@ class Network:
     async def _send(self, plan: Plan) -> None:
         system = self._store.snapshot()
         uids = {system.domains[n].qid: self._uid(system.domains[n]) for n in self._plugged if n in system.domains}
-        hosts, taps = guard.host_addresses(*own_addresses()), plan.taps(uids)
+        hosts, taps = parts.host_addresses(*own_addresses()), plan.taps(uids)
         after = self._parts(plan)
         if self._loaded is None:
             there = await self._wires.names()
             stale = [name for name in there if name not in after and name not in {tap.name for tap in taps}]
             try:
-                await self._wires.apply(taps, guard.everything(after, hosts), list(after), stale)
+                await self._wires.apply(taps, parts.everything(after, hosts), list(after), stale)
             except CasemateError:
                 if not self._reject:
                     raise
                 # A kernel without nft_reject_netdev: what is refused is dropped without a word there.
                 self._reject = False
                 after = self._parts(plan)
-                await self._wires.apply(taps, guard.everything(after, hosts), list(after), stale)
+                await self._wires.apply(taps, parts.everything(after, hosts), list(after), stale)
         else:
-            commands = guard.changes(self._loaded, after)
+            commands = parts.changes(self._loaded, after)
             if hosts != self._hosts:
                 commands = [*hosts, *commands]
             new = [tap for tap in after if tap not in self._loaded]

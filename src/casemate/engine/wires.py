@@ -1,4 +1,4 @@
-"""What the engine needs of the wire room, and what stands in for it on a host that can have none."""
+"""What the engine asks of a wire room, and the room of a host that has none."""
 
 from __future__ import annotations
 
