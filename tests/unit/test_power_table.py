@@ -141,10 +141,10 @@ def test_a_shutdown_of_one_that_ends_already_waits_with_it(tmp_path: Path) -> No
 
 def test_a_call_is_refused_where_a_start_is() -> None:
     """Calls of qubes start their target, and qvm-run says the same of one that does not answer."""
-    from casemate.cli import qvm_run
+    from casemate.cli import silence
 
     for state in STATES:
         assert (TABLE[Command.RUN][state].way is Way.REFUSES) == (TABLE[Command.START][state].way is Way.REFUSES)
     with pytest.raises(CasemateError, match="is paused, so it does not answer: qvm-unpause"):
         decide(Command.RUN, "work", PowerState.PAUSED)
-    assert "so it does not answer: qvm-unpause" in Path(qvm_run.__file__).read_text()
+    assert "so it does not answer: qvm-unpause" in Path(silence.__file__).read_text()
