@@ -45,10 +45,11 @@ def _own_addresses() -> list[str]:
 
 
 def _has_names() -> bool:
+    """Whether a name server answers this host; "no such name" is an answer, too."""
     try:
         socket.getaddrinfo("www.debian.org", 80)
-    except OSError:
-        return False
+    except socket.gaierror as error:
+        return error.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
     return True
 
 
