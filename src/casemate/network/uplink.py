@@ -76,9 +76,11 @@ class Uplinks:
         if self.adopt(name):
             return
         log_file = self._settings.run / "log" / f"uplink-{name}.log"
+        # The namespaces are its standard input and output: from 2024 on pasta closes what else it inherits, at once.
+        # They have no name that could be taken away, so it need not look whether theirs is still there.
         argv = [
             "pasta", "--foreground", "--quiet", "--ns-ifname", uplink_tap(qid),
-            "--userns", f"/proc/self/fd/{room.user}", "--netns", f"/proc/self/fd/{room.net}",
+            "--userns", "/proc/self/fd/0", "--netns", "/proc/self/fd/1", "--no-netns-quit",
             "--address", ip, "--netmask", "16", "--gateway", GATEWAY, "--mac-addr", SERVED_MAC, "--mtu", str(_MTU),
             # No way in, and none to this host's loopback by the gateway's address.
             "--no-map-gw", "--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none",
@@ -89,9 +91,8 @@ class Uplinks:
         try:
             with open(log_file, "wb") as output:
                 child = await self._runner.spawn(
-                    argv, pass_fds=[room.user, room.net], stdout=output.fileno(), stderr=output.fileno(),
-                    user=self._user,
-                )  # fmt: skip
+                    argv, stdin=room.user, stdout=room.net, stderr=output.fileno(), user=self._user
+                )
             try:
                 process = LastingProcess.of(self._record(name), child.pid, lambda: self._ended(name))
                 self._running[name] = process
