@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +11,10 @@ import pytest
 
 from casemate.store.store import Store
 from tests.builders import small_system
+from tests.wine import WINE, end_server, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".windows" / "python.exe"
-WINE = next((path for path in ("/usr/lib/wine/wine64", shutil.which("wine64")) if path and Path(path).exists()), None)
 
 pytestmark = [
     pytest.mark.skipif(WINE is None or not PYTHON.exists(), reason="needs `make test-windows`, which sets Wine up"),
@@ -31,10 +29,7 @@ class Windows:
 
     def __init__(self, prefix: Path, store: Path) -> None:
         self.store = store
-        self.environment = {
-            **os.environ, "WINEPREFIX": str(prefix), "WINEDEBUG": "-all", "DISPLAY": "",
-            "WINEDLLOVERRIDES": "mscoree,mshtml=d",
-        }  # fmt: skip
+        self.environment = environment(prefix) | {"WINEDLLOVERRIDES": "mscoree,mshtml=d"}
 
     def start(self, *words: str, timeout: float = 60) -> subprocess.Popen[str]:
         """A process of Windows. All three streams are pipes: its Python does not start with other handles here."""
@@ -56,8 +51,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Wine's own directory; its server ends with the tests."""
     path = tmp_path_factory.mktemp("wine")
     yield path
-    server = Path(str(WINE)).with_name("wineserver64")
-    subprocess.run([str(server), "-k"], env={**os.environ, "WINEPREFIX": str(path)}, check=False, timeout=60)
+    end_server(path)
 
 
 @pytest.fixture

@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 
 from casemate.store import lock_posix
+from tests.wine import WINE, end_server, environment
 
 HERE = Path(__file__).parent
-WINE = shutil.which("wine64") or shutil.which("wine") or next(
-    (str(path) for path in (Path("/usr/lib/wine/wine64"),) if path.exists()), None
-)  # fmt: skip
 COMPILER = shutil.which("x86_64-w64-mingw32-gcc") or shutil.which("x86_64-w64-mingw32-gcc-win32")
 
 
@@ -24,12 +22,10 @@ COMPILER = shutil.which("x86_64-w64-mingw32-gcc") or shutil.which("x86_64-w64-mi
 def test_lockfileex_does_what_we_rely_on(tmp_path: Path) -> None:
     program = tmp_path / "lock.exe"
     subprocess.run([str(COMPILER), "-O1", "-Wall", "-o", str(program), str(HERE / "lockfileex.c")], check=True)
-    environment = {**os.environ, "WINEPREFIX": str(tmp_path / "wine"), "WINEDEBUG": "-all", "DISPLAY": ""}
-    done = subprocess.run([str(WINE), str(program), "lock.file"], cwd=tmp_path, env=environment, capture_output=True,
-                          timeout=200)  # fmt: skip
-    server = Path("/usr/lib/wine/wineserver64")
-    if server.exists():
-        subprocess.run([str(server), "-k"], env=environment, check=False)
+    prefix = tmp_path / "wine"
+    done = subprocess.run([str(WINE), str(program), "lock.file"], cwd=tmp_path, env=environment(prefix),
+                          capture_output=True, timeout=200)  # fmt: skip
+    end_server(prefix)
     assert (done.returncode, done.stdout.split()) == (0, [b"holds"]), done
 
 
