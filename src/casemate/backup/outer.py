@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from casemate.backup.errors import RefusedError
-from casemate.backup.tar_header import BLOCK, RECORD, Header, padding, parse, ustar
+from casemate.backup.tar_header import BLOCK, Header, archive_end, padding, parse, pax_records, ustar
 from casemate.wire.errors import printable
 
 MAX_EXTENDED = 64 * 1024
@@ -22,6 +22,7 @@ MAX_MEMBER = 128 << 20
 """Limit of a backup (bytes): a member. Writers cut at 100 MiB."""
 MAX_NAME = 1024
 _PIECE = 1 << 20
+_CUT_HEADER = "The backup ends in the midst of a tar header"
 
 
 class Readable(Protocol):
@@ -63,7 +64,7 @@ class Member:
         while self._left:
             self._read(min(self._left, _PIECE))
         padded, self._padding = self._padding, 0
-        _exactly(self._stream, padded, self.name)
+        exactly(self._stream, padded, f"The backup ends in the midst of {self.name}")
 
     def _read(self, count: int) -> bytes:
         piece = self._stream.read(count)
@@ -100,21 +101,17 @@ def members(stream: Readable, most: int = MAX_MEMBER) -> Iterator[Member]:
 
 
 def _block(stream: Readable) -> bytes | None:
-    data = stream.read(BLOCK)
-    while 0 < len(data) < BLOCK:  # a pipe
-        more = stream.read(BLOCK - len(data))
-        if not more:
-            raise RefusedError("The backup ends in the midst of a tar header")
-        data += more
-    return data or None
+    first = stream.read(BLOCK)
+    return first + exactly(stream, BLOCK - len(first), _CUT_HEADER) if first else None
 
 
-def _exactly(stream: Readable, count: int, what: str) -> bytes:
+def exactly(stream: Readable, count: int, otherwise: str) -> bytes:
+    """So many bytes, also of a pipe; RefusedError, which says ``otherwise``, when the stream ends before."""
     data = b""
     while len(data) < count:
         more = stream.read(count - len(data))
         if not more:
-            raise RefusedError(f"The backup ends in the midst of {what}")
+            raise RefusedError(otherwise)
         data += more
     return data
 
@@ -123,27 +120,16 @@ def _extended(stream: Readable, header: Header) -> dict[str, str]:
     """The records of a POSIX extended header: path and size count, times are left out, nothing else may be there."""
     if not 0 < header.size <= MAX_EXTENDED:
         raise RefusedError(f"An extended tar header has {header.size} bytes")
-    data = _exactly(stream, header.size, "a tar header")
-    _exactly(stream, padding(header.size), "a tar header")
+    data = exactly(stream, header.size, _CUT_HEADER)
+    exactly(stream, padding(header.size), _CUT_HEADER)
     found: dict[str, str] = {}
-    at = 0
-    while at < len(data):
-        digits, space, _rest = data[at : at + 8].partition(b" ")
-        if not space or not digits.isdigit():
-            raise RefusedError("An extended tar header is malformed")
-        end = at + int(digits)
-        record = data[at + len(digits) + 1 : end]
-        key, equals, value = record.partition(b"=")
-        if not equals or not value.endswith(b"\n") or end > len(data):
-            raise RefusedError("An extended tar header is malformed")
-        name = key.decode("ascii", "backslashreplace")
+    for name, value in pax_records(data):
         if name in ("path", "size"):
-            if len(value) > MAX_NAME or name in found:
+            if len(value) >= MAX_NAME or name in found:
                 raise RefusedError("An extended tar header has a name that is too long, or given twice")
-            found[name] = value[:-1].decode("ascii", "backslashreplace")
+            found[name] = value.decode("ascii", "backslashreplace")
         elif name not in ("mtime", "atime", "ctime", "uid", "gid", "uname", "gname"):
             raise RefusedError(f"An extended tar header has {printable(name, 40)}")
-        at = end
     return found
 
 
@@ -154,15 +140,14 @@ def _size(text: str) -> int:
 
 
 def write_member(stream: Writable, name: str, pieces: list[bytes | memoryview]) -> int:
-    """Write one member as an archive of its own; the bytes written. Padded to whole records, as tar pads."""
+    """Write one member as an archive of its own; the bytes written."""
     size = sum(map(len, pieces))
     stream.write(ustar(name, size, int(time.time()), 0o600))
     for piece in pieces:
         stream.write(piece)
-    written = BLOCK + size
-    end = -(-(written + padding(size) + 2 * BLOCK) // RECORD) * RECORD
-    stream.write(bytes(end - written))
-    return end
+    end = archive_end(BLOCK + size)
+    stream.write(end)
+    return BLOCK + size + len(end)
 
 
 def sync(fd: int) -> None:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from casemate.backup.errors import RefusedError
-from casemate.backup.outer import MAX_MEMBER, MAX_NAME, Member, Readable
+from casemate.backup.outer import MAX_MEMBER, MAX_NAME, Member, Readable, exactly
 from casemate.wire import qfile
 from casemate.wire.errors import ProtocolError, printable
 
@@ -66,10 +66,4 @@ class QfileSource:
             pass  # it has gone already
 
     def _exactly(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            more = self.read(count - len(data))
-            if not more:
-                raise RefusedError("The qube stopped sending in the midst of the backup")
-            data += more
-        return data
+        return exactly(self, count, "The qube stopped sending in the midst of the backup")

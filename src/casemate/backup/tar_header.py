@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from casemate.backup.errors import DamagedError, RefusedError
@@ -31,6 +32,12 @@ class Header:
 def padding(size: int) -> int:
     """Bytes from the end of data to the next block."""
     return -size % BLOCK
+
+
+def archive_end(written: int) -> bytes:
+    """What ends an archive of so many bytes: two blocks of zeros, and more up to a whole record, as tar pads."""
+    least = written + padding(written) + 2 * BLOCK
+    return bytes(-(-least // RECORD) * RECORD - written)
 
 
 class NoHeaderError(RefusedError):
@@ -122,6 +129,19 @@ def pax(records: dict[str, str], name: str) -> bytes:
     """An extended header with these records, and the padding after it."""
     data = b"".join(_record(key, value) for key, value in records.items())
     return ustar(name, len(data), 0, 0o644, "x") + data + bytes(padding(len(data)))
+
+
+def pax_records(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """(key, value) of each record of an extended header; RefusedError when it is malformed."""
+    at = 0
+    while at < len(data):
+        digits, space, _rest = data[at : at + 8].partition(b" ")
+        end = at + int(digits) if space and digits.isdigit() else 0
+        key, equals, value = data[at + len(digits) + 1 : end].partition(b"=")
+        if not equals or not value.endswith(b"\n") or end > len(data):
+            raise RefusedError("An extended tar header is malformed")
+        yield key.decode("utf-8", "backslashreplace"), value[:-1]
+        at = end
 
 
 def _record(key: str, value: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from casemate.backup.tar_header import (
     gnu_sparse_more,
     padding,
     parse,
+    pax_records,
 )
 from casemate.wire.errors import printable
 
@@ -50,6 +52,15 @@ class Entry:
     extents: array[int]
 
 
+@contextmanager
+def _damaged(what: str) -> Iterator[None]:
+    """A header that is refused in here makes one file damaged; of the outer archive it would end the reading."""
+    try:
+        yield
+    except RefusedError as error:
+        raise DamagedError(f"{what}: {error}") from None
+
+
 class Reader:
     """Entries of one archive; ``copy`` or ``skip`` the data of each before the next one is asked for."""
 
@@ -63,7 +74,8 @@ class Reader:
         extended: dict[str, str] = {}
         long_name = ""
         while block := self._source.read(BLOCK):
-            header = self._parse(block)
+            with _damaged(self._what):
+                header = parse(block)
             if header is None:
                 zeros += 1
                 continue
@@ -102,12 +114,6 @@ class Reader:
 
     # -- headers
 
-    def _parse(self, block: bytes) -> Header | None:
-        try:
-            return parse(block)
-        except RefusedError as error:
-            raise DamagedError(f"{self._what}: {error}") from None
-
     def _entry(self, header: Header, extended: dict[str, str], long_name: str) -> Entry:
         name = extended.get("GNU.sparse.name") or extended.get("path") or long_name or header.name
         stored = self._number(extended["size"]) if "size" in extended else header.size
@@ -145,14 +151,12 @@ class Reader:
             raise DamagedError(f"{self._what} has more than {MAX_PIECES} holes")
 
     def _gnu_map(self, header: Header, extents: array[int]) -> int:
-        try:
+        with _damaged(self._what):
             entries, size, more = gnu_sparse(header)
             self._add(extents, entries)
             while more:
                 entries, more = gnu_sparse_more(self._source.exactly(BLOCK))
                 self._add(extents, entries)
-        except RefusedError as error:
-            raise DamagedError(f"{self._what}: {error}") from None
         return size
 
     def _posix_map(self, extents: array[int], stored: int) -> int:
@@ -203,17 +207,8 @@ class Reader:
 
     def _records(self, header: Header) -> dict[str, str]:
         data = self._data(header, _MAX_EXTENDED)
-        found: dict[str, str] = {}
-        at = 0
-        while at < len(data):
-            digits = data[at : at + 8].partition(b" ")[0]
-            end = at + int(digits) if digits.isdigit() else 0
-            key, equals, value = data[at + len(digits) + 1 : end].partition(b"=")
-            if not equals or not value.endswith(b"\n") or end > len(data):
-                raise DamagedError(f"{self._what}: an extended tar header is malformed")
-            found[key.decode("utf-8", "backslashreplace")] = value[:-1].decode("utf-8", "backslashreplace")
-            at = end
-        return found
+        with _damaged(self._what):
+            return {key: value.decode("utf-8", "backslashreplace") for key, value in pax_records(data)}
 
 
 def only_file(source: Source, name: str, most: int, sink: Sink) -> None:
@@ -259,10 +254,8 @@ def continued(volumes: Iterator[Iterator[bytes | memoryview]], what: str) -> Ite
         source = Source(pieces, what)
         if number:
             first = source.read(BLOCK)
-            try:
+            with _damaged(what):
                 header = parse(first, without_magic=True) if len(first) == BLOCK else None
-            except RefusedError as error:
-                raise DamagedError(f"{what}: {error}") from None
             if header is not None and header.kind == "M":
                 here = (header.name, gnu_continued(header))
                 if here[1] <= (last[1] if here[0] == last[0] else 0):

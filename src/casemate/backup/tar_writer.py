@@ -7,10 +7,10 @@ reads it since 2006.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from casemate.backup.tar_header import BLOCK, RECORD, padding, pax, ustar
+from casemate.backup.tar_header import archive_end, padding, pax, ustar
 
 _PIECE = 1 << 20
 
@@ -74,14 +74,16 @@ class BytesContent:
         return self._data[offset : offset + length]
 
 
-def archive(name: str, content: Content, mtime: int) -> Iterator[bytes]:
-    """The archive of one file, in pieces of at most 1 MiB."""
-    extents = list(content.extents())
+def archive(
+    name: str, content: Content, mtime: int, extents: Sequence[tuple[int, int]] | None = None
+) -> Iterator[bytes]:
+    """The archive of one file, in pieces of at most 1 MiB. ``extents``: those of the content, when known already."""
+    if extents is None:
+        extents = list(content.extents())
     stored = sum(length for _offset, length in extents)
     head = b""
     if stored == content.size:
         head = ustar(name, stored, mtime, 0o644)
-        total = stored
     else:
         directory, _slash, base = name.rpartition("/")
         # GNU tar learns how long the file is from an empty piece at its end.
@@ -93,13 +95,11 @@ def archive(name: str, content: Content, mtime: int) -> Iterator[bytes]:
             "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": name,
             "GNU.sparse.realsize": str(content.size),
         }  # fmt: skip
-        total = len(table) + stored
         head = pax(records, "././@PaxHeader")
-        head += ustar(f"{directory}/GNUSparseFile.0/{base}".lstrip("/"), total, mtime, 0o644) + table
+        inside = f"{directory}/GNUSparseFile.0/{base}".lstrip("/")
+        head += ustar(inside, len(table) + stored, mtime, 0o644) + table
     yield head
-    written = len(head) + stored
     for offset, length in extents:
         for at in range(offset, offset + length, _PIECE):
             yield content.read(at, min(_PIECE, offset + length - at))
-    end = -(-(written + padding(total) + 2 * BLOCK) // RECORD) * RECORD
-    yield bytes(end - written)
+    yield archive_end(len(head) + stored)

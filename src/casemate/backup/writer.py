@@ -94,11 +94,12 @@ class Writer:
         try:
             digest = hashlib.sha256()
             size = 0
-            expected = sum(length for _offset, length in content.extents())
+            extents = list(content.extents())
+            expected = sum(length for _offset, length in extents)
 
             def counted() -> Iterator[bytes]:
                 nonlocal size
-                for piece in archive(file.name, content, int(time.time())):
+                for piece in archive(file.name, content, int(time.time()), extents):
                     digest.update(piece)
                     size += len(piece)
                     self._progress(len(piece))
