@@ -83,9 +83,15 @@ def test_no_acknowledged_change_is_lost(windows: Windows) -> None:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Kill a process of Windows; Wine runs it in the process that we started."""
+    """Kill a process of Windows; Wine runs it in the process that we started.
+
+    The end of its output is not waited for: servants of Wine that it started have inherited the pipes and live on.
+    """
     process.kill()
-    process.communicate(timeout=60)
+    process.wait(timeout=60)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()
 
 
 def test_a_killed_holder_leaves_no_lock(windows: Windows) -> None:
