@@ -1,15 +1,11 @@
-"""What a backup promises: the qubes in its copy of the store, with the files that each must have.
-
-The copy is parsed by expat with all that XML allows beyond elements and attributes refused, so an entity cannot grow
-and nothing outside is read.
-"""
+"""What a backup promises: the qubes in its copy of the store, with the files that each must have."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from xml.parsers import expat
 
+from casemate.backup import plain_xml
 from casemate.backup.errors import RefusedError
 from casemate.wire import names
 from casemate.wire.admin import ADMIN
@@ -61,67 +57,13 @@ class Contents:
 
     qubes: dict[str, StoredQube]
     home: str
-    defaults: dict[str, str]
-    """Properties of the system."""
-
-
-class _Element:
-    __slots__ = ("attributes", "children", "tag", "text")
-
-    def __init__(self, tag: str, attributes: dict[str, str]) -> None:
-        self.tag = tag
-        self.attributes = attributes
-        self.children: list[_Element] = []
-        self.text = ""
-
-    def all(self, path: str) -> list[_Element]:
-        """Descendants along a path of tags."""
-        found = [self]
-        for tag in path.split("/"):
-            found = [child for element in found for child in element.children if child.tag == tag]
-        return found
-
-
-def _tree(data: bytes) -> _Element:
-    if len(data) > MAX_STORE:
-        raise RefusedError(f"The store of the backup has {len(data)} bytes; at most {MAX_STORE} are possible")
-    parser = expat.ParserCreate()
-    root = _Element("", {})
-    stack = [root]
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        if len(stack) > _MAX_DEPTH:
-            raise RefusedError("The store of the backup is nested too deeply")
-        element = _Element(tag, attributes)
-        stack[-1].children.append(element)
-        stack.append(element)
-
-    def end(_tag: str) -> None:
-        stack.pop()
-
-    def text(data: str) -> None:
-        stack[-1].text += data
-
-    def refuse(*_what: object) -> None:
-        raise RefusedError("The store of the backup has a document type or entities, which no writer makes")
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = text
-    parser.StartDoctypeDeclHandler = refuse
-    parser.EntityDeclHandler = refuse
-    parser.ProcessingInstructionHandler = refuse
-    parser.buffer_text = True
-    try:
-        parser.Parse(data, True)
-    except expat.ExpatError as error:
-        raise RefusedError(f"The store of the backup is not well formed: {error}") from None
-    return root.children[0]
 
 
 def parse(data: bytes) -> Contents:
     """What the backup's copy of the store says; RefusedError names what is impossible in it."""
-    root = _tree(data)
+    if len(data) > MAX_STORE:
+        raise RefusedError(f"The store of the backup has {len(data)} bytes; at most {MAX_STORE} are possible")
+    root = plain_xml.parse(data, "The store of the backup", _MAX_DEPTH)
     try:
         if root.tag == "qubes":
             contents = _parse_r4(root)
@@ -150,7 +92,7 @@ def _check_paths(contents: Contents) -> None:
         taken[qube.path] = qube.name
 
 
-def _parse_r4(root: _Element) -> Contents:
+def _parse_r4(root: plain_xml.Element) -> Contents:
     out: dict[str, StoredQube] = {}
     home = ""
     ids: dict[str, str] = {}
@@ -180,7 +122,6 @@ def _parse_r4(root: _Element) -> Contents:
         qube.volumes = volumes
         qube.devices = len(element.all("devices/device"))
         add(out, qube)
-    defaults = {one.attributes["name"]: one.text for one in root.all("properties/property")}
     labels = {one.attributes.get("id", ""): one.text for one in root.all("labels/label")}
     for qube in out.values():
         for key, value in qube.properties.items():  # older releases wrote ids of elements here
@@ -188,7 +129,7 @@ def _parse_r4(root: _Element) -> Contents:
                 qube.properties[key] = labels.get(value, value)
             elif key in ("template", "netvm", "default_dispvm"):
                 qube.properties[key] = ids.get(value, value)
-    return Contents(out, home, defaults)
+    return Contents(out, home)
 
 
 def add(out: dict[str, StoredQube], qube: StoredQube) -> None:

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import ast
-
 from casemate.backup import contents
 from casemate.backup.contents import Contents, StoredQube, StoredVolume
 from casemate.backup.errors import RefusedError
-from casemate.wire import names
+from casemate.backup.plain_xml import Element
+from casemate.wire import names, release3
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from casemate.backup.contents import _Element
-
-_CLASSES = {
-    "QubesTemplateVm": "TemplateVM", "QubesTemplateHVm": "TemplateVM", "QubesNetVm": "AppVM", "QubesProxyVm": "AppVM",
-    "QubesAppVm": "AppVM", "QubesDisposableVm": "AppVM", "QubesHVm": "StandaloneVM",
-}  # fmt: skip
+_CLASSES = {tag: klass for tag, klass in release3.CLASS_OF.items() if klass} | {"QubesDisposableVm": "AppVM"}
 """A disposable's template was an ordinary qube, and is written as a ``QubesDisposableVm`` with an image of its own."""
-_NET = ("QubesNetVm", "QubesProxyVm")
-_HVM = ("QubesHVm", "QubesTemplateHVm")
-_LABELS = {
-    str(index): name
-    for index, name in enumerate(("red", "orange", "yellow", "green", "gray", "blue", "purple", "black"), 1)
-}
-_SAME = ("memory", "maxmem", "vcpus", "kernelopts", "default_user", "debug", "autostart", "include_in_backups")
-_RENAMED = {"ntpd": "clocksync", "qubes-update-check": "qubes-update-check", "meminfo-writer": "meminfo-writer"}
+_RENAMED = {"ntpd": "clocksync"}
+_MAX_SERVICES = 65536
 _NONE = ("", "none", "None")
 
 
-def parse_r3(root: _Element) -> Contents:
+def parse_r3(root: Element) -> Contents:
     """The qubes that such a store describes; raises RefusedError and what its values raise."""
     elements = [one for one in root.children if one.tag in _CLASSES]
     by_qid = {one.attributes.get("qid", ""): str(names.qube_name(one.attributes["name"])) for one in elements}
@@ -43,14 +29,10 @@ def parse_r3(root: _Element) -> Contents:
     for element in root.all("QubesAdminVm"):
         if element.attributes.get("backup_content") == "True":
             home = element.attributes.get("backup_path", "")
-    defaults = {}
-    for key in ("default_template", "default_netvm", "updatevm", "clockvm"):
-        if (qid := root.attributes.get(key, "None")) in by_qid:
-            defaults[key] = by_qid[qid]
-    return Contents(out, home, defaults)
+    return Contents(out, home)
 
 
-def _qube(element: _Element, by_qid: dict[str, str]) -> StoredQube:
+def _qube(element: Element, by_qid: dict[str, str]) -> StoredQube:
     given = element.attributes
     klass = _CLASSES[element.tag]
     template = given.get("template_qid", "None")
@@ -64,8 +46,8 @@ def _qube(element: _Element, by_qid: dict[str, str]) -> StoredQube:
         name, klass, path if path.endswith("/") else f"{path}/", contents.number(given.get("backup_size", "0"))
     )
     label = given.get("label", "red")
-    qube.properties["label"] = _LABELS.get(label, label)
-    for key in _SAME:
+    qube.properties["label"] = release3.LABELS.get(label, label)
+    for key in release3.SAME:
         if given.get(key, "None") not in _NONE:
             qube.properties[key] = given[key]
     if given.get("uses_default_kernelopts") == "True":
@@ -74,12 +56,12 @@ def _qube(element: _Element, by_qid: dict[str, str]) -> StoredQube:
         if template not in by_qid:
             raise RefusedError(f"The store of the backup: no qube has the qid of {name}'s template")
         qube.properties["template"] = by_qid[template]
-    if element.tag in _HVM:
+    if element.tag in release3.HVM:
         qube.properties["virt_mode"] = "hvm"
-    if element.tag in _NET:
+    if element.tag in release3.NET:
         qube.properties["provides_network"] = "True"
     # The defaults of that release differed between classes, so what the qube really had is taken.
-    if given.get("uses_default_netvm") != "True" or element.tag in _NET:
+    if given.get("uses_default_netvm") != "True" or element.tag in release3.NET:
         netvm = given.get("netvm_qid", "None")
         qube.properties["netvm"] = by_qid.get(netvm, "")
     for service, enabled in _services(given.get("services", ""), name).items():
@@ -93,13 +75,12 @@ def _qube(element: _Element, by_qid: dict[str, str]) -> StoredQube:
 
 
 def _services(text: str, name: str) -> dict[str, bool]:
-    """A Python literal. It is parsed, never executed."""
     if not text:
         return {}
     try:
-        found = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        found = release3.literal(text) if len(text) <= _MAX_SERVICES else None
+    except ValueError:
         found = None
-    if not isinstance(found, dict) or len(text) > 65536:
+    if not isinstance(found, dict):
         raise RefusedError(f"The store of the backup: services of {name} are not a plain mapping")
     return {str(key): bool(value) for key, value in found.items()}

@@ -5,9 +5,7 @@ What has no counterpart today is told in notes, one line each, for the person wh
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
-from types import MappingProxyType
 from uuid import UUID, uuid5
 
 from lxml import etree
@@ -20,40 +18,13 @@ from casemate.store.document import parse
 from casemate.wire import names
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, StoreError, printable
+from casemate.wire.release3 import CLASS_OF, HVM, LABELS, NET, SAME, literal
 
 _NAMESPACE = UUID("8e1c7b1e-2b06-4c36-9b60-3f6a52f0c0a3")
 """Makes the UUID of a qube from a file that has none."""
 
-CLASS_OF: Mapping[str, str | None] = MappingProxyType(
-    {
-        "QubesAdminVm": None,
-        "QubesTemplateVm": "TemplateVM",
-        "QubesTemplateHVm": "TemplateVM",
-        "QubesNetVm": "AppVM",
-        "QubesProxyVm": "AppVM",
-        "QubesAppVm": "AppVM",
-        "QubesDisposableVm": "DispVM",
-        "QubesHVm": "StandaloneVM",
-    }
-)
-"""The class of today for each class of Qubes OS 3; None for the admin qube, which every system has."""
-
-# Classes of qubes that provide network, and of those that were fully virtualised.
-_NET = ("QubesNetVm", "QubesProxyVm")
-_HVM = ("QubesHVm", "QubesTemplateHVm")
-_LABELS = MappingProxyType({str(index): name for index, name in enumerate(
-    ("red", "orange", "yellow", "green", "gray", "blue", "purple", "black"), 1
-)})  # fmt: skip
-# Attributes that are properties of the same name today, of qubes and of the system.
-_SAME = ("memory", "maxmem", "vcpus", "kernelopts", "default_user", "debug", "autostart", "include_in_backups")
-_GLOBALS = MappingProxyType(
-    {
-        "default_template": "default_template",
-        "default_netvm": "default_netvm",
-        "updatevm": "updatevm",
-        "clockvm": "clockvm",
-    }
-)
+# Attributes that are properties of the system, of the same name today.
+_GLOBALS = ("default_template", "default_netvm", "updatevm", "clockvm")
 
 
 class _Old:
@@ -80,13 +51,12 @@ class _Old:
         return None if self.values.get(key, "None") == "None" else self.number(key)
 
     def literal(self, key: str, kind: type) -> object:
-        """A value that was written as a Python literal. It is parsed, never executed."""
         text = self.values.get(key)
         if not text:
             return kind()
         try:
-            found = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            found = literal(text)
+        except ValueError as error:
             raise self.fail(f"{key} is not a plain value") from error
         if not isinstance(found, kind):
             raise self.fail(f"{key} is not a {kind.__name__}")
@@ -148,7 +118,7 @@ def _add(system: System, one: _Old, by_qid: Mapping[int, _Old], notes: list[str]
         "name": one.name,
         "qid": one.qid,
         "uuid": UUID(one.values["uuid"]) if one.values.get("uuid") else uuid5(_NAMESPACE, f"{one.qid} {one.name}"),
-        "label": _LABELS.get(label, label),
+        "label": LABELS.get(label, label),
     }
     if values["label"] not in system.labels:
         raise one.fail(f"{one.name}: no such label: {printable(label, 40)!r}")
@@ -161,7 +131,7 @@ def _add(system: System, one: _Old, by_qid: Mapping[int, _Old], notes: list[str]
         if base is None:
             raise one.fail(f"{one.name}: no qube has the qid of its template, {template}")
         domain.state.values["template"] = base.name
-    for name in _SAME:
+    for name in SAME:
         text = one.values.get(name)
         if text and text != "None" and domain.has(name):
             _put(domain, name, text)
@@ -170,9 +140,9 @@ def _add(system: System, one: _Old, by_qid: Mapping[int, _Old], notes: list[str]
     if one.values.get("uses_default_kernel") != "True" and one.values.get("kernel") and domain.has("kernel"):
         kernel = one.values["kernel"]
         _put(domain, "kernel", "" if kernel == "None" else kernel)
-    if one.tag in _HVM:
+    if one.tag in HVM:
         _put(domain, "virt_mode", "hvm")
-    if one.tag in _NET:
+    if one.tag in NET:
         _put(domain, "provides_network", "True")
     for service, enabled in sorted(_mapping(one.literal("services", dict))):
         domain.features.set(f"service.{service}", "1" if enabled else "")
@@ -191,7 +161,7 @@ def _mapping(found: object) -> list[tuple[str, bool]]:
 
 
 def _globals(system: System, given: Mapping[str, str], by_qid: Mapping[int, _Old], notes: list[str]) -> None:
-    for key, name in _GLOBALS.items():
+    for key in _GLOBALS:
         text = given.get(key, "None")
         if text == "None":
             continue
@@ -199,7 +169,7 @@ def _globals(system: System, given: Mapping[str, str], by_qid: Mapping[int, _Old
         if target is None:
             notes.append(f"{key}: no qube has qid {printable(text, 20)}; left out")
         elif target.qid:
-            system.set(name, target.name)
+            system.set(key, target.name)
     if given.get("default_kernel", "None") != "None":
         system.set_text("default_kernel", given["default_kernel"])
     firewall = given.get("default_fw_netvm", "None")
@@ -214,7 +184,7 @@ def _connect(system: System, one: _Old, by_qid: Mapping[int, _Old]) -> None:
         _put(domain.template, "template_for_dispvms", "True")
     if not domain.has("netvm"):
         return
-    if one.values.get("uses_default_netvm") == "True" and one.tag not in _NET:
+    if one.values.get("uses_default_netvm") == "True" and one.tag not in NET:
         return
     qid = one.reference("netvm_qid")
     target = None if qid is None else by_qid.get(qid)
