@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from casemate.backup.errors import DamagedError
+from casemate.backup.errors import DamagedError, UntriedError
 
 _HEAD = struct.Struct(">6sBBII32s")
 _CHECKED, _AUTHENTIC, OVERHEAD_BEFORE, _MAC = 48, 64, 96, 32
@@ -88,9 +88,10 @@ class Keys:
 
 
 def cost_of(data: bytes | bytearray | memoryview, what: str) -> tuple[Cost, bytes]:
-    """(parameters, salt) of a container; DamagedError when it is none, or asks for more than the limits."""
+    """(parameters, salt) of a container; DamagedError when it is none, UntriedError when it asks for more than
+    the limits or is too short."""
     if len(data) < OVERHEAD:
-        raise DamagedError(f"{what} is too short")
+        raise UntriedError(f"{what} is too short")
     magic, version, log_n, r, p, salt = _HEAD.unpack_from(data)
     if magic != b"scrypt" or version != 0:
         raise DamagedError(f"{what} is not encrypted as it should be")
@@ -99,13 +100,13 @@ def cost_of(data: bytes | bytearray | memoryview, what: str) -> tuple[Cost, byte
         raise DamagedError(f"{what} is damaged: the checksum of its first bytes is wrong")
     cost = Cost(log_n, r, p)
     if not 1 <= log_n < 63 or not r or not p or r * p >= 1 << 30:
-        raise DamagedError(f"{what} asks for a key derivation that does not exist (logN {log_n}, r {r}, p {p})")
+        raise UntriedError(f"{what} asks for a key derivation that does not exist (logN {log_n}, r {r}, p {p})")
     if cost.memory > MAX_KDF_MEMORY:
-        raise DamagedError(
+        raise UntriedError(
             f"{what} asks for {cost.memory >> 20} MiB to derive a key; the limit is {MAX_KDF_MEMORY >> 20}"
         )
     if cost.work > MAX_KDF_WORK:
-        raise DamagedError(
+        raise UntriedError(
             f"{what} asks for {cost.work // (1 << 23)} times the usual work to derive a key; the limit is "
             f"{MAX_KDF_WORK // (1 << 23)} times"
         )

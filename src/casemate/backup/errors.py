@@ -19,3 +19,7 @@ class PassphraseError(RefusedError):
 
 class DamagedError(BackupError):
     """One file of the backup is not as it was written. Others may be."""
+
+
+class UntriedError(DamagedError):
+    """No passphrase was tried: the data is too short for a container, or asks for a key derivation that is refused."""

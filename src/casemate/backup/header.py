@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from casemate.backup import container, filters, openssl
-from casemate.backup.errors import DamagedError, PassphraseError, RefusedError
+from casemate.backup.errors import DamagedError, PassphraseError, RefusedError, UntriedError
 from casemate.backup.outer import Member
 from casemate.wire.errors import printable
 
@@ -108,9 +108,9 @@ def read(members: Iterator[Member], passphrase: bytes, forced_filter: str = "") 
                 raise PassphraseError("The header was altered: it differs from its authenticated copy")
         else:
             openssl.check_mac(data, bytes(text), header.digest, passphrase, NAME)
-    except DamagedError as error:
-        if "asks for" in str(error) or "too short" in str(error):
-            raise RefusedError(str(error)) from None
+    except UntriedError as error:
+        raise RefusedError(str(error)) from None
+    except DamagedError:
         raise PassphraseError("The passphrase is wrong, or the header of the backup was altered") from None
     return header, None
 

@@ -12,7 +12,7 @@ from casemate.backup import contents as stored
 from casemate.backup import header as headers
 from casemate.backup.chunks import Chunks
 from casemate.backup.contents import MAX_VOLUME, Contents, StoredQube
-from casemate.backup.errors import BackupError, DamagedError, RefusedError
+from casemate.backup.errors import DamagedError, RefusedError
 from casemate.backup.filters import Source
 from casemate.backup.header import STORE, BackupHeader
 from casemate.backup.outer import Member
@@ -25,7 +25,6 @@ MAX_SMALL = 1 << 20
 """Limit of a backup (bytes): a file of a qube other than a volume."""
 MANIFEST = "manifest.json"
 """Our own member at the end of a backup: each file's size and hash. Upstream's reader leaves it out."""
-_VERDICTS = ("whole", "damaged", "missing")
 
 
 class Target(Protocol):
@@ -300,6 +299,3 @@ def _manifest(source: Source) -> dict[str, tuple[int, str]]:
         return {str(file): (int(one["size"]), str(one["sha256"])) for file, one in found["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}  # somebody else's; ours is checked by its hash of authentication already
-
-
-__all__ = ["Backup", "BackupError", "Nothing", "Report", "Target", "Verdict"]
