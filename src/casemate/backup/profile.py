@@ -156,10 +156,11 @@ def strength(passphrase: str) -> float:
     kinds = (("a", "z", 26), ("A", "Z", 26), ("0", "9", 10))
     alphabet = sum(size for low, high, size in kinds if any(low <= c <= high for c in passphrase))
     alphabet += 33 if any(not c.isalnum() for c in passphrase) else 0
+    of_words = 2.3  # bits of a letter in running text: words are not random letters
+    if " " in passphrase.strip():
+        return len(passphrase) * of_words
     varied = len(set(passphrase)) + 0.25 * (len(passphrase) - len(set(passphrase)))
-    # Words are not random letters: about two bits a letter in running text.
-    letters = 2.3 if " " in passphrase.strip() or alphabet in (26, 59) else log2(max(2, alphabet))
-    return max(0.0, varied * letters if " " not in passphrase.strip() else len(passphrase) * letters)
+    return varied * (of_words if alphabet in (26, 59) else log2(max(2, alphabet)))
 
 
 WEAK_BITS = 50.0

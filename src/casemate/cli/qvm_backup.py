@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 from casemate.backup.profile import DEFAULT_FILTER, Profile, build
 from casemate.cli import passphrase, progress, tool
@@ -28,7 +29,8 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     if args.profile is not None:
         if args.backup_location or args.exclude or args.passphrase_file or args.compression is not None or args.dest_vm:
             raise tool.UsageError("With --profile nothing else can be said about the backup")
-        return _make(args, qubes, str(names.argument(args.profile)))
+        name = str(names.argument(args.profile))
+        return _run(args, qubes, name) if _confirmed(args, qubes, name) else 0
     if args.backup_location is None:
         raise tool.UsageError("Give --profile, or where the backup is to go")
     name = str(names.argument(args.save_profile or f"backup-run-{os.getpid()}"))
@@ -41,18 +43,13 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
         if not _confirmed(args, qubes, name):
             return 0
         secret = passphrase.asked(args.passphrase_file, new=True).decode("utf-8", "surrogateescape")
-        kept = {key: getattr(described, key) for key in Profile.__dataclass_fields__}
-        _write(path, build(Profile(**{**kept, "passphrase_text": secret})))
+        _write(path, build(replace(described, passphrase_text=secret)))
         status = _run(args, qubes, name)
         done = status == 0
         return status
     finally:
         if not args.save_profile or not done:
             path.unlink(missing_ok=True)
-
-
-def _make(args: argparse.Namespace, qubes: Qubes, name: str) -> int:
-    return _run(args, qubes, name) if _confirmed(args, qubes, name) else 0
 
 
 def _profile(args: argparse.Namespace) -> Profile:
@@ -99,12 +96,7 @@ def _confirmed(args: argparse.Namespace, qubes: Qubes, name: str) -> bool:
     if args.yes:
         sys.stdout.flush()
         return True
-    sys.stdout.write("Make this backup? [y/N] ")
-    sys.stdout.flush()
-    if sys.stdin.readline().strip().lower() in ("y", "yes"):
-        return True
-    sys.stderr.write("No backup was made.\n")
-    return False
+    return tool.confirmed("Make this backup?", "No backup was made.\n")
 
 
 def _run(args: argparse.Namespace, qubes: Qubes, name: str) -> int:

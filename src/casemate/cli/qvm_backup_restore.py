@@ -83,7 +83,7 @@ def _restore(args: argparse.Namespace, backup: Backup, qubes: Qubes) -> int:
     if not planned.qubes:
         sys.stderr.write("There is nothing to be restored.\n")
         return 1 if planned.left_out and not args.skip_conflicting else 0
-    if not args.yes and not _confirmed():
+    if not args.yes and not tool.confirmed("Restore these qubes?", "Nothing was restored.\n"):
         return 0
     shown = progress.bar(_expected(backup.contents, list(planned.qubes)), "B", args.quiet)
     noted = len(planned.notes)
@@ -110,15 +110,6 @@ def _show(planned: restore.Plan) -> None:
     for note in planned.notes:
         sys.stdout.write(f"{note}\n")
     sys.stdout.flush()
-
-
-def _confirmed() -> bool:
-    sys.stdout.write("Restore these qubes? [y/N] ")
-    sys.stdout.flush()
-    if sys.stdin.readline().strip().lower() in ("y", "yes"):
-        return True
-    sys.stderr.write("Nothing was restored.\n")
-    return False
 
 
 def _tell(report: Report, new_names: dict[str, str], quiet: bool) -> int:

@@ -34,14 +34,6 @@ def _edited(text: str) -> str:
             return again.read()
 
 
-def _sure(args: argparse.Namespace, question: str) -> bool:
-    if args.force:
-        return True
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool."""
     parser = tool.Parser(PROG, "Show, edit and replace the notes about a qube.")
@@ -81,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             new = _edited(old)
             if new == old:
                 return 0
-        if args.delete and not _sure(args, f"Delete the notes of {name}?"):
+        if args.delete and not args.force and not tool.confirmed(f"Delete the notes of {name}?", "", sys.stderr):
             return 2
         qubes.call("admin.vm.notes.Set", "", name, new)
         return 0

@@ -21,10 +21,7 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     if not args.force and names:
         sys.stderr.write("These qubes will be removed with everything in them:\n")
         sys.stdout.write("".join(f"  {name}\n" for name in names))
-        sys.stdout.write("Are you sure? [y/N] ")
-        sys.stdout.flush()
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            sys.stderr.write("Nothing was removed.\n")
+        if not tool.confirmed("Are you sure?", "Nothing was removed.\n"):
             return 1
     return 1 if _remove(qubes, names) else 0
 

@@ -191,10 +191,8 @@ def _remove(args: argparse.Namespace, qubes: Qubes) -> int:
             raise tool.UsageError(f"{name} is no template that is here")
     doomed = [*(_users(qubes, args.TEMPLATE) if args.command == "purge" else ()), *args.TEMPLATE]
     if not args.yes:
-        sys.stdout.write(f"These will be removed with everything in them: {', '.join(doomed)}\nAre you sure? [y/N] ")
-        sys.stdout.flush()
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            sys.stderr.write("Nothing was removed.\n")
+        sys.stdout.write(f"These will be removed with everything in them: {', '.join(doomed)}\n")
+        if not tool.confirmed("Are you sure?", "Nothing was removed.\n"):
             return 1
     return tool.each(PROG, doomed, qubes.remove)
 

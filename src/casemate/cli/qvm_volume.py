@@ -171,12 +171,7 @@ def _sure(args: argparse.Namespace, what: str) -> bool:
     if args.force:
         return True
     sys.stdout.write(f"{what}\n(What it holds now stays as a revision, where the volume keeps any.)\n")
-    sys.stdout.write("Are you sure? [y/N] ")
-    sys.stdout.flush()
-    if sys.stdin.readline().strip().lower() in ("y", "yes"):
-        return True
-    sys.stderr.write("Nothing was changed.\n")
-    return False
+    return tool.confirmed("Are you sure?", "Nothing was changed.\n")
 
 
 def _clear(args: argparse.Namespace, qubes: Qubes) -> int:

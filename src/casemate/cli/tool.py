@@ -18,7 +18,7 @@ USAGE = 2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TextIO
 
 Body = Callable[[argparse.Namespace, Qubes], int]
 
@@ -217,6 +217,17 @@ def say_error(prog: str, error: object) -> None:
         sys.stderr.write(f"{prog}: error: " + "\n".join(printable(line, 2000) for line in lines) + "\n")
     except OSError:
         pass  # it is full, or its reader has gone; the exit status says it all the same
+
+
+def confirmed(question: str, otherwise: str, stream: TextIO | None = None) -> bool:
+    """Ask a person, on standard output or ``stream``; ``otherwise`` is said on standard error when it is not a yes."""
+    out = sys.stdout if stream is None else stream
+    out.write(f"{question} [y/N] ")
+    out.flush()
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    sys.stderr.write(otherwise)
+    return False
 
 
 def choose(args: argparse.Namespace, listed: list[ListedQube]) -> list[ListedQube]:

@@ -29,13 +29,25 @@ _LOG_TAIL = 2000
 """Bytes of the end of the daemon's log that are read for a message."""
 
 
+_ANSWERED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+"""What sending fails with when the daemon has answered, and closed, before it had read everything."""
+
+
 def end_request(connection: socket.socket) -> None:
     """Say that the request is complete. A daemon that has answered already, and gone, is no error: its answer waits."""
     try:
         connection.shutdown(socket.SHUT_WR)
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+        if error.errno not in _ANSWERED:
             raise
+
+
+def read_reply(connection: socket.socket) -> bytes:
+    """The content of the reply; raises the error that the daemon reports."""
+    parts = []
+    while part := _receive(connection):
+        parts.append(part)
+    return parse_reply(b"".join(parts))
 
 
 class Transport:
@@ -47,28 +59,14 @@ class Transport:
 
     def call(self, method: str, arg: str = "", dest: str = ADMIN, payload: bytes = b"") -> bytes:
         """The content of the reply; raises the error that the daemon reports."""
-        with self._send(build_request(method, arg, dest, payload)) as connection:
-            parts = []
-            while part := _receive(connection):
-                parts.append(part)
-        return parse_reply(b"".join(parts))
+        with self.connect() as connection:
+            _send(connection, build_request(method, arg, dest, payload))
+            return read_reply(connection)
 
     def speak_for(self, source: str, method: str, payload: bytes) -> None:
         """Pass on what a qube says of itself (``qubes.*``), on the socket for that; raises the error in the reply."""
-        with self.connect() as awake:  # starts the daemon where it does not run
-            awake.close()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            try:
-                connection.connect(self.settings.misc_address)
-                connection.sendall(build_request(method, "", ADMIN, payload, source))
-                connection.shutdown(socket.SHUT_WR)
-            except OSError as error:
-                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
-                    raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error
-            reply = b""
-            while part := _receive(connection):
-                reply += part
-        parse_reply(reply)
+        self.connect().close()  # starts the daemon where it does not run
+        _ask(self.settings.misc_address, build_request(method, "", ADMIN, payload, source))
 
     def send_file(self, method: str, arg: str, dest: str, start: bytes, file: BinaryIO) -> bytes:
         """As ``call``, with a payload of ``start`` and all that a file has."""
@@ -80,43 +78,24 @@ class Transport:
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the daemon refused before it had read everything; its reply says why
             end_request(connection)
-            parts = []
-            while part := _receive(connection):
-                parts.append(part)
-        return parse_reply(b"".join(parts))
+            return read_reply(connection)
 
     def internal(self, method: str, arg: str, dest: str, payload: bytes = b"") -> bytes:
         """As ``call``, on the socket for programs of this host (``internal.*``); the daemon runs already.
 
         DaemonAccessError where that socket is not for us: it belongs to the daemon's user.
         """
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            try:
-                connection.connect(str(self.settings.internal_socket))
-                connection.sendall(build_request(method, arg, dest, payload))
-                connection.shutdown(socket.SHUT_WR)
-            except OSError as error:
-                raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error
-            reply = b""
-            while part := _receive(connection):
-                reply += part
-        return parse_reply(reply)
+        return _ask(str(self.settings.internal_socket), build_request(method, arg, dest, payload))
 
     def events(self, dest: str = ADMIN, timeout: float | None = None) -> Events:
         """A subscription; the first event has arrived when this returns."""
-        return Events(self._send(build_request("admin.Events", "", dest)), timeout)
-
-    def _send(self, request: bytes) -> socket.socket:
         connection = self.connect()
         try:
-            connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            # The daemon may have answered, and closed, before it had read everything.
-            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
-                connection.close()
-                raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error
-        return connection
+            _send(connection, build_request("admin.Events", "", dest))
+        except BaseException:
+            connection.close()
+            raise
+        return Events(connection, timeout)
 
     def connect(self) -> socket.socket:
         """A connection to the Admin API's socket; the daemon is started if nobody listens there."""
@@ -259,6 +238,26 @@ class Events:
     def close(self) -> None:
         """End the subscription."""
         self._connection.close()
+
+
+def _ask(address: str, request: bytes) -> bytes:
+    """As ``Transport.call``, on another socket of a daemon that runs."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(address)
+        except OSError as error:
+            raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error
+        _send(connection, request)
+        return read_reply(connection)
+
+
+def _send(connection: socket.socket, request: bytes) -> None:
+    try:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        if error.errno not in _ANSWERED:
+            raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error
 
 
 def _receive(connection: socket.socket) -> bytes:

@@ -10,8 +10,8 @@ import os
 import socket
 from typing import Protocol
 
-from casemate.client.transport import Transport, end_request
-from casemate.wire.admin import build_request, parse_reply
+from casemate.client.transport import Transport, end_request, read_reply
+from casemate.wire.admin import build_request
 from casemate.wire.errors import CasemateError, DaemonAccessError, StorageError
 
 
@@ -32,7 +32,6 @@ class VolumeImport(Protocol):
 
 
 _ZEROS = memoryview(bytes(1 << 20))
-_REPLY = 1 << 16
 IMPORT_SECONDS = 900.0
 """How long the daemon may take to put a volume in place after its last byte."""
 
@@ -120,14 +119,11 @@ class _PayloadImport:
         try:
             self._hole(self._size)
             self._connection.settimeout(IMPORT_SECONDS)
-            reply = b""
             try:
                 end_request(self._connection)
-                while more := self._connection.recv(_REPLY):
-                    reply += more
+                read_reply(self._connection)
             except OSError as error:
                 raise DaemonAccessError(f"The daemon's answer was cut off: {error.strerror}") from None
-            parse_reply(reply)
         finally:
             self.close()
 
