@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from casemate.streams.exactly import exactly
 from casemate.wire.call_data import CallerSide
 from casemate.wire.link import CONTROL, control_message, parse_object
 from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, HEADER, exec_message
@@ -111,17 +112,10 @@ def when_ready(link: Path, within: float) -> None:
     with connect(link) as sock:
         sock.settimeout(within + 5)
         sock.sendall(control_message({"op": "ready", "within": within}))
-        kind, length = _HEADER.unpack(_exactly(sock, _HEADER.size))
-        answer = parse_object(_exactly(sock, length), "answer") if kind == CONTROL else {}
+        try:
+            kind, length = _HEADER.unpack(exactly(sock, _HEADER.size))
+            answer = parse_object(exactly(sock, length), "answer") if kind == CONTROL else {}
+        except EOFError:
+            raise Failed("the link closed the connection") from None
     if answer.get("ready") is not True:
         raise Failed(f"the agent does not answer: {answer}")
-
-
-def _exactly(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = sock.recv(size - len(data))
-        if not more:
-            raise Failed("the link closed the connection")
-        data += more
-    return data

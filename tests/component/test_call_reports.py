@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from casemate.link.guest_calls import CALL_BURST
+from casemate.streams.exactly import exactly
 from casemate.wire.qrexec import (
     DATA_EXIT_CODE,
     DATA_STDOUT,
@@ -54,15 +55,6 @@ def request(listening: socket.socket) -> tuple[socket.socket, dict[str, object]]
     connection = listening.accept()[0]
     connection.settimeout(10)
     return connection, json.loads(connection.recv(4096))
-
-
-def exactly(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = sock.recv(size - len(data))
-        assert more
-        data += more
-    return data
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 
+from casemate.streams.exactly import exactly
 from casemate.streams.loop import READ, Loop
 from casemate.wire import dns
 from casemate.wire.errors import ProtocolError
@@ -212,15 +213,7 @@ def _ask_whole(server: str, data: bytes) -> bytes:
 
 
 def _message(connection: socket.socket) -> bytes:
-    size = int.from_bytes(_exactly(connection, 2), "big")
-    return _exactly(connection, size)
-
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = connection.recv(size - len(data))
-        if not piece:
-            raise ProtocolError("DNS: a message is cut")
-        data += piece
-    return data
+    try:
+        return exactly(connection, int.from_bytes(exactly(connection, 2), "big"))
+    except EOFError:
+        raise ProtocolError("DNS: a message is cut") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+from casemate.streams.exactly import exactly
 from casemate.wire import qrexec
 from casemate.wire.errors import DisconnectedError
 
@@ -27,18 +28,10 @@ def request(sock: socket.socket, target: str, call: str) -> None:
     """In a qube: ask for a call and wait for the answer; CallRefusedError when it is no."""
     try:
         sock.sendall(qrexec.trigger4(target, call))
-        kind, length = qrexec.HEADER.unpack(_exactly(sock, qrexec.HEADER.size))
-        body = _exactly(sock, qrexec.ANSWERS((kind, length)))
+        kind, length = qrexec.HEADER.unpack(exactly(sock, qrexec.HEADER.size))
+        body = exactly(sock, qrexec.ANSWERS((kind, length)))
+    except EOFError:
+        raise DisconnectedError("The connection was closed before the request was answered") from None
     except OSError as error:
         raise DisconnectedError(error.strerror or "connection lost") from error
     qrexec.check_answer(kind, body)
-
-
-def _exactly(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = sock.recv(size - len(data))
-        if not more:
-            raise DisconnectedError("The connection was closed before the request was answered")
-        data += more
-    return data

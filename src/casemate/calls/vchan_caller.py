@@ -6,6 +6,7 @@ import select
 import socket
 
 from casemate.calls.vchan_sockets import Listening, SocketDirectory
+from casemate.streams.exactly import exactly
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import CallRefusedError, DisconnectedError, ProtocolError
 from casemate.wire.qrexec import HEADER
@@ -19,22 +20,18 @@ HELLO_SECONDS = 10.0
 
 def read_message(sock: socket.socket, lengths: Callable[[tuple[int, int]], int]) -> tuple[int, bytes]:
     """One message; ProtocolError for one that may not come, DisconnectedError when none comes."""
-    kind, length = HEADER.unpack(exactly(sock, HEADER.size))
-    return kind, exactly(sock, lengths((kind, length)))
+    kind, length = HEADER.unpack(_taken(sock, HEADER.size))
+    return kind, _taken(sock, lengths((kind, length)))
 
 
-def exactly(sock: socket.socket, size: int) -> bytes:
+def _taken(sock: socket.socket, size: int) -> bytes:
     """So many bytes; DisconnectedError when they do not come."""
-    data = b""
     try:
-        while len(data) < size:
-            more = sock.recv(size - len(data))
-            if not more:
-                raise DisconnectedError("The other end closed the connection")
-            data += more
+        return exactly(sock, size)
+    except EOFError:
+        raise DisconnectedError("The other end closed the connection") from None
     except OSError as error:
         raise DisconnectedError(error.strerror or "The other end does not answer") from error
-    return data
 
 
 def ask_agent(sock: socket.socket, target: str, call: str, source: str = "") -> tuple[int, int]:
@@ -46,7 +43,7 @@ def ask_agent(sock: socket.socket, target: str, call: str, source: str = "") -> 
     except OSError as error:
         raise DisconnectedError(error.strerror or "connection lost") from error
     try:
-        return control.answer_place(exactly(sock, 8))
+        return control.answer_place(_taken(sock, 8))
     except DisconnectedError:
         raise CallRefusedError("Request refused") from None
 

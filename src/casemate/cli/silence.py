@@ -8,6 +8,7 @@ import time
 
 from casemate.calls.caller import SILENCE_SECONDS
 from casemate.cli import tool
+from casemate.streams.exactly import exactly
 from casemate.wire.errors import DisconnectedError, ProtocolError, QubeError
 from casemate.wire.link import CONTROL, MAX_CONTROL, control_message, parse_object
 from casemate.wire.qrexec import HEADER
@@ -50,22 +51,12 @@ def ask(addresses: Sequence[str], within: float = ANSWER_SECONDS) -> list[dict[s
 def _answer(sock: socket.socket) -> dict[str, Any] | None:
     with sock:
         try:
-            kind, length = HEADER.unpack(_exactly(sock, HEADER.size))
+            kind, length = HEADER.unpack(exactly(sock, HEADER.size))
             if kind != CONTROL or length > MAX_CONTROL:
                 return None
-            return parse_object(_exactly(sock, length), "answer of a link")
+            return parse_object(exactly(sock, length), "answer of a link")
         except (OSError, EOFError, ProtocolError):
             return None
-
-
-def _exactly(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = sock.recv(size - len(data))
-        if not more:
-            raise EOFError
-        data += more
-    return data
 
 
 class Silence:
