@@ -9,11 +9,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
-import casemate
 from casemate.backup.outer import Member
 from casemate.backup.qfile_source import QfileSource
+from casemate.client.transport import python_path
 from casemate.wire.errors import CasemateError, printable
 
 SERVICE = "qubes.Restore"
@@ -36,10 +35,8 @@ def backup_in_qube(qube: str, place: str) -> Iterator[Iterator[Member]]:
     """
     if "\n" in place or not place:
         raise QubeBackupError("The place of a backup in a qube must be one line")
-    package = str(Path(casemate.__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
     process = subprocess.Popen(
-        [*_TOOL, qube, SERVICE], env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
+        [*_TOOL, qube, SERVICE], env={**os.environ, "PYTHONPATH": python_path()}, start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None

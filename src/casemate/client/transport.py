@@ -33,6 +33,12 @@ _ANSWERED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 """What sending fails with when the daemon has answered, and closed, before it had read everything."""
 
 
+def python_path() -> str:
+    """PYTHONPATH of a program of ours: where this package lies, and what is said in our own environment."""
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+    return os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+
+
 def end_request(connection: socket.socket) -> None:
     """Say that the request is complete. A daemon that has answered already, and gone, is no error: its answer waits."""
     try:
@@ -154,9 +160,7 @@ class Transport:
     def _spawn(self) -> socket.socket:
         log = self.settings.run / "daemon.log"
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
-        environment = {**os.environ, **self.settings.environment()}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH", "")]))
+        environment = {**os.environ, **self.settings.environment(), "PYTHONPATH": python_path()}
         # What it says until it serves is for us, and kept in memory: on a full disk its log stays empty.
         said = os.memfd_create("casemated", os.MFD_CLOEXEC)
         try:

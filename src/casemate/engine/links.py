@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import casemate
 from casemate.host.files import replace_file
-from casemate.host.process import Runner
+from casemate.host.process import PACKAGE_PATH, Runner
 from casemate.settings import Settings
 from casemate.streams.half_frame import configured
 from casemate.wire.errors import DisconnectedError, QubeError
@@ -84,7 +83,7 @@ class Links:
                 output.truncate(0)
             child = await self._runner.spawn(
                 [sys.executable, "-S", "-P", "-m", "casemate.link", spec.name],
-                env={"PYTHONPATH": str(Path(casemate.__file__).parent.parent)},
+                env={"PYTHONPATH": PACKAGE_PATH},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=output.fileno(),

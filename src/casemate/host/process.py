@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import casemate
 from casemate.wire.errors import ToolError, printable
 
 log = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PR_GET_CHILD_SUBREAPER = 37
+PACKAGE_PATH = str(Path(casemate.__file__).parent.parent)
+"""PYTHONPATH of a program of ours: nothing of our environment leaks into what is run."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KEEP = ("http_proxy", "https_proxy", "no_proxy", "TMPDIR")
 """The few variables of ours that programs need too: how to reach the network, where there is room."""

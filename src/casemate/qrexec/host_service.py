@@ -8,8 +8,7 @@ import stat
 import sys
 from pathlib import Path
 
-import casemate
-from casemate.host.process import Runner
+from casemate.host.process import PACKAGE_PATH, Runner
 from casemate.settings import Settings
 from casemate.wire.errors import CallRefusedError
 from casemate.wire.qrexec import target_words
@@ -42,7 +41,7 @@ async def run_on_host(
         raise CallRefusedError(f"this host has no service {service}", "no such service")
     kind, name = target_words(target)
     environment = {
-        "PYTHONPATH": str(Path(casemate.__file__).parent.parent),
+        "PYTHONPATH": PACKAGE_PATH,
         "LANG": "C.UTF-8",
         "QREXEC_REMOTE_DOMAIN": source,
         "QREXEC_SERVICE_FULL_NAME": f"{service}+{argument}",

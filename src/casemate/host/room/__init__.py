@@ -31,5 +31,5 @@ root before it opens the namespace, and may open only one that its user owns. As
 user. QEMU and the links are never in that user namespace (as root), or are without capabilities (libvirt clears them).
 
 Modules: ``namespaces`` makes, finds and enters the room; ``links`` makes and removes taps; ``nft`` loads rules;
-``server`` answers requests; ``client`` is casemated's end.
+``server`` answers requests; ``client`` is casemated's end; ``messages`` is what goes between the two.
 """

@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import os
-import pickle
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import casemate
 from casemate.host.files import replace_file
 from casemate.host.hypervisor import (
     EventKind,
@@ -27,12 +25,12 @@ from casemate.host.hypervisor import (
     Nic,
     PowerState,
 )
-from casemate.host.process import Runner
+from casemate.host.process import PACKAGE_PATH, Runner
 from casemate.host.room import namespaces
 from casemate.host.room.links import Tap, Traffic
+from casemate.host.room.messages import read_message, write_message
 from casemate.host.room.namespaces import NoRoomError, Room
 from casemate.host.room.nft import Command
-from casemate.host.room.server import LENGTH
 from casemate.settings import Settings
 from casemate.wire.errors import CasemateError, HypervisorError
 
@@ -109,14 +107,7 @@ class RoomProcess:
         fds = (-1, -1) if self.room is None else (self.room.user, self.room.net)
         argv = [theirs.fileno(), *fds, -1 if self._owner is None else self._owner]
         environment = {name: value for name, value in os.environ.items() if name.startswith(("CASEMATE_", "XDG_"))}
-        environment |= {
-            "PYTHONPATH": str(Path(casemate.__file__).parent.parent),
-            "CASEMATE_STATE": str(self._settings.state),
-            "CASEMATE_RUN": str(self._settings.run),
-            "CASEMATE_CACHE": str(self._settings.cache),
-            "CASEMATE_HYPERVISOR": self._settings.hypervisor,
-            "CASEMATE_PREFIX": self._settings.prefix,
-        }
+        environment |= {**self._settings.environment(), "PYTHONPATH": PACKAGE_PATH}
         with open(self._log, "ab") as output:
             if output.tell() > 1 << 20:
                 output.truncate(0)
@@ -146,8 +137,7 @@ class RoomProcess:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-                number, error, value = pickle.loads(await reader.readexactly(length))  # noqa: S301
+                number, error, value = await read_message(reader)
                 if number is None:
                     self.on_event(value)
                 elif (future := self._waiting.pop(number, None)) is not None and not future.done():
@@ -188,8 +178,7 @@ class RoomProcess:
             raise HypervisorError("the process of the wire room is starting: try again")
         number = next(self._numbers)
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        data = pickle.dumps((number, part, method, arguments))
-        self._writer.write(LENGTH.pack(len(data)) + data)
+        write_message(self._writer, (number, part, method, arguments))
         try:
             return await future
         finally:

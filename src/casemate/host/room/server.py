@@ -1,28 +1,21 @@
-"""Answers casemated's requests in the wire room: machines, taps, rules.
-
-A message is a length (32 bits, little endian) and a pickle. Requests are ``(number, part, method, arguments)``, answers
-``(number, error, value)``, and ``(None, None, event)`` is an event of a machine. Both ends are one program, started by
-each other, as one user: there is no border between them, and pickle saves a second description of every type.
-"""
+"""Answers casemated's requests in the wire room: machines, taps, rules."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
-import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from casemate.host.hypervisor import Hypervisor, MachineEvent
 from casemate.host.room.links import Links, Tap, Traffic
+from casemate.host.room.messages import read_message, write_message
 from casemate.host.room.nft import Command, Nft
 from casemate.wire.errors import CasemateError
 
 log = logging.getLogger(__name__)
 
-LENGTH = struct.Struct("<I")
 TABLE = "room"
 """The table of family netdev that has all rules for taps."""
 
@@ -92,8 +85,7 @@ class Server:
         self._writer = writer
         while True:
             try:
-                (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-                request = pickle.loads(await reader.readexactly(length))  # noqa: S301
+                request = await read_message(reader)
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
             # Not one after the other: a start takes seconds, and other qubes must not wait for it.
@@ -115,11 +107,7 @@ class Server:
         except Exception as failure:
             log.exception("%s.%s failed", part, method)
             error = CasemateError(f"{part}.{method}: {failure!r}")
-        self._send((number, error and (type(error), str(error)), value))
+        write_message(self._writer, (number, error and (type(error), str(error)), value))
 
     def _event(self, event: MachineEvent) -> None:
-        self._send((None, None, event))
-
-    def _send(self, message: object) -> None:
-        data = pickle.dumps(message)
-        self._writer.write(LENGTH.pack(len(data)) + data)
+        write_message(self._writer, (None, None, event))
