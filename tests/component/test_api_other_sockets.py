@@ -6,6 +6,7 @@ import asyncio
 import grp
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -100,6 +101,8 @@ def test_system_info_has_what_a_policy_needs_and_follows_the_state(daemon: FakeD
 def test_an_import_in_two_steps(daemon: FakeDaemon, qubes: Qubes) -> None:
     size, path = ask(daemon, "internal", "internal.vm.volume.ImportBegin", "private", "work", b"4096").split()
     assert size == "4096" and os.stat(path).st_size == 4096
+    # A program of a qube's user passes through to an image of its own, also when an import came first.
+    assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o711
     with pytest.raises(InUseError):
         ask(daemon, "internal", "internal.vm.volume.ImportBegin", "private", "work")
     Path(path).write_bytes(b"new" * 1000 + bytes(1096))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from casemate.host import qemu_access
-from casemate.host.files import contained_open, copy_file, new_name, remove_tree, replace_file
+from casemate.host.files import contained_open, copy_file, name_it, new_name, remove_tree, replace_file
 from casemate.host.process import Runner
 from casemate.wire.errors import ToolError
 
@@ -167,3 +167,32 @@ def test_cancelled_caller_leaves_nothing_running(tmp_path: Path) -> None:
     pid = asyncio.run(scenario())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
+
+
+def test_a_file_gets_a_name_that_is_free(tmp_path: Path) -> None:
+    fresh, name = tmp_path / ".fresh", tmp_path / "name"
+    fresh.write_bytes(b"new")
+    name_it(fresh, name)
+    assert name.read_bytes() == b"new" and not fresh.exists()
+
+
+def test_a_name_that_is_taken_is_not_replaced(tmp_path: Path) -> None:
+    fresh, name = tmp_path / ".fresh", tmp_path / "name"
+    fresh.write_bytes(b"new")
+    name.write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        name_it(fresh, name)
+    assert (name.read_bytes(), fresh.read_bytes()) == (b"old", b"new")
+
+
+def test_a_name_needs_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems of memory sticks have none."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    fresh, name = tmp_path / ".fresh", tmp_path / "name"
+    fresh.write_bytes(b"new")
+    name_it(fresh, name)
+    assert name.read_bytes() == b"new"

@@ -18,6 +18,7 @@ from uuid import UUID
 from casemate.api.events import Subscriptions
 from casemate.api.parts import States, Volumes
 from casemate.engine.power_table import Command, decide
+from casemate.engine.spool import spool
 from casemate.host.hypervisor import PowerState
 from casemate.model.domain import Domain
 from casemate.store.store import Store
@@ -39,16 +40,15 @@ class Spool:
     """A file that takes the new content of a halted qube's volume, until it is put in place or dropped."""
 
     def __init__(
-        self, volumes: Volumes, events: Subscriptions, directory: Path, domain: Domain, volume: str, size: int
+        self, volumes: Volumes, events: Subscriptions, state: Path, domain: Domain, volume: str, size: int
     ) -> None:
-        """``size`` in bytes is announced; ``directory`` takes the file."""
+        """``size`` in bytes is announced; the file lies in the spool of ``state``."""
         self._volumes = volumes
         self._events = events
         self._name = domain.name
         self._volume = volume
         self.size = size
-        directory.mkdir(mode=0o700, exist_ok=True)
-        self.fd, path = tempfile.mkstemp(dir=directory, prefix="import-")
+        self.fd, path = tempfile.mkstemp(dir=spool(state), prefix="import-")
         self.path = Path(path)
         self._events.publish(ev.VolumeImportBegin(self._name, self._volume, self.size))
 
@@ -88,8 +88,8 @@ class Imports:
         found = domain.volume(volume)
         machine = self._states.all().get(domain.name)
         decide(Command.REPLACE, domain.name, PowerState.HALTED if machine is None else PowerState(machine.state))
-        directory = self._store.path.parent / "spool"
-        return Spool(self._volumes, self._events, directory, domain, volume, found.size if size is None else size)
+        state = self._store.path.parent
+        return Spool(self._volumes, self._events, state, domain, volume, found.size if size is None else size)
 
     def begin(self, domain: Domain, volume: str, size: int | None) -> Spool:
         """A file to write to, as long as it shall become; InUseError while another import writes."""
@@ -100,14 +100,14 @@ class Imports:
             if time.time() - os.fstat(before.fd).st_mtime < IDLE_SECONDS:
                 raise InUseError(f"{domain.name}: data for {volume} is coming in already")
             self.take(domain, volume).close()
-        spool = self.spool(domain, volume, size)
+        fresh = self.spool(domain, volume, size)
         try:
-            os.ftruncate(spool.fd, spool.size)
+            os.ftruncate(fresh.fd, fresh.size)
         except OSError as error:
-            spool.close()
+            fresh.close()
             raise StorageError(f"The data cannot be kept: {error.strerror}") from error
-        self._spools[key] = spool
-        return spool
+        self._spools[key] = fresh
+        return fresh
 
     def _drop_orphans(self) -> None:
         """Drop what was begun for qubes that were removed meanwhile. A new qube of that name is not concerned."""
@@ -117,10 +117,10 @@ class Imports:
 
     def take(self, domain: Domain, volume: str) -> Spool:
         """Hand the import that was begun over to the caller, who closes it; ProtocolError when there is none."""
-        spool = self._spools.pop((domain.uuid, volume), None)
-        if spool is None:
+        begun = self._spools.pop((domain.uuid, volume), None)
+        if begun is None:
             raise ProtocolError(f"{domain.name}: no import into {printable(volume, 80)!r} was begun")
-        return spool
+        return begun
 
 
 class Import:

@@ -52,6 +52,7 @@ from casemate.engine.possible import Possible
 from casemate.engine.power import Power
 from casemate.engine.qube_files import QubeFiles
 from casemate.engine.reconcile import reconcile
+from casemate.engine.spool import clear as clear_spool
 from casemate.engine.start_marks import StartMarks
 from casemate.engine.start_steps import AgentStep, DirectoryStep, LinkStep, MachineStep, VolumesStep, host_timezone
 from casemate.engine.states import States
@@ -59,7 +60,7 @@ from casemate.engine.templates import Templates
 from casemate.engine.upstream_databases import UpstreamDatabases
 from casemate.engine.volumes import Volumes
 from casemate.engine.wires import NoWires, Wires
-from casemate.host.files import remove_tree, replace_file
+from casemate.host.files import replace_file
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.kernel_devices import KernelDevices
 from casemate.host.libvirt_machines import connect
@@ -322,7 +323,7 @@ class Daemon:
         policy = settings.policy_dir / DEFAULT_POLICY
         if not policy.exists() or policy.read_text() != default_policy():
             replace_file(policy, default_policy().encode(), mode=0o600)
-        remove_tree(settings.state / "spool")  # files of imports that a killed daemon had not finished
+        clear_spool(settings.state)
         store = Store(settings.store_file)
         runner, accounts = Runner(), Accounts(settings, root=os.geteuid() == 0)
         hypervisor, wires = await _open_host(settings, runner, accounts)

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from casemate.backup.profile import ProfileError
-from casemate.host.process import Runner, what_went_wrong
+from casemate.host.files import name_it
+from casemate.host.process import PACKAGE_PATH, Runner, what_went_wrong
 from casemate.settings import Settings
 from casemate.wire.errors import StorageError
 
@@ -41,10 +42,11 @@ async def file_place(place: str) -> AsyncIterator[int]:
         raise StorageError(f"{partial}: {error.strerror}") from None
     try:
         yield fd
-        os.link(partial, path)  # fails where something has come to be meanwhile; a rename would replace it
-        _sync_directory(path.parent)
-    except FileExistsError:
-        raise StorageError(f"{path} is there already") from None
+        try:
+            name_it(partial, path)
+        except OSError as error:
+            what = "is there already" if isinstance(error, FileExistsError) else f"cannot be made: {error.strerror}"
+            raise StorageError(f"{path} {what}") from None
     finally:
         os.close(fd)
         partial.unlink(missing_ok=True)
@@ -63,14 +65,6 @@ def _path(place: str) -> Path:
     return path
 
 
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 @asynccontextmanager
 async def qube_place(settings: Settings, runner: Runner, qube: str, place: str) -> AsyncIterator[int]:
     """A descriptor whose bytes go to the qube's service, which is told the place first. The qube is started if need be.
@@ -83,7 +77,7 @@ async def qube_place(settings: Settings, runner: Runner, qube: str, place: str) 
     try:
         process = await runner.spawn(
             [*_TOOL, qube, SERVICE],
-            env={**settings.environment(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**settings.environment(), "PYTHONPATH": PACKAGE_PATH},
             stdin=reading,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -16,13 +16,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import logging
-import os
-import secrets
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,10 +32,11 @@ from casemate.backup.profile import Profile, ProfileError
 from casemate.engine.backup_places import file_place, qube_place
 from casemate.engine.guests import Guests
 from casemate.engine.qube_files import QubeFiles
+from casemate.engine.spool import spooled
 from casemate.engine.states import States
 from casemate.engine.volumes import is_kept
 from casemate.host.hypervisor import PowerState
-from casemate.host.process import Runner
+from casemate.host.process import PACKAGE_PATH, Runner
 from casemate.model.domain import Domain
 from casemate.model.system import System
 from casemate.settings import Settings
@@ -49,8 +47,6 @@ from casemate.wire import names
 from casemate.wire.admin import ADMIN
 from casemate.wire.api_event import ApiEvent
 from casemate.wire.errors import BackupProfileNotFoundError, CasemateError, InUseError, StorageError, printable
-
-_log = logging.getLogger(__name__)
 
 _JOB = (sys.executable, "-P", "-m", "casemate.backup.job")
 _PASSPHRASE_SECONDS = 120.0
@@ -86,7 +82,7 @@ class Chosen:
 class Backups:
     """Makes the backups that profiles describe; one of each profile at a time.
 
-    Profiles are looked for in ``directories``, in their order. ``spool`` takes one image at a time.
+    Profiles are looked for in ``directories``, in their order. The spool has one image of a backup at a time.
     """
 
     def __init__(
@@ -110,7 +106,6 @@ class Backups:
         self._guests = guests
         self._say = say
         self._directories = directories
-        self._spool = store.path.parent / "spool"
         self._running: dict[str, asyncio.Task[Any]] = {}
 
     # -- what the Admin API asks
@@ -241,23 +236,22 @@ class Backups:
         pipe = asyncio.subprocess.PIPE
         process = await self._runner.spawn(
             [*_JOB, str(target)],
-            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={"PYTHONPATH": PACKAGE_PATH},
             pass_fds=[target],
             stdin=pipe,
             stdout=pipe,
         )
         assert process.stdin is not None and process.stdout is not None
-        image: Path | None = None
+        images = ExitStack()  # one at a time is in it
         try:
             await _send(process.stdin, order)
             while line := await self._next(process.stdout):
                 said = json.loads(line)
                 if "open" in said:
-                    image = self._image()
+                    image = images.enter_context(spooled(self._store.path.parent, "backup"))
                     await _send(process.stdin, await self._export(said["open"], by_path, image))
-                elif "close" in said and image is not None:
-                    image.unlink(missing_ok=True)
-                    image = None
+                elif "close" in said:
+                    images.close()
                 elif "progress" in said:
                     progress(said["progress"])
                 elif "error" in said:
@@ -268,8 +262,7 @@ class Backups:
                 "The backup was not written: the process that writes it ended; the daemon's log may say why"
             )
         finally:
-            if image is not None:
-                image.unlink(missing_ok=True)
+            images.close()
             process.stdin.close()
             await _ended(process)
 
@@ -278,12 +271,6 @@ class Backups:
             return await asyncio.wait_for(stream.readline(), STALL_SECONDS)
         except TimeoutError:
             raise StorageError(f"The backup was given up: nothing of it was taken for {STALL_SECONDS:g} s") from None
-
-    def _image(self) -> Path:
-        self._spool.mkdir(mode=0o711, exist_ok=True)  # users of qubes pass through to the image; its name is no secret
-        image = self._spool / f"backup-{secrets.token_hex(8)}"
-        image.touch(mode=0o600, exist_ok=False)
-        return image
 
     async def _export(self, file: str, by_path: dict[str, Chosen], image: Path) -> dict[str, str]:
         path, _slash, base = file.rpartition("/")

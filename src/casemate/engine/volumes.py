@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from casemate.engine.guests import Guests
 from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
 from casemate.engine.power_table import Command, decide
+from casemate.engine.spool import spooled
 from casemate.engine.states import States
 from casemate.host.hypervisor import Hypervisor, PowerState
 from casemate.model.domain import Domain
@@ -68,15 +68,9 @@ class Volumes:
 
     async def _copy_between_pools(self, source: Volume, target: Volume, running: bool) -> None:
         """By a raw image, which every driver can write and read; holes stay holes."""
-        spool = self._store.path.parent / "spool"
-        spool.mkdir(mode=0o711, exist_ok=True)  # users of qubes pass through to the image; its name is no secret
-        image = spool / f"clone-{secrets.token_hex(8)}"
-        try:
-            image.touch(mode=0o600, exist_ok=False)
+        with spooled(self._store.path.parent, "clone") as image:
             await self._pools.of(source).export(source, image, running)
             await self._pools.of(target).import_image(replace(target, size=max(source.size, target.size)), image)
-        finally:
-            image.unlink(missing_ok=True)
 
     async def export(self, name: str, volume: str, target: Path) -> None:
         """Write a kept volume as a raw image into an empty file; of a running qube, its last saved state."""

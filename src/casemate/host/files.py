@@ -16,6 +16,7 @@ from pathlib import Path
 
 _FICLONE = 0x40049409  # linux/fs.h
 _SYS_OPENAT2 = 437
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # fcntl.h, linux/fs.h
 _RESOLVE_BENEATH_NO_LINKS = 0x08 | 0x04 | 0x02  # linux/openat2.h: BENEATH, NO_SYMLINKS, NO_MAGICLINKS
 _CHUNK = 64 << 20
 
@@ -62,6 +63,18 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         with open(fd, "wb") as file:
             os.fchmod(fd, mode)
             file.write(data)
+
+
+def name_it(temporary: Path, path: Path) -> None:
+    """Give a file its name beside it, durably. FileExistsError when there is something of that name, which stays."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(path), _RENAME_NOREPLACE) != 0:
+        number = ctypes.get_errno()
+        if number != errno.EINVAL:
+            raise OSError(number, os.strerror(number), os.fspath(path))
+        os.link(temporary, path)  # NFS, for one, knows links and not that flag; FAT of a memory stick has no links
+        temporary.unlink()
+    fsync_dir(path.parent)
 
 
 def copy_file(source: Path, target: Path, mode: int = 0o600) -> None:
