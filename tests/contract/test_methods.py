@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.api.methods import METHODS
+from casemate.client.transport import send_request
 from casemate.wire import admin
 from casemate.wire.errors import CasemateError, ValueInvalidError, all_errors
 from tests.contract.upstream import CALLS, STREAMS, fits, names
@@ -41,7 +42,8 @@ def test_each_good_call_has_the_documented_reply(daemon: FakeDaemon) -> None:
 
 def test_the_two_streams_begin_as_documented(daemon: FakeDaemon) -> None:
     for method in STREAMS:
-        with daemon.client().transport._send(admin.build_request(method)) as connection:
+        with daemon.client().transport.connect() as connection:
+            send_request(connection, admin.build_request(method))
             connection.settimeout(20)
             frame = b"1\0\0connection-established\0\0"
             found = b""
@@ -202,7 +204,8 @@ def test_statistics_of_what_runs(daemon: FakeDaemon) -> None:
     qubes.create("AppVM", "busy", "red", "deb")
     qubes.set(None, "stats_interval", "1")
     qubes.call("admin.vm.Start", "", "busy")
-    with qubes.transport._send(admin.build_request("admin.vm.Stats", "", "busy")) as connection:
+    with qubes.transport.connect() as connection:
+        send_request(connection, admin.build_request("admin.vm.Stats", "", "busy"))
         connection.settimeout(20)
         reader, events = admin.EventReader(), []
         while len(events) < 3:

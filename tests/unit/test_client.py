@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -13,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from casemate.cli import qubesd_query
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport
 from casemate.settings import Settings
-from casemate.wire.errors import DaemonAccessError
+from casemate.wire.errors import CasemateError, DaemonAccessError
 from tests.builders import gone, settings_in
 
 DAEMON = (sys.executable, "-m", "tests.fakes.daemon_process")
@@ -96,6 +99,32 @@ def test_answers_that_are_none(settings: Settings) -> None:
         for _ in answers:
             with pytest.raises(DaemonAccessError):
                 Qubes(Transport(settings, daemon=())).listed()
+        thread.join()
+
+
+def test_an_answer_to_half_a_request_arrives(settings: Settings, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """A daemon that refuses at once closes with our data unread: behind the answer the kernel resets the connection."""
+    settings.run.mkdir()
+    refusal = b"2\0QubesException\0\0no such volume\0"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(settings.api_socket))
+        listener.listen()
+
+        def serve() -> None:
+            for _ in range(3):
+                connection, _address = listener.accept()
+                select.select([connection], [], [], 30)  # something has come, and is not read
+                connection.sendall(refusal)
+                connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        transport, data = Transport(settings, daemon=()), bytes(600_000)
+        with pytest.raises(CasemateError, match="no such volume"):
+            transport.call("admin.vm.volume.Import", "private", "work", data)
+        assert transport.send_file_raw("admin.vm.volume.Import", "private", "work", b"", io.BytesIO(data)) == refusal
+        assert qubesd_query.main(["-e", "-c", str(settings.api_socket), "dom0", "admin.vm.List", "dom0"]) == 0
+        assert capfdbinary.readouterr().out == refusal
         thread.join()
 
 

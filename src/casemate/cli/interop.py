@@ -138,24 +138,14 @@ def _remove_empty(path: Path, root: Path) -> None:
 
 def carry(method: str, volume: str) -> int:
     """What the import programs do: standard input becomes the payload of a call, its reply standard output."""
-    from casemate.client.transport import Transport, end_request
-    from casemate.wire.admin import build_request
+    from casemate.client.transport import Transport
     from casemate.wire.names import qube_name
 
     target = qube_name(os.environ.get("QREXEC_REQUESTED_TARGET", ""))
     source = os.environ.get("QREXEC_REMOTE_DOMAIN", "")
     if source != "dom0":
         raise InteropError("this program serves programs of this host; qubes have the Admin API itself")
-    with Transport().connect() as connection:
-        try:
-            connection.sendall(build_request(method, volume, target))
-            while data := os.read(0, 1 << 18):
-                connection.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the daemon has said why, and wants no more
-        end_request(connection)
-        while data := connection.recv(1 << 16):
-            sys.stdout.buffer.write(data)
+    sys.stdout.buffer.write(Transport().send_file_raw(method, volume, target, b"", sys.stdin.buffer))
     return 0
 
 

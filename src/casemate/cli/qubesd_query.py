@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from casemate.cli import tool
+from casemate.client.transport import receive, send_request
 from casemate.settings import load
 from casemate.wire.admin import MAX_REQUEST, build_request
 from casemate.wire.errors import CasemateError, DaemonAccessError
@@ -48,11 +49,10 @@ def _ask(args: argparse.Namespace) -> int:
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(address)
-            connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
         except OSError as error:
             raise DaemonAccessError(f"{address}: {error.strerror}") from error
-        while data := connection.recv(65536):
+        send_request(connection, request)
+        while data := receive(connection):
             if status is None:
                 status = int(data[:1]) if data[:1].isdigit() else 1
             sys.stdout.buffer.write(data)

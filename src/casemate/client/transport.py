@@ -50,10 +50,7 @@ def end_request(connection: socket.socket) -> None:
 
 def read_reply(connection: socket.socket) -> bytes:
     """The content of the reply; raises the error that the daemon reports."""
-    parts = []
-    while part := _receive(connection):
-        parts.append(part)
-    return parse_reply(b"".join(parts))
+    return parse_reply(_whole_reply(connection))
 
 
 class Transport:
@@ -66,7 +63,7 @@ class Transport:
     def call(self, method: str, arg: str = "", dest: str = ADMIN, payload: bytes = b"") -> bytes:
         """The content of the reply; raises the error that the daemon reports."""
         with self.connect() as connection:
-            _send(connection, build_request(method, arg, dest, payload))
+            send_request(connection, build_request(method, arg, dest, payload))
             return read_reply(connection)
 
     def speak_for(self, source: str, method: str, payload: bytes) -> None:
@@ -76,6 +73,10 @@ class Transport:
 
     def send_file(self, method: str, arg: str, dest: str, start: bytes, file: BinaryIO) -> bytes:
         """As ``call``, with a payload of ``start`` and all that a file has."""
+        return parse_reply(self.send_file_raw(method, arg, dest, start, file))
+
+    def send_file_raw(self, method: str, arg: str, dest: str, start: bytes, file: BinaryIO) -> bytes:
+        """As ``send_file``: the reply as it travels, be it an error or not."""
         with self.connect() as connection:
             try:
                 connection.sendall(build_request(method, arg, dest, start))
@@ -84,7 +85,7 @@ class Transport:
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the daemon refused before it had read everything; its reply says why
             end_request(connection)
-            return read_reply(connection)
+            return _whole_reply(connection)
 
     def internal(self, method: str, arg: str, dest: str, payload: bytes = b"") -> bytes:
         """As ``call``, on the socket for programs of this host (``internal.*``); the daemon runs already.
@@ -97,7 +98,7 @@ class Transport:
         """A subscription; the first event has arrived when this returns."""
         connection = self.connect()
         try:
-            _send(connection, build_request("admin.Events", "", dest))
+            send_request(connection, build_request("admin.Events", "", dest))
         except BaseException:
             connection.close()
             raise
@@ -212,7 +213,7 @@ class Events:
             raise
 
     def _more(self) -> None:
-        data = _receive(self._connection)
+        data = receive(self._connection)
         if not data:
             self._reader.finish()
             raise DaemonAccessError("The daemon ended the subscription")
@@ -251,11 +252,12 @@ def _ask(address: str, request: bytes) -> bytes:
             connection.connect(address)
         except OSError as error:
             raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error
-        _send(connection, request)
+        send_request(connection, request)
         return read_reply(connection)
 
 
-def _send(connection: socket.socket, request: bytes) -> None:
+def send_request(connection: socket.socket, request: bytes) -> None:
+    """Send a whole request. A daemon that has answered before it read all of it is no error: its answer waits."""
     try:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
@@ -264,7 +266,16 @@ def _send(connection: socket.socket, request: bytes) -> None:
             raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error
 
 
-def _receive(connection: socket.socket) -> bytes:
+def _whole_reply(connection: socket.socket) -> bytes:
+    parts = []
+    while part := receive(connection):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """What has come; nothing at the end. A reset is an end too: the daemon closed without reading all of our request,
+    and the kernel gives us what it had answered before it tells of that."""
     try:
         return connection.recv(_CHUNK)
     except TimeoutError:
