@@ -32,8 +32,8 @@ ACCEPT = {"action": "accept"}
 
 def wire(qid: int, ip: str, peer: str | None, *rules: dict[str, str], **more: Any) -> dict[str, Any]:
     return {
-        "name": f"q{qid}", "qid": qid, "mac": MAC, "ip": ip, "seen_ip": ip, "ip6": None, "peer": peer, "net_qid": 3,
-        "net_ip": NET, "net_ip6": None, "inbound": False, "rules": list(rules or [ACCEPT]), **more,
+        "name": f"q{qid}", "qid": qid, "mac": MAC, "ip": ip, "seen_ip": ip, "ip6": None, "peer": peer, "uplink": False,
+        "inbound": False, "rules": list(rules or [ACCEPT]), **more,
     }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def served() -> dict[str, Any]:
 
 
 def uplink() -> dict[str, Any]:
-    return wire(3, NET, "x3", net_qid=None)
+    return wire(3, NET, "x3", uplink=True)
 
 
 class Lab:
@@ -73,7 +73,7 @@ class Lab:
     def begin(self) -> None:
         """Two qubes behind a net qube with an uplink; all counters at none."""
         self.ask(anew=1)
-        self.plan(wire(12, WORK, "d3", ip6=WORK6, net_ip6=NET6), wire(13, MAIL, "d3"), uplink())
+        self.plan(wire(12, WORK, "d3", ip6=WORK6), wire(13, MAIL, "d3"), uplink())
 
     def send(self, tap: str, *frames: str) -> dict[str, list[str]]:
         found: dict[str, list[str]] = self.ask(send=tap, frames=list(frames))
@@ -320,7 +320,7 @@ def test_rules_that_the_kernel_refuses_leave_no_new_tap(lab: Lab) -> None:
     before = lab.ask(silent=1)
     bad = wire(15, "10.137.0.15", "d3", {"action": "accept", "dst4": "not an address"})
     with pytest.raises(AssertionError, match="nft refused"):
-        lab.plan(wire(12, WORK, "d3", ip6=WORK6, net_ip6=NET6), wire(13, MAIL, "d3"), bad, uplink())
+        lab.plan(wire(12, WORK, "d3", ip6=WORK6), wire(13, MAIL, "d3"), bad, uplink())
     assert lab.ask(silent=1) == before
     assert lab.passes("u12", from_work(f.udp(WORK, OUTSIDE, 1000, 53))) == {"d3"}
 

@@ -32,12 +32,10 @@ if TYPE_CHECKING:
 QUBES = ("10.137.0.0/16", "10.138.0.0/16")
 """Where all addresses of qubes are. Each is legal on one wire only, also while its qube does not run."""
 QUBES6 = "fd09:24ef:4179::/48"
-DNS_NETWORK = "10.139.0.0/16"
-"""Addresses of virtual name servers and uplinks: never real ones."""
 NOWHERE = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
 """Destinations that no qube may send to: this host's loopback, what is local to a wire, many receivers at once."""
 NOWHERE6 = ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8")
-_ANSWERS = {4: ("icmp", [0, 3, 11, 12]), 6: ("icmpv6", [1, 2, 3, 4, 129])}
+_ANSWERS = (("icmp", [0, 3, 11, 12]), ("icmpv6", [1, 2, 3, 4, 129]))
 """Types of ICMP that answer something: echo replies and errors (RFC 792, RFC 4443)."""
 ARP_RATE = 10
 """ARP packets a second from a qube, in bursts of twice as many. Agents of ours need none: neighbours are permanent."""
@@ -232,7 +230,7 @@ def _incoming(wire: Wire) -> list[list[Expression]]:
             _counted(wire.tap, "inbound", match(flags, "syn")),
             *(
                 _counted(wire.tap, "inbound", match(field(protocol, "type"), {"set": answers}, "!="))
-                for protocol, answers in _ANSWERS.values()
+                for protocol, answers in _ANSWERS
             ),
         ]
         for family, remembered in _remembered(wire):

@@ -117,7 +117,7 @@ def changes(before: Mapping[str, Part], after: Mapping[str, Part]) -> list[Comma
     commands = [command for part in new for command in part.declare(before.get(part.device))]
     commands += [command for part in gone for command in part.empty()]
     commands += [command for part in new for command in part.fill()]
-    # Chains, maps and counters of a part that changed and does not have them any more.
+    # Chains and sets of a part that changed and does not have them any more: its maps and counters are always the same.
     for part in new:
         old = before.get(part.device)
         if old is not None:

@@ -50,10 +50,8 @@ class Wire:
     ip6: str | None
     peer: str | None
     """The tap at the other end; None while what serves the qube does not run: then nothing passes."""
-    net_qid: int | None
-    """The qid of the net qube that serves it; None for an uplink."""
-    net_ip: str
-    net_ip6: str | None
+    uplink: bool
+    """Whether the wire goes to this host's network, not to another qube."""
     inbound: bool
     rules: tuple[Rule, ...]
     """Traffic that none of them matches is dropped."""
@@ -62,11 +60,6 @@ class Wire:
     def tap(self) -> str:
         """The tap of the qube's end."""
         return upstream_tap(self.qid)
-
-    @property
-    def uplink(self) -> bool:
-        """Whether the wire goes to this host's network, not to another qube."""
-        return self.net_qid is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +117,11 @@ def ends(domain: Domain) -> Ends:
 
 def nics(domain: Domain) -> tuple[Nic, ...]:
     """The same as interfaces of a machine."""
+    has = ends(domain)
     found = []
-    if has_wire(domain):
-        found.append(Nic(upstream_tap(domain.qid), domain.mac.lower()))
-    if domain.provides_network:
+    if has.mac is not None:
+        found.append(Nic(upstream_tap(domain.qid), has.mac))
+    if has.served:
         found.append(Nic(served_tap(domain.qid), SERVED_MAC, fixed=True))
     return tuple(found)
 
@@ -169,9 +163,7 @@ def _wire(domain: Domain, mac: str, plugged: Mapping[str, Ends], uplink: bool, r
         seen_ip=domain.visible_ip or domain.ip or "",
         ip6=domain.ip6 if netvm is not None else None,
         peer=peer,
-        net_qid=netvm.qid if netvm is not None else None,
-        net_ip=(netvm.ip or "") if netvm is not None else "",
-        net_ip6=netvm.ip6 if netvm is not None else None,
+        uplink=netvm is None,
         inbound=domain.features.get(INBOUND_FEATURE) == "1",
         rules=tuple(rules or ()),
     )
