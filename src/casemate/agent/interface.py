@@ -35,6 +35,13 @@ def write_setting(path: str, value: str) -> None:
         pass
 
 
+def no_own_addresses(name: str, ip6: bool) -> None:
+    """Let an interface take no address by itself, none that is local to the wire, and none that somebody advertises."""
+    write_setting(f"ipv6/conf/{name}/accept_ra", "0")
+    write_setting(f"ipv6/conf/{name}/addr_gen_mode", "1")
+    write_setting(f"ipv6/conf/{name}/disable_ipv6", "0" if ip6 else "1")
+
+
 class Interface:
     """What the interface was last made to be; ``bring`` makes it what the database says now."""
 
@@ -76,13 +83,9 @@ class Interface:
             self._forget(netlink, index)
         if name != NAME:
             self._make_way(netlink)
-            netlink.set_up(index, False)
             netlink.rename(index, NAME)
             name = NAME
-        # No address by itself, also none that is local to the wire, and none that somebody advertises.
-        write_setting(f"ipv6/conf/{name}/accept_ra", "0")
-        write_setting(f"ipv6/conf/{name}/addr_gen_mode", "1")
-        write_setting(f"ipv6/conf/{name}/disable_ipv6", "0" if ip6 else "1")
+        no_own_addresses(name, bool(ip6))
         netlink.set_up(index)
         for address, router in ((ip, gateway), (ip6, gateway6)):
             if not address:
@@ -99,7 +102,6 @@ class Interface:
         """The kernel numbers interfaces as it finds them: that towards served qubes may have our name."""
         for found, index in interfaces().values():
             if found == NAME:
-                netlink.set_up(index, False)
                 netlink.rename(index, SERVED)
 
     def _forget(self, netlink: Netlink, index: int) -> None:

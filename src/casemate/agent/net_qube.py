@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from casemate.agent.interface import GATEWAY_MAC, RESOLVER, SERVED, write_setting
+from casemate.agent.interface import GATEWAY_MAC, RESOLVER, SERVED, no_own_addresses, write_setting
 from casemate.agent.libnftables import Nft, NftError
 from casemate.agent.name_service import NameService
 from casemate.agent.net_rules import NAME_PORT, base, client, connected, forget, learned, name_set
@@ -38,6 +38,8 @@ CLIENT_MAC = "00:16:3e:5e:6c:00"
 USER_SCRIPT = "/rw/config/qubes-firewall-user-script"
 LEAST_SECONDS, MOST_SECONDS = 60, 86400
 """Bounds of how long an address of a name is let through. Programs keep addresses a little longer than they may."""
+_SELF = "self "
+"""Before the address of a qube that we ask for: such queries are counted apart from those that it sends itself."""
 _KEYS = {4: "/connected-ips", 6: "/connected-ips6"}
 
 
@@ -76,11 +78,7 @@ class NetQube:
             for family in (4, 6):
                 self._nft.load(base(family))
         self._follow_served()
-        self._bring_interface()
-        for family, settings in ((4, ("ipv4/ip_forward",)), (6, ("ipv6/conf/all/forwarding",))):
-            if family == 4 or self._served[6]:
-                for setting in settings:
-                    write_setting(setting, "1")
+        write_setting("ipv4/ip_forward", "1")
 
     def watch(self) -> None:
         """Read what the database has told of changes."""
@@ -92,17 +90,14 @@ class NetQube:
                 rules.add(path[len(FIREWALL) :])
         if served:
             self._follow_served()
-            self._bring_interface()
-            if self._served[6]:
-                write_setting("ipv6/conf/all/forwarding", "1")
         for address in rules:
             if any(address in addresses for addresses in self._served.values()):
                 self._load_rules(address)
 
     def _follow_served(self) -> None:
+        """Have rules for the qubes that are served now, then the way to them."""
         for family, key in _KEYS.items():
-            text = (self._database.read(key) or b"").decode("ascii", "replace")
-            wanted = [word for word in text.split() if family_of(word) == family]
+            wanted = [word for word in self._read(key).split() if family_of(word) == family]
             before = self._served[family]
             with self._lock:
                 commands = connected(family, wanted)
@@ -115,6 +110,12 @@ class NetQube:
             for address in wanted:
                 if address not in before:
                     self._load_rules(address)
+        self._bring_interface()
+        if self._served[6]:
+            write_setting("ipv6/conf/all/forwarding", "1")
+
+    def _read(self, key: str) -> str:
+        return (self._database.read(key) or b"").decode("ascii", "replace")
 
     def _rules(self, address: str) -> list[Rule] | None:
         """The rules of a qube; None when they are missing, or one is not understood: then nothing passes."""
@@ -149,9 +150,10 @@ class NetQube:
     # -- names
 
     def learn(self, asker: str, name: str, addresses: Sequence[tuple[str, int]]) -> None:
-        """A qube is about to be told these addresses of a name: let it reach them, if its rules have the name."""
+        """A qube is about to be told these addresses of a name: let it reach them, if its rules have the name. The same
+        for what we have asked in its place."""
         with self._lock:
-            for mine in self._addresses_of(asker):
+            for mine in self._addresses_of(asker.removeprefix(_SELF)):
                 for host in self._hosts.get(mine, ()):
                     if dns.matches(host, name):
                         self._let_through(mine, host, addresses)
@@ -187,21 +189,14 @@ class NetQube:
             return
         self._looking.add((address, host))
         data = dns.query(host, dns.A if family == 4 else dns.AAAA, 0)
-        self.names.ask(f"self {address}", dns.parse_query(data), data, lambda _answer: None)
+        self.names.ask(_SELF + address, dns.parse_query(data), data, lambda _answer: None)
         self._loop.later(LEAST_SECONDS / 2, lambda: self._look_up(address, host))
-
-    def learn_any(self, asker: str, name: str, addresses: Sequence[tuple[str, int]]) -> None:
-        """``learn``, for queries of ours as well."""
-        self.learn(asker.removeprefix("self "), name, addresses)
 
     # -- interface and routes
 
     def _bring_interface(self) -> None:
         """The interface towards served qubes, with the gateway's address; one route and neighbour for each qube."""
-        gateways = {
-            4: (self._database.read("/qubes-netvm-gateway") or b"").decode("ascii", "replace"),
-            6: (self._database.read("/qubes-netvm-gateway6") or b"").decode("ascii", "replace"),
-        }
+        gateways = {4: self._read("/qubes-netvm-gateway"), 6: self._read("/qubes-netvm-gateway6")}
         found = interfaces().get(GATEWAY_MAC)
         if found is None:
             sys.stderr.write("net-qube: there is no interface towards served qubes\n")
@@ -209,11 +204,8 @@ class NetQube:
         name, index = found
         netlink = Netlink()
         if name != SERVED:
-            netlink.set_up(index, False)
             netlink.rename(index, SERVED)
-        write_setting(f"ipv6/conf/{SERVED}/accept_ra", "0")
-        write_setting(f"ipv6/conf/{SERVED}/addr_gen_mode", "1")
-        write_setting(f"ipv6/conf/{SERVED}/disable_ipv6", "0" if gateways[6] else "1")
+        no_own_addresses(SERVED, bool(gateways[6]))
         write_setting(f"ipv4/conf/{SERVED}/send_redirects", "0")
         netlink.set_up(index)
         wanted = set()
@@ -244,7 +236,7 @@ def main(argv: list[str]) -> int:
     loop = Loop()
     with QubesDB(DATABASE) as database:
         qube = NetQube(loop, database)
-        qube.names = NameService(loop, NAME_PORT, _servers, qube.learn_any)
+        qube.names = NameService(loop, NAME_PORT, _servers, qube.learn)
         qube.begin()
         if os.access(USER_SCRIPT, os.X_OK):
             subprocess.run([USER_SCRIPT], check=False)  # fills custom-input and custom-forward

@@ -21,7 +21,7 @@ Names of tables, chains and sets are those of Qubes OS: what its users write int
 from __future__ import annotations
 
 from casemate.agent.interface import SERVED
-from casemate.wire.nft import DNS, PROTOCOLS, field, match, meta, one_of, rule_matches
+from casemate.wire.nft import DNS, IP, PROTOCOLS, field, match, meta, one_of, rule_matches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     Command = dict[str, Any]
 
 TABLE = "qubes"
-IP = {4: "ip", 6: "ip6"}
 NAME_PORT = 5300
 """Port of this qube's own name service, to which what comes for the virtual name servers is sent."""
 _MARK: Expression = {"ct": {"key": "mark"}}
@@ -44,8 +43,8 @@ class Builder:
     """Commands for one family's table."""
 
     def __init__(self, family: int) -> None:
-        self.family = family
         self.ip = IP[family]
+        self.address_type = "ipv4_addr" if family == 4 else "ipv6_addr"
 
     def named(self, name: str) -> dict[str, str]:
         return {"family": self.ip, "table": TABLE, "name": name}
@@ -89,12 +88,11 @@ def _refuse(family: int) -> Expression:
 def base(family: int) -> list[Command]:
     """The table without qubes. Adding it again empties it first, in the same transaction, but for the custom chains."""
     b = Builder(family)
-    address = "ipv4_addr" if family == 4 else "ipv6_addr"
     echo = match(meta("l4proto"), PROTOCOLS["icmp" if family == 4 else "icmpv6"])
     commands: list[Command] = [
         {"add": {"table": {"family": b.ip, "name": TABLE}}},
-        b.add("set", name="downstream", type=address),
-        b.add("map", name="clients", type=address, map="verdict"),
+        b.add("set", name="downstream", type=b.address_type),
+        b.add("map", name="clients", type=b.address_type, map="verdict"),
         b.chain("custom-input"),
         b.chain("custom-forward"),
         b.chain("antispoof", "prerouting", -300),
@@ -163,7 +161,6 @@ def client(family: int, address: str, number: int, mark: int, rules: Sequence[Ru
     """
     b = Builder(family)
     name = chain_of(address)
-    kind = "ipv4_addr" if family == 4 else "ipv6_addr"
     commands = [b.chain(name), {"flush": {"chain": b.named(name)}}]
     body: list[Command] = []
     if rules is not None:
@@ -173,7 +170,7 @@ def client(family: int, address: str, number: int, mark: int, rules: Sequence[Ru
             names = None
             if "dsthost" in rule:
                 names = "@" + name_set(family, number, rule["dsthost"])
-                commands.append(b.add("set", name=names[1:], type=kind, flags=["timeout"], size=SET_SIZE))
+                commands.append(b.add("set", name=names[1:], type=b.address_type, flags=["timeout"], size=SET_SIZE))
             for matches in rule_matches(rule, family, names):
                 body.append(b.rule(name, *matches, *(accept if rule["action"] == "accept" else [_refuse(family)])))
     body.append(b.rule(name, _COUNT, _refuse(family)))
@@ -204,8 +201,7 @@ def connected(family: int, addresses: Sequence[str]) -> list[Command]:
 
 def learned(family: int, names: str, addresses: Sequence[tuple[str, int]]) -> list[Command]:
     """Put addresses of a name into its set, each for its seconds; one that is there begins anew."""
-    b = Builder(family)
-    ident = {**b.named(names)}
+    ident = Builder(family).named(names)
     elements = [{"elem": {"val": address, "timeout": seconds}} for address, seconds in addresses]
     # Adding alone does not prolong; deleting what is not there is an error. So: add, delete, add, in one transaction.
     plain = [address for address, _seconds in addresses]

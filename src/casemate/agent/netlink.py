@@ -68,7 +68,8 @@ class Netlink:
             raise OSError(-status, os.strerror(-status))
 
     def rename(self, index: int, name: str) -> None:
-        """Give an interface that is down another name."""
+        """Give an interface another name, which takes it down."""
+        self.set_up(index, False)
         self._ask(_NEW_LINK, 0, _LINK.pack(0, 0, index, 0, 0) + _attribute(3, name.encode() + b"\0"))
 
     def set_up(self, index: int, up: bool = True) -> None:

@@ -20,7 +20,8 @@ DNS = ("10.139.1.1", "10.139.1.2")
 
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 """Numbers, because nft finds names in /etc/protocols, which a small guest does not have."""
-_FAMILY = {4: "ip", 6: "ip6"}
+IP = {4: "ip", 6: "ip6"}
+"""The protocol's name in nft, by IP family."""
 
 
 def match(left: Expression, right: object, op: str = "==") -> Expression:
@@ -58,7 +59,7 @@ def rule_matches(rule: Rule, family: int, names: str | None) -> list[list[Expres
     known: then a rule that accepts is read without its destination and one that drops says nothing, so that no traffic
     is refused that the rules allow. Whoever knows the names decides again.
     """
-    ip = _FAMILY[family]
+    ip = IP[family]
     wrong_family = "dst6" if family == 4 else "dst4"
     if wrong_family in rule:
         return []
