@@ -246,6 +246,18 @@ def test_words_of_qvm_connect_tcp(place: Place) -> None:
     assert done.returncode == 1 and b"in use" in done.stderr
 
 
+def test_a_port_is_given_up_when_nobody_connects(place: Place) -> None:
+    """What serves apt's port in a template, with a shorter wait: also a connection that came to nothing has ended."""
+    code = "import socket, casemate.agent.connect_tcp as c; c.serve(socket.socket(fileno=0), '@default', 'a.B', 0.3)"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = subprocess.Popen([sys.executable, "-c", code], env=place.env, stdin=listener, stderr=subprocess.PIPE)
+        place.processes.append(server)
+        with socket.create_connection(listener.getsockname(), timeout=30) as client:
+            assert client.recv(1) == b""
+        _out, said = server.communicate(timeout=30)
+    assert server.returncode == 0 and said.startswith(b"a.B: ")
+
+
 def test_the_clock_takes_only_a_date(place: Place) -> None:
     script = (RPC / "qubes.SetDateTime").read_text()
     place.service("qubes.SetDateTime", script.replace("exec date", "echo date"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         null = os.open("/dev/null", os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-    _serve(listener, target, port)
+    serve(listener, target, f"{SERVICE}+{port}")
     return 0
 
 
@@ -64,27 +65,33 @@ def parse(words: list[str]) -> tuple[int, str, int]:
     return number(local, "port", 1, 65535) if local else port, target or "@default", port
 
 
-def _serve(listener: socket.socket, target: str, port: int) -> None:
-    """A child for each connection: one that hangs hangs alone."""
+def serve(listener: socket.socket, target: str, call: str, idle: float | None = None) -> None:
+    """A child for each connection: one that hangs hangs alone. With ``idle`` it ends when nobody has connected for so
+    many seconds and no connection is left."""
     children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     while True:
-        connection, _address = listener.accept()
+        asked = select.select([listener], [], [], idle)[0]
+        if not asked and not children:
+            return
         while children:
             pid, _status = os.waitpid(-1, os.WNOHANG if len(children) < MAX_CONNECTIONS else 0)
             if pid == 0:
                 break
             children.discard(pid)
+        if not asked:
+            continue
+        connection, _address = listener.accept()
         pid = os.fork()
         if pid:
             children.add(pid)
             connection.close()
             continue
         listener.close()
-        os._exit(serve_connection(connection, target, f"{SERVICE}+{port}"))
+        os._exit(_serve_connection(connection, target, call))
 
 
-def serve_connection(connection: socket.socket, target: str, call: str) -> int:
+def _serve_connection(connection: socket.socket, target: str, call: str) -> int:
     """Make a call whose data is what goes over a connection; its exit status."""
     try:
         sock = connect(os.environ.get("QREXEC_AGENT_SOCKET") or SOCKET)

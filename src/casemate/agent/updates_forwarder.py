@@ -6,11 +6,9 @@ nobody has connected for a while, and the agent watches again. So a template tha
 
 from __future__ import annotations
 
-import os
-import select
 import socket
 
-from casemate.agent.connect_tcp import MAX_CONNECTIONS, serve_connection
+from casemate.agent.connect_tcp import serve
 
 SERVICE = "qubes.UpdatesProxy"
 TARGET = "@default"
@@ -19,19 +17,5 @@ IDLE_SECONDS = 60.0
 
 def main(argv: list[str]) -> int:
     """Serve the port that is descriptor 0."""
-    listener = socket.socket(fileno=0)
-    running: set[int] = set()
-    while select.select([listener], [], [], IDLE_SECONDS)[0] or running:
-        for pid in list(running):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                running.discard(pid)
-        if len(running) >= MAX_CONNECTIONS or not select.select([listener], [], [], 0)[0]:
-            continue
-        connection, _address = listener.accept()
-        pid = os.fork()
-        if pid == 0:
-            listener.close()
-            os._exit(serve_connection(connection, TARGET, SERVICE))
-        connection.close()
-        running.add(pid)
+    serve(socket.socket(fileno=0), TARGET, SERVICE, IDLE_SECONDS)
     return 0

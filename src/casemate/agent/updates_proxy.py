@@ -146,11 +146,10 @@ def main(argv: list[str]) -> int:
             server.settimeout(IDLE_SECONDS)
             if request.tunnel:
                 write(1, b"HTTP/1.1 200 Connection established\r\n\r\n")
+                if rest:
+                    server.sendall(rest)
             else:
                 server.sendall(request.first)
-                rest = b""
-            if rest:
-                server.sendall(rest)
             carry(server, 1, 0)
     except Refused as error:
         text = f"{error.status}\n".encode()
