@@ -127,11 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.rmtree(directory)
     if args.write:
         figures.write("bench backup", "Backups", "\n".join([
-            f"`python -m tests.bench.backup --write`. {figures.host('none').rstrip('.')}. An image of 2 GiB, half "
-            f"random data, half holes; the best of {args.rounds}. Rates are MiB of data for each second of processors; "
-            "keys are derived with N = 2^17. Beside it `tar --sparse | zstd -3 | openssl enc` and the way back. The "
-            "column of Qubes OS is our rate over that of its own programs, which derive each key with N = 2^20 and "
-            "write temporary files. Memory is with that of scrypt, 128 MiB for each of two keys at once.",
+            f"`python -m tests.bench.backup --write`. {figures.host()}. An image of 2 GiB, half random data, half "
+            f"holes; the best of {args.rounds}. Rates are MiB of data for each second of processor time; keys are "
+            "derived with N = 2^17. Beside it `tar --sparse | zstd -3 | openssl enc` and the way back. The column "
+            "of Qubes OS is our rate over that of its own programs, which derive each key with N = 2^20 and write "
+            "temporary files. Memory is with that of scrypt, 128 MiB for each of two keys at once.",
             "",
             "| What | Casemate | tar, zstd, openssl | Ratio | Aim | Qubes OS | On the clock | Memory |",
             "|---|---|---|---|---|---|---|---|",

@@ -43,14 +43,15 @@ def seconds(value: float) -> str:
     return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
 
 
-def host(kind: str) -> str:
-    """What this host is and how busy it is."""
+def host(kind: str = "") -> str:
+    """What this host is and how busy it is; ``kind`` is how it runs guests, where there are any."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     memory = re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text(), re.M)
     load = os.getloadavg()
+    guests = f", guests run by {kind}" if kind else ""
     return (
         f"Host: {os.cpu_count()} processors ({model[1] if model else 'unknown'}), "
-        f"{int(memory[1]) >> 20 if memory else 0} GiB, Linux {os.uname().release}, guests run by {kind}. "
+        f"{int(memory[1]) >> 20 if memory else 0} GiB, Linux {os.uname().release}{guests}. "
         f"Load average {load[0]:.1f} (1 min), {load[1]:.1f} (5 min)"
     )
 

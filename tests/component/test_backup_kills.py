@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.component.test_backup_tools import ROOT, SECONDS, Shell, shell  # noqa: F401  # the fixture
+from tests.builders import wait_for
+from tests.component.test_backup_tools import ROOT, SECONDS, BackupShell, shell  # noqa: F401  # the fixture
 
 ROUNDS = 200 if os.environ.get("CASEMATE_FULL") else 8
 
 
-def marked(shell: Shell) -> dict[str, bool]:  # noqa: F811
+def marked(shell: BackupShell) -> dict[str, bool]:  # noqa: F811
     """The qubes that are there, and whether each has the mark of a restore."""
     found = shell.daemon.client().inventory(features=None)
     return {one["name"]: "restore-incomplete" in one["features"] for one in found}
 
 
 @pytest.mark.timeout(SECONDS * 20)
-def test_killed_restores(shell: Shell) -> None:  # noqa: F811
+def test_killed_restores(shell: BackupShell) -> None:  # noqa: F811
     content = shell.fill("work", "private", 1)
     shell.fill("lab", "private", 2)
     place = shell.backup("work", "lab")
@@ -51,22 +52,23 @@ def test_killed_restores(shell: Shell) -> None:  # noqa: F811
 
 
 @pytest.mark.timeout(SECONDS * 20)
-def test_killed_backups(shell: Shell) -> None:  # noqa: F811
+def test_killed_backups(shell: BackupShell) -> None:  # noqa: F811
     shell.fill("work", "private", 1)
     directory = shell.directory / "places"
     directory.mkdir()
+    tool = [str(ROOT / "bin/qvm-backup"), "-y", "-q", "-p", str(shell.passphrase)]
+    begin = time.monotonic()
+    subprocess.run([*tool, str(directory / "whole"), "work"], check=True, stdout=subprocess.DEVNULL)
+    whole = time.monotonic() - begin
     random.seed(15)
     for number in range(ROUNDS):
-        place = directory / f"b{number}"
-        tool = [str(ROOT / "bin/qvm-backup"), "-y", "-q", "-p", str(shell.passphrase), str(place), "work"]
-        with subprocess.Popen(tool, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            time.sleep(random.uniform(0, 0.5))
+        words = [*tool, str(directory / f"b{number}"), "work"]
+        with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            time.sleep(random.uniform(0, 1.2 * whole))
             _kill_one(process.pid)
             process.wait(SECONDS)
         # The daemon may finish what a killed tool has begun; what is there is complete in either case.
-        deadline = time.monotonic() + SECONDS
-        while list(directory.glob(".*.partial")) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: not list(directory.glob(".*.partial")), SECONDS)
         assert not list(directory.glob(".*")) and not list(shell.directory.glob("spool/*"))
         for done in directory.iterdir():
             shell.verify(done)

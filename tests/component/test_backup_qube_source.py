@@ -85,8 +85,8 @@ def test_lies(name: str, change: Callable[[list[tuple[bytes, int, bytes]]], None
 
 def test_an_end_in_the_midst() -> None:
     data = stream()
-    for cut in (10, 1000, len(data) // 2, len(data) - qfile.HEADER.size):
-        assert not read(data[:cut])[0] or cut > len(data) - 2 * qfile.HEADER.size
+    for cut in (10, 1000, len(data) // 2, len(data) - qfile.HEADER.size, len(data) - 1):
+        assert not read(data[:cut])[0], cut
 
 
 def test_a_size_beyond_all_bounds_is_not_waited_for() -> None:

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from typing import Any
 import pytest
 
 from casemate.backup.container import Cost
-from casemate.cli import entry
 from casemate.client import restore as restore_module
-from casemate.client import transport
 from casemate.engine import backups
 from casemate.wire.errors import CasemateError
 from tests import backup_samples as samples
 from tests.builders import wait_for
-from tests.fakes.daemon import FakeDaemon, running
+from tests.fakes.daemon import FakeDaemon
+from tests.fakes.shell import Shell, found_by_tools
 
 PASSPHRASE = "five words that nobody knows"
 SECONDS = 60
@@ -36,28 +34,28 @@ OWN = restore_module.NOT_CLONED | {"backup_timestamp", "start_time", "gateway", 
 """Properties that are not the same after a restore."""
 
 
-class Shell:
-    """Runs tools as a person would, on qubes whose volumes have content."""
+class BackupShell(Shell):
+    """Runs tools on qubes whose volumes have content."""
 
     def __init__(self, daemon: FakeDaemon, capture: pytest.CaptureFixture[str], directory: Path) -> None:
-        self.daemon = daemon
+        super().__init__(daemon, capture)
         self.volumes = daemon.parts.volumes
         self.directory = directory
         self.passphrase = directory / "passphrase"
         self.passphrase.write_text(PASSPHRASE + "\n")
-        self._capture = capture
-
-    def __call__(self, line: str, *more: str, status: int = 0) -> str:
-        got = entry.main([*line.split(), *more])
-        self.out, self.err = self._capture.readouterr()
-        assert got == status, (line, more, self.out, self.err)
-        return self.out
 
     def fill(self, qube: str, volume: str, seed: int) -> bytes:
         made = random.Random(seed)
         data = made.randbytes(200_000) + bytes(100_000) + made.randbytes(13)
         self.volumes.images[qube, volume] = data
         return data
+
+    def sample(self, name: str) -> Path:
+        """A backup of the samples, and its passphrase instead of ours."""
+        place = self.directory / name
+        place.write_bytes(samples.files()[name])
+        self.passphrase.write_text(samples.manifest()[name]["passphrase"])
+        return place
 
     def backup(self, *words: str, status: int = 0) -> Path:
         place = self.directory / f"backup-{len(list(self.directory.glob('backup-*')))}"
@@ -88,12 +86,10 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
-    monkeypatch.setenv("CASEMATE_STATE", str(tmp_path))
-    monkeypatch.setattr(transport, "DAEMON", ())
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[BackupShell]:
     monkeypatch.setattr(backups, "DEFAULT_COST", Cost(10))  # the usual cost takes half a second for each file
-    with running(tmp_path, request_seconds=SECONDS) as daemon:
-        found = Shell(daemon, capsys, tmp_path)
+    with found_by_tools(tmp_path, monkeypatch, request_seconds=SECONDS) as daemon:
+        found = BackupShell(daemon, capsys, tmp_path)
         found("qvm-create -C TemplateVM -l black deb")
         found("qubes-prefs default_template deb")
         found("qvm-create -l blue work")
@@ -101,7 +97,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         yield found
 
 
-def test_what_was_backed_up_comes_back(shell: Shell) -> None:
+def test_what_was_backed_up_comes_back(shell: BackupShell) -> None:
     shell("qvm-create -l purple -C StandaloneVM alone")
     shell("qvm-create -l orange net --prop provides_network=True --prop netvm=")
     shell("qvm-prefs work netvm net")
@@ -143,7 +139,7 @@ def test_what_was_backed_up_comes_back(shell: Shell) -> None:
     assert not list(shell.directory.glob("spool/*")) and not list(shell.directory.glob("backup/*"))
 
 
-def test_choice_and_exclusion(shell: Shell) -> None:
+def test_choice_and_exclusion(shell: BackupShell) -> None:
     shell("qvm-create -l red third --prop include_in_backups=False")
     place = shell.directory / "b1"
     shell("qvm-backup -y -p", str(shell.passphrase), "-x", "lab", str(place))
@@ -156,14 +152,14 @@ def test_choice_and_exclusion(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("words", ["--no-compress", "-Z gzip", "-Z bzip2", "-Z xz", "-z"])
-def test_filters(shell: Shell, words: str) -> None:
+def test_filters(shell: BackupShell, words: str) -> None:
     shell.fill("lab", "private", 1)
     place = shell.directory / "b"
     shell("qvm-backup -y -p", str(shell.passphrase), *words.split(), str(place), "lab")
     assert "whole" in shell.verify(place)
 
 
-def test_names_that_are_taken(shell: Shell) -> None:
+def test_names_that_are_taken(shell: BackupShell) -> None:
     data = shell.fill("work", "private", 1)
     place = shell.backup("work", "lab")
     shell.restore(place, status=1)
@@ -176,7 +172,7 @@ def test_names_that_are_taken(shell: Shell) -> None:
     assert "work-2" in shell.qubes()
 
 
-def test_missing_template(shell: Shell) -> None:
+def test_missing_template(shell: BackupShell) -> None:
     shell("qvm-create -C TemplateVM -l black other")
     shell("qvm-prefs work template other")
     place = shell.backup("work", "lab")
@@ -189,13 +185,13 @@ def test_missing_template(shell: Shell) -> None:
     assert shell("qvm-prefs work template").strip() == "deb"
 
 
-def test_a_name_that_is_not_in_the_backup(shell: Shell) -> None:
+def test_a_name_that_is_not_in_the_backup(shell: BackupShell) -> None:
     place = shell.backup("work")
     shell.restore(place, "lab", status=1)
     assert "lab is not in the backup; there are: work" in shell.err
 
 
-def test_wrong_passphrase_changes_nothing(shell: Shell) -> None:
+def test_wrong_passphrase_changes_nothing(shell: BackupShell) -> None:
     place = shell.backup("work")
     shell("qvm-remove -f work")
     shell.passphrase.write_text("something else\n")
@@ -214,7 +210,7 @@ def damaged(place: Path, member: bytes) -> Path:
     return other
 
 
-def test_a_damaged_qube_is_not_there_and_the_others_are(shell: Shell) -> None:
+def test_a_damaged_qube_is_not_there_and_the_others_are(shell: BackupShell) -> None:
     shell.fill("work", "private", 1)
     shell.fill("lab", "private", 2)
     qid = shell("qvm-prefs work qid").strip()
@@ -232,7 +228,7 @@ def test_a_damaged_qube_is_not_there_and_the_others_are(shell: Shell) -> None:
     assert shell("qvm-features lab") == ""
 
 
-def test_a_qube_goes_with_its_template(shell: Shell) -> None:
+def test_a_qube_goes_with_its_template(shell: BackupShell) -> None:
     shell.fill("deb", "root", 3)
     qid = shell("qvm-prefs deb qid").strip()
     place = damaged(shell.backup("deb", "work"), f"vm{qid}/root.img.000.enc".encode())
@@ -243,7 +239,7 @@ def test_a_qube_goes_with_its_template(shell: Shell) -> None:
     assert shell.qubes() == ["dom0"]
 
 
-def test_a_cut_backup(shell: Shell) -> None:
+def test_a_cut_backup(shell: BackupShell) -> None:
     shell.fill("work", "private", 1)
     place = shell.backup("work", "lab")
     with open(place, "r+b") as file:
@@ -258,11 +254,9 @@ def test_a_cut_backup(shell: Shell) -> None:
     "v4-none.qbk", "v4-pax-sparse.qbk", "v4-manifest-member.qbk", "v3-enc-gzip.qbk", "v2-noheader-enc.qbk",
     "v4-c-xml-unknown-label.qbk",
 ])  # fmt: skip
-def test_backups_of_upstream_are_restored(shell: Shell, name: str) -> None:
+def test_backups_of_upstream_are_restored(shell: BackupShell, name: str) -> None:
     shell("qvm-remove -f work lab")
-    place = shell.directory / name
-    place.write_bytes(samples.files()[name])
-    shell.passphrase.write_text(samples.manifest()[name]["passphrase"])
+    place = shell.sample(name)
     before = set(shell.qubes())
     shell.restore(place)
     made = set(shell.qubes()) - before
@@ -274,11 +268,9 @@ def test_backups_of_upstream_are_restored(shell: Shell, name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name, one in samples.manifest().items() if one["expect"] == "refuse" and name not in samples.SLOW]
 )
-def test_refused_backups_leave_nothing_incomplete(shell: Shell, name: str) -> None:
+def test_refused_backups_leave_nothing_incomplete(shell: BackupShell, name: str) -> None:
     shell("qvm-remove -f work lab")
-    place = shell.directory / name
-    place.write_bytes(samples.files()[name])
-    shell.passphrase.write_text(samples.manifest()[name]["passphrase"])
+    place = shell.sample(name)
     shell.restore(place, "--ignore-missing", status=1)
     assert shell.err
     for one in shell.daemon.client().inventory(features=None):
@@ -291,7 +283,7 @@ def test_refused_backups_leave_nothing_incomplete(shell: Shell, name: str) -> No
 class Stalled:
     """A daemon whose export of a volume waits, so that a backup stands in its midst."""
 
-    def __init__(self, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, shell: BackupShell, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun = threading.Event()
         self.go = False
 
@@ -342,7 +334,7 @@ class Stalled:
         return self.errors[0]
 
 
-def test_cancelled(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled(shell: BackupShell, monkeypatch: pytest.MonkeyPatch) -> None:
     stalled = Stalled(shell, monkeypatch)
     with pytest.raises(CasemateError, match="is running already"):
         shell.daemon.client().call("admin.backup.Execute", "daily")
@@ -352,21 +344,21 @@ def test_cancelled(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
         shell.daemon.client().call("admin.backup.Cancel", "daily")
 
 
-def test_the_writing_process_is_killed(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_writing_process_is_killed(shell: BackupShell, monkeypatch: pytest.MonkeyPatch) -> None:
     stalled = Stalled(shell, monkeypatch)
     os.kill(stalled.job(), signal.SIGKILL)
     stalled.go = True
     assert "the process that writes it" in stalled.ended()
 
 
-def test_a_volume_cannot_be_read(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_volume_cannot_be_read(shell: BackupShell, monkeypatch: pytest.MonkeyPatch) -> None:
     stalled = Stalled(shell, monkeypatch)
     stalled.go = True
     assert "on fire" in stalled.ended()
     assert shell("qvm-prefs work backup_timestamp").strip() == "0" or not shell.out.strip()
 
 
-def test_the_passphrase_is_told_to_nobody(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_passphrase_is_told_to_nobody(shell: BackupShell, monkeypatch: pytest.MonkeyPatch) -> None:
     stalled = Stalled(shell, monkeypatch)
     process = Path(f"/proc/{stalled.job()}")
     for what in ("cmdline", "environ"):
@@ -375,7 +367,7 @@ def test_the_passphrase_is_told_to_nobody(shell: Shell, monkeypatch: pytest.Monk
     stalled.ended()
 
 
-def test_the_disk_is_full(shell: Shell) -> None:
+def test_the_disk_is_full(shell: BackupShell) -> None:
     # The process that writes says so, whatever it wrote before.
     order = (
         b'{"passphrase": "eA==", "filter": "", "log_n": 4, "store": "eA==",'
@@ -389,7 +381,7 @@ def test_the_disk_is_full(shell: Shell) -> None:
     assert done.returncode == 1 and b"No space left" in done.stdout
 
 
-def test_a_killed_restore_leaves_nothing_that_looks_whole(shell: Shell) -> None:
+def test_a_killed_restore_leaves_nothing_that_looks_whole(shell: BackupShell) -> None:
     shell.fill("work", "private", 1)
     place = shell.backup("work")
     shell("qvm-remove -f work")
@@ -407,7 +399,7 @@ def test_a_killed_restore_leaves_nothing_that_looks_whole(shell: Shell) -> None:
     assert shell("qvm-features work") == ""
 
 
-def test_an_interrupted_restore_removes_what_it_made(shell: Shell) -> None:
+def test_an_interrupted_restore_removes_what_it_made(shell: BackupShell) -> None:
     place = shell.backup("work")
     shell("qvm-remove -f work")
     tool = [str(ROOT / "bin/qvm-backup-restore"), "--yes", "-p", str(shell.passphrase), "-"]
@@ -420,13 +412,12 @@ def test_an_interrupted_restore_removes_what_it_made(shell: Shell) -> None:
         process.stdin.write(place.read_bytes()[:60_000])
         process.stdin.flush()
         wait_for(lambda: "work" in shell.qubes(), SECONDS)
-        time.sleep(0)  # whatever it does now
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS) == 130
     assert "work" not in shell.qubes()
 
 
-def test_profiles_are_kept_when_asked(shell: Shell) -> None:
+def test_profiles_are_kept_when_asked(shell: BackupShell) -> None:
     place = shell.directory / "b1"
     shell("qvm-backup -y -p", str(shell.passphrase), "--save-profile", "weekly", str(place), "work")
     assert (shell.directory / "backup/weekly.conf").stat().st_mode & 0o777 == 0o600
@@ -439,7 +430,7 @@ def test_profiles_are_kept_when_asked(shell: Shell) -> None:
     shell("qvm-backup -y", status=2)
 
 
-def test_an_import_for_a_qube_that_is_gone_stands_in_nobodys_way(shell: Shell) -> None:
+def test_an_import_for_a_qube_that_is_gone_stands_in_nobodys_way(shell: BackupShell) -> None:
     transport = shell.daemon.client().transport
     transport.internal("internal.vm.volume.ImportBegin", "private", "work", b"1000")
     with pytest.raises(CasemateError, match="coming in already"):

@@ -6,7 +6,6 @@ import os
 import random
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,13 +20,6 @@ from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER
 SECONDS = 60
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ class Lab:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPO,
         )  # fmt: skip
         self.seconds = 0.0
+        """What the lab needed for its last answer."""
 
     def ask(self, **request: Any) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -241,21 +242,22 @@ def test_only_answers_to_datagrams_come_back(lab: Lab) -> None:
     assert lab.passes("d3", from_net(f.udp(OUTSIDE, MAIL, 53, 1000))) == set()  # another qube's answer
 
 
+def in_pieces(source: str, target: str, from_port: int, port: int) -> tuple[bytes, bytes]:
+    """A datagram that is too large for one packet, as the two that carry it."""
+    whole = f.udp(source, target, from_port, port, b"x" * 1600)[20:]
+    return (
+        f.ip4(source, target, 17, whole[:800], fragment=0x2000),
+        f.ip4(source, target, 17, whole[800:], fragment=100),
+    )
+
+
 def test_large_datagrams_pass_in_pieces(lab: Lab) -> None:
-    whole = f.udp(WORK, OUTSIDE, 1000, 53, b"x" * 1600)[20:]
-    first, second = (
-        f.ip4(WORK, OUTSIDE, 17, whole[:800], fragment=0x2000),
-        f.ip4(WORK, OUTSIDE, 17, whole[800:], fragment=100),
-    )
+    first, second = in_pieces(WORK, OUTSIDE, 1000, 53)
     assert len(lab.send("u12", from_work(first), from_work(second))["d3"]) == 2
-    whole = f.udp(OUTSIDE, WORK, 53, 1000, b"x" * 1600)[20:]
-    first, second = (
-        f.ip4(OUTSIDE, WORK, 17, whole[:800], fragment=0x2000),
-        f.ip4(OUTSIDE, WORK, 17, whole[800:], fragment=100),
-    )
+    first, second = in_pieces(OUTSIDE, WORK, 53, 1000)
     assert len(lab.send("d3", from_net(first), from_net(second))["u12"]) == 2
     # A first piece is judged as a whole datagram is.
-    other = f.ip4(OUTSIDE, MAIL, 17, whole[:800], fragment=0x2000)
+    other, _second = in_pieces(OUTSIDE, MAIL, 53, 1000)
     assert lab.passes("d3", from_net(other)) == set()
 
 

@@ -20,13 +20,6 @@ from tests.contract.stream_kinds import (
 )
 
 
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
-
-
 @pytest.fixture(params=[(one, other) for one in HALF for other in ("socket", "pipe", "mux-host")])
 def joined(request: pytest.FixtureRequest, loop: Loop) -> Iterator[tuple[Pair, Pair, list[str]]]:
     one, other = (KINDS[kind](loop) for kind in request.param)

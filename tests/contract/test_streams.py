@@ -29,13 +29,6 @@ from tests.contract.stream_kinds import (
 )
 
 
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
-
-
 @pytest.fixture(params=KINDS)
 def pair(request: pytest.FixtureRequest, loop: Loop) -> Iterator[Pair]:
     made = KINDS[request.param](loop)

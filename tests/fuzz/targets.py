@@ -8,6 +8,7 @@ One file although it is long: the list of targets is read as a whole by the runn
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,15 @@ from pathlib import Path
 from casemate.agent.open_file import parse_name as parse_open_name
 from casemate.agent.open_in_vm import NAME_SIZE
 from casemate.agent.service import parse_config
+from casemate.agent.updates_proxy import PORTS, Refused
+from casemate.agent.updates_proxy import parse as parse_proxy_request
+from casemate.backup import contents as backup_contents
+from casemate.backup import header as backup_header
+from casemate.backup.errors import BackupError, RefusedError
+from casemate.backup.filters import Source
+from casemate.backup.outer import members, write_member
+from casemate.backup.tar_reader import Collected, only_file
+from casemate.backup.tar_writer import BytesContent, archive
 from casemate.filecopy.limits import Limits
 from casemate.filecopy.unpack import Unpacker
 from casemate.qdb.mirror import GuestMirror, HostMirror
@@ -27,6 +37,7 @@ from casemate.qrexec.rules import Policy
 from casemate.wire import (
     admin,
     call_data,
+    dns,
     firewall,
     link,
     menus,
@@ -411,6 +422,68 @@ def firewall_rules(data: bytes) -> None:
 
 
 @target
+def dns_messages(data: bytes) -> None:
+    """Queries of served qubes and answers of resolvers. What is a query can be asked on and answered."""
+    try:
+        asked = dns.parse_query(data)
+        assert len(asked.name) <= dns.MAX_NAME and asked.end <= len(data)
+        for again in (dns.with_number(data, 7), dns.with_room(data, dns.MAX_UDP)):
+            assert dns.parse_query(again).name == asked.name
+        assert dns.parse_answer(dns.failure(data, asked, 2), asked) == []
+    except ProtocolError:
+        pass
+    try:
+        found = dns.parse_answer(data, dns.parse_query(dns.query("a.example.org", dns.A, 7)))
+        assert len(found) <= dns.MAX_ADDRESSES
+    except ProtocolError:
+        pass
+
+
+@target
+def updates_requests(data: bytes) -> None:
+    """Heads of requests to the updates proxy: what is sent on is one head, and goes to a port for updates."""
+    try:
+        found = parse_proxy_request(data)
+    except Refused:
+        return
+    assert found.port in PORTS and not set(found.host) & set(" \r\n/@:")
+    assert found.first == b"" if found.tunnel else found.first.find(b"\r\n\r\n") == len(found.first) - 4
+
+
+@target
+def backups(data: bytes) -> None:
+    """What a qube, or whoever keeps a backup, gives for one: its members, its header, an archive, its store."""
+    try:
+        for one in members(io.BytesIO(data), 10_000):
+            assert len(one.data()) <= 10_000
+    except RefusedError:
+        pass
+    image = Collected()
+    try:
+        only_file(Source(chunks(data), "x"), "a", 10_000, image)
+    except BackupError:
+        pass
+    for parse in (backup_header.parse, backup_contents.parse):
+        try:
+            parse(data)
+        except BackupError:
+            pass
+
+
+_STORE = b"""<qubes><labels><label id="label-1" color="0xcc0000">red</label></labels><domains>
+<domain id="domain-1" class="AppVM"><properties><property name="name">work</property><property name="label">label-1
+</property></properties><features><feature name="backup-content">1</feature><feature name="backup-path">vm1/</feature>
+<feature name="backup-size">10</feature></features><tags><tag name="a"/></tags><volume-config>
+<volume name="private" size="10" save_on_stop="True"/></volume-config></domain></domains></qubes>"""
+
+
+def _member(name: str, data: bytes) -> bytes:
+    out = io.BytesIO()
+    write_member(out, name, [data])
+    return out.getvalue()[:1024]  # without the padding to a tape's record
+
+
+@target
 def configurations(data: bytes) -> None:
     """Configurations of services, menus, names of files to be opened."""
     try:
@@ -445,6 +518,13 @@ def seeds(name: str) -> list[bytes]:
                            b"a\0".ljust(64, b"\0") + b"b".ljust(32, b"\0") + b"id".ljust(32, b"\0")],
         "data-phase": [b"\x07" + qrexec.HEADER.pack(kind, 4) + b"abcd" for kind in range(0x190, 0x194)],
         "database-of-a-guest": [b"\x20\x01/status/x=1", b"\x20\x04/status/", b"\x09\x01/name=x"],
+        "dns-messages": [dns.query("a.example.org", dns.A, 7),
+                         dns.query("a.example.org", dns.A, 7)[:2] + b"\x81\x80\0\1\0\1\0\0\0\0\1a\7example\3org\0"
+                         b"\0\1\0\1\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\xc0\0\2\1"],
+        "updates-requests": [b"GET http://a.org/x?y HTTP/1.1\r\nHost: a.org\r\nConnection: close",
+                             b"CONNECT a.org:443 HTTP/1.1\r\nHost: a.org:443"],
+        "backups": [backup_header.build("20260101T000000-1", "zstd"), _member("one", b"1"),
+                    b"\x3f" + b"".join(archive("a", BytesContent(b"content"), 0)), _STORE],
         "firewall-rules": [b"action=accept proto=tcp dst4=10.0.0.0/8 dstports=80-443 comment=a b\naction=drop\n"],
         "policy-questions": [b"source=work\nintended_target=@default\nservice_and_arg=a+b\njust_evaluate=yes\n\n"],
         "configurations": [b"force-user='root'\nwait-for-session=1\n", b"/a.desktop:Name=x\n"],

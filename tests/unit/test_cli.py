@@ -14,31 +14,14 @@ from pathlib import Path
 import pytest
 
 from casemate.cli import entry
-from casemate.client import transport
 from casemate.devices.device_class import HostDevice
 from casemate.store.store import Store
-from tests.fakes.daemon import FakeDaemon, running
-
-
-class Shell:
-    """Runs tools as a person would."""
-
-    def __init__(self, daemon: FakeDaemon, capture: pytest.CaptureFixture[str]) -> None:
-        self.daemon = daemon
-        self._capture = capture
-
-    def __call__(self, line: str, *more: str, status: int = 0) -> str:
-        got = entry.main([*line.split(), *more])
-        self.out, self.err = self._capture.readouterr()
-        assert got == status, (line, more, self.out, self.err)
-        return self.out
+from tests.fakes.shell import Shell, found_by_tools
 
 
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
-    monkeypatch.setenv("CASEMATE_STATE", str(tmp_path))
-    monkeypatch.setattr(transport, "DAEMON", ())
-    with running(tmp_path) as daemon:
+    with found_by_tools(tmp_path, monkeypatch) as daemon:
         found = Shell(daemon, capsys)
         found("qvm-create -C TemplateVM -l black deb")
         found("qvm-create -l orange -t deb net --prop provides_network=True --prop netvm=")

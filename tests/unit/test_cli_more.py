@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from tests.unit.test_cli import Shell, shell  # noqa: F401
+from tests.fakes.shell import Shell
+from tests.unit.test_cli import shell  # noqa: F401
 
 
 def test_restart(shell: Shell) -> None:  # noqa: F811

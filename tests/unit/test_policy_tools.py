@@ -13,11 +13,9 @@ import pytest
 
 from casemate.cli import entry, trace
 from casemate.cli.report import Report
-from casemate.client import transport
 from casemate.settings import Settings
 from casemate.wire.qrexec import Command
-from tests.fakes.daemon import running
-from tests.unit.test_cli import Shell
+from tests.fakes.shell import Shell, found_by_tools
 
 POLICY = """\
 # Ours
@@ -31,12 +29,10 @@ DENIALS = "qubes.Filecopy * @anyvm @anyvm deny\n* * @anyvm @adminvm deny\n"
 
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
-    monkeypatch.setenv("CASEMATE_STATE", str(tmp_path))
-    monkeypatch.setattr(transport, "DAEMON", ())
     (tmp_path / "policy.d").mkdir(mode=0o700)
     (tmp_path / "policy.d" / "30-user.policy").write_text(POLICY)
     (tmp_path / "policy.d" / "90-default.policy").write_text(DENIALS)
-    with running(tmp_path) as daemon:
+    with found_by_tools(tmp_path, monkeypatch) as daemon:
         found = Shell(daemon, capsys)
         found("qvm-create -C TemplateVM -l black deb")
         for name in ("work", "vault", "letters", "dvm"):

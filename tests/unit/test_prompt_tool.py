@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from casemate.cli import prompt
-from tests.unit.test_cli import Shell
+from tests.fakes.shell import Shell
 from tests.unit.test_policy_tools import shell  # noqa: F401  # a fixture
 
 

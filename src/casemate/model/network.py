@@ -25,7 +25,6 @@ NETMASK = "255.255.255.255"
 _MAC = r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}"
 _IPV4 = r"(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}"
 _IPV6 = r"[0-9a-f:]{2,39}"
-_KEPT = "qubes have no network yet"
 
 
 def _numbers(qube: NetworkSettings) -> tuple[int, int]:
@@ -91,7 +90,6 @@ def _address(
         absent=None,
         default=Computed(function, rule),
         doc=doc,
-        kept=_KEPT,
     )
 
 
@@ -103,7 +101,6 @@ class NetworkSettings(QubeSettings):
         role=Role.LOCAL,
         default="00:16:3e:5e:6c:00",
         doc="MAC address that the qube sees.",
-        kept=_KEPT,
     )
     ip = _address(_ip, "from the qid", "IPv4 address.", OptionalText(_IPV4, limit=15, what="IPv4 address"))
     ip6 = _address(

@@ -106,7 +106,7 @@ class System(Holder):
     maxmem = _of_host(Int(unit="MiB"), "Memory of the host.")
     no_cpus = _of_host(Int(), "Number of the host's processors.")
     stats_interval = _seconds("Time between two bursts of statistics.", 3, 3600)
-    updatevm = _reference("Qube that downloads updates.", kept="templates do not fetch updates through a qube yet")
+    updatevm = _reference("Qube that downloads updates.", kept="the policy of qubes.UpdatesProxy says which")
 
     def __init__(self) -> None:
         self._values = {}

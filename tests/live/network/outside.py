@@ -79,7 +79,7 @@ class Outside:
         ``extra`` records may stand beside (see servers.py)."""
         self._zone.write_text(json.dumps(names))
 
-    def command(self, uid: int | None = None) -> list[str]:
+    def command(self) -> list[str]:
         """The beginning of a command that runs on the host of this world."""
         script = f'mount --bind {self.resolv_conf} /etc/resolv.conf && exec "$@"'
         return ["nsenter", f"--net=/proc/{self.host}/ns/net", "unshare", "--mount", "sh", "-c", script, "sh"]

@@ -19,13 +19,25 @@ def tcp(host, port):
         return connection.recv(100)
 
 
+def to_everybody(host):
+    return host.startswith("ff")
+
+
 def udp(host, port):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as connection:
         connection.settimeout(SECONDS / 3)
-        connection.connect((host, port))
+        if to_everybody(host):
+            # Whoever answers does so from an address of its own, which a connected socket would not take; and our own
+            # server must not hear us.
+            connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+        else:
+            connection.connect((host, port))
         for _attempt in range(3):
-            connection.send(b"hello")
+            if to_everybody(host):
+                connection.sendto(b"hello", (host, port))
+            else:
+                connection.send(b"hello")
             try:
                 return connection.recv(100)
             except TimeoutError:
@@ -46,13 +58,16 @@ def icmp(host, _port):
     body = body[:2] + struct.pack("!H", total) + body[4:]
     with socket.socket(family, socket.SOCK_RAW, protocol) as connection:
         connection.settimeout(SECONDS / 3)
+        if to_everybody(host):
+            connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
         for _attempt in range(3):
             connection.sendto(body, (host, 0))
             try:
                 while True:
                     data, (source, *_rest) = connection.recvfrom(1000)
                     head = 0 if six else (data[0] & 15) * 4
-                    if data[head] == answer and source == host and data[head + 4 : head + 6] == body[4:6]:
+                    answers = source == host or to_everybody(host)
+                    if data[head] == answer and answers and data[head + 4 : head + 6] == body[4:6]:
                         return b"pong"
             except TimeoutError:
                 continue
