@@ -27,6 +27,8 @@ from casemate.engine.firewall import Firewalls
 from casemate.engine.guests import Guests
 from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
+from casemate.engine.preloads import Guests as PreloadGuests
+from casemate.engine.preloads import Preloads
 from casemate.engine.qube_files import QubeFiles
 from casemate.host.hypervisor import PowerState
 from casemate.host.process import Runner
@@ -207,21 +209,39 @@ class FakeQubes:
 class FakeDisposables:
     """Entries of the store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, power: FakePower, qubes: FakeQubes) -> None:
         self.store = store
+        self.power = power
+        self.qubes = qubes
+        self._number = 1000
 
-    async def create(self, template: str | None, creator: str = "dom0") -> str:
+    def base(self, template: str | None) -> Domain:
         system = self.store.snapshot()
         base = system.domains[template] if template is not None else system.default_dispvm
         if base is None or not base.template_for_dispvms:
             raise QubeError("There is no template of disposables to use")
-        dispid = 1000 + len(system.domains)
+        return base
+
+    async def create(
+        self, template: str | None, creator: str = "dom0", features: Mapping[str, str] | None = None
+    ) -> str:
+        base = self.base(template)
+        self._number += 1
+        name = f"disp{self._number}"
         with self.store.write() as transaction:
-            transaction.system.add(
-                "DispVM", f"disp{dispid}", uuid=uuid4(), label=base.label.name, template=base.name, dispid=dispid,
+            made = transaction.system.add(
+                "DispVM", name, uuid=uuid4(), label=base.label.name, template=base.name, dispid=self._number,
                 properties={"auto_cleanup": True}, creator=creator,
             )  # fmt: skip
-        return f"disp{dispid}"
+            for key, value in (features or {}).items():
+                made.features[key] = value
+        return name
+
+    async def end(self, name: str) -> None:
+        if name in self.power.machines:
+            await self.power.kill(name)
+        elif name in self.store.snapshot().domains:
+            await self.qubes.remove(name)
 
 
 class FakeVolumes:
@@ -232,6 +252,7 @@ class FakeVolumes:
         self.machines = states.machines
         self.kept: dict[tuple[str, str], list[str]] = {}
         self.images: dict[tuple[str, str], bytes] = {}
+        self.outdated: set[tuple[str, str]] = set()
 
     async def clone(self, source: str, target: str, volume: str) -> None:
         if {source, target} & self.machines.keys():
@@ -279,7 +300,7 @@ class FakeVolumes:
             raise RevisionNotFoundError(f"volume {volume} of {name} has no older state {revision!r}")
 
     def is_outdated(self, name: str, volume: str) -> bool:
-        return False
+        return (name, volume) in self.outdated
 
     async def usage(self, name: str, volume: str) -> int:
         return self.store.snapshot().domains[name].volume(volume).size // 2
@@ -361,7 +382,10 @@ class FakeParts:
         self.machines = self.states.machines
         self.qubes = FakeQubes(store, self.states, self.bus)
         self.power = FakePower(store, self.states, self.bus, self.qubes)
+        self.disposables = FakeDisposables(store, self.power, self.qubes)
         self.volumes = FakeVolumes(store, self.states)
+        self.free_memory = 4096
+        """MiB that the host has left."""
         self.disks = FakeDisks()
         self.sys = store.path.parent / "sys"
         kernel = FakeKernel(self.sys, self.sys / "proc", self.sys / "dev")
@@ -370,6 +394,15 @@ class FakeParts:
             store, self.bus, self.states, OperationLocks(), Accounts(load(), root=False),  # type: ignore[arg-type]
             device_classes.load(), opening,
         )  # fmt: skip
+
+    def preloads(self, guests: PreloadGuests) -> Preloads:
+        """The real part that gives disposables away; it starts none before ``start`` is awaited."""
+        made = Preloads(
+            self.store, self.states, self.bus, self.power, self.disposables, guests,  # type: ignore[arg-type]
+            lambda name, volume: self.volumes.is_outdated(name, volume), lambda: self.free_memory,
+        )  # fmt: skip
+        self.bus.subscribe(made.heard)
+        return made
 
     def context(self, events: Subscriptions, permissions: Permissions | None = None) -> Context:
         """What the API's handlers get."""
@@ -383,7 +416,7 @@ class FakeParts:
             states=self.states,
             power=self.power,
             qubes=self.qubes,
-            disposables=FakeDisposables(self.store),
+            disposables=self.preloads(guests),
             volumes=self.volumes,
             pools=FakePools(),
             devices=self.devices,

@@ -6,6 +6,7 @@ Names are those of qubes that exist in the store. Errors are CasemateErrors, whi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,10 +93,16 @@ class Qubes(Protocol):
 
 
 class Disposables(Protocol):
-    """Creates disposables."""
+    """Gives disposables away, and starts some before they are asked for."""
 
     async def create(self, template: str | None, creator: str = "dom0") -> str:
-        """Create a disposable of a template (None: the default one); its name."""
+        """A disposable of a template (None: the default one), new or one that waited; its name."""
+
+    def preload(self, template: str | None) -> None:
+        """Have the template's disposables started now that are to wait."""
+
+    def none_of(self, template: str) -> AbstractAsyncContextManager[None]:
+        """While the block runs, no disposable of the template waits."""
 
 
 class Volumes(Protocol):

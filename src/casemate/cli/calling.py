@@ -12,7 +12,6 @@ from casemate.wire.admin import ADMIN
 from casemate.wire.errors import (
     CasemateError,
     DisconnectedError,
-    NotFoundError,
     NotHaltedError,
     NotRunningError,
     NotStartedError,
@@ -105,23 +104,18 @@ class Disposable:
             self._lease = connect(str(self._qubes.transport.settings.lease_socket))
             self._lease.sendall(self._name.encode() + b"\n")
         except (DisconnectedError, OSError):
-            self.__exit__(None, None, None)
+            self._end()
             raise
         return self._name
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        # The person has his answer: nothing is gained if he waits until the disposable is removed too.
+        if self._lease is not None:
+            self._lease.close()
+
+    def _end(self) -> None:
+        """End it without a lease."""
         try:
             self._qubes.call("admin.vm.Kill", "", self._name)
         except NotStartedError:
-            try:
-                self._qubes.call("admin.vm.Remove", "", self._name)
-            except NotFoundError:
-                pass
-        except NotFoundError:
-            pass  # it has ended and removed itself
-        except CasemateError:
-            if error is None:
-                raise
-        finally:
-            if self._lease is not None:
-                self._lease.close()
+            self._qubes.call("admin.vm.Remove", "", self._name)

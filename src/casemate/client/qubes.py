@@ -5,7 +5,7 @@ from __future__ import annotations
 from casemate.client.transport import Transport
 from casemate.wire.admin import ADMIN, ListedQube, PropertyValue, parse_list, parse_properties, parse_property
 from casemate.wire.errors import CasemateError, FeatureNotFoundError
-from casemate.wire.names import label_name, new_qube_name, pool_name
+from casemate.wire.names import KEPT_FEATURES, label_name, new_qube_name, pool_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,7 +188,8 @@ class Qubes:
         for key, value in found.items():
             if key in known and not value["default"] and key not in NOT_CLONED:
                 yield lambda key=key, value=value: self.set(name, key, value["value"])  # type: ignore[misc]
-        for key, text in entry.get("features", {}).items():
+        for key in sorted(entry.get("features", {}).keys() - KEPT_FEATURES):
+            text = entry["features"][key]
             yield lambda key=key, text=text: self.call("admin.vm.feature.Set", key, name, text)  # type: ignore[misc]
         for tag in entry.get("tags", []):
             if not tag.startswith(("created-by-", "guivm-", "audiovm-")):

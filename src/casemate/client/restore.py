@@ -188,7 +188,7 @@ class Restore:
             if key in known and key not in _PAIRED and not key.startswith("backup_"):
                 self._try(f"property {key}", name, partial(self._qubes.set, name, key, value))
         for key, value in stored.features.items():
-            if key in (RESTORE_INCOMPLETE, PROHIBIT_START):
+            if key in names.KEPT_FEATURES or key in (RESTORE_INCOMPLETE, PROHIBIT_START):
                 continue
             self._try(f"feature {printable(key, 60)}", name, partial(call, "admin.vm.feature.Set", key, name, value))
         for tag in stored.tags:

@@ -9,6 +9,7 @@ from typing import Any
 from casemate.engine.acceleration import AccelerationProbe
 from casemate.engine.accounts import Accounts
 from casemate.engine.network_report import NetworkReport
+from casemate.engine.preloads import Preloads
 from casemate.engine.states import States
 from casemate.host.process import Runner
 from casemate.host.protections import protections
@@ -40,6 +41,7 @@ class HostStatus:
         accounts: Accounts,
         runner: Runner,
         network: NetworkReport,
+        preloads: Preloads,
     ) -> None:
         self._settings = settings
         self._acceleration = acceleration
@@ -48,6 +50,7 @@ class HostStatus:
         self._accounts = accounts
         self._runner = runner
         self._network = network
+        self._preloads = preloads
         self._versions: Versions | None = None
 
     def figures(self) -> HostFigures:
@@ -71,6 +74,7 @@ class HostStatus:
             "state": str(self._settings.state),
             "running": len(self._states.all()),
             **self._stuck(),
+            **self._waiting(),
             "policy": policy_state(self._policy),
             "isolation": self._isolation(),
             "network": self._network_line(),
@@ -82,6 +86,14 @@ class HostStatus:
     def _stuck(self) -> dict[str, str]:
         found = self._states.stuck()
         return {"stuck": "; ".join(f"{name}: {why}" for name, why in sorted(found.items()))} if found else {}
+
+    def _waiting(self) -> dict[str, str]:
+        found = self._preloads.waiting()
+        return (
+            {"disposables": "; ".join(f"{have} of {want} of {name} wait" for name, have, want in found)}
+            if found
+            else {}
+        )
 
     def _host(self) -> str:
         if self._versions is None:

@@ -50,6 +50,7 @@ from casemate.engine.network_report import NetworkReport
 from casemate.engine.operations import OperationLocks
 from casemate.engine.possible import Possible
 from casemate.engine.power import Power
+from casemate.engine.preloads import Preloads
 from casemate.engine.qube_files import QubeFiles
 from casemate.engine.reconcile import reconcile
 from casemate.engine.spool import clear as clear_spool
@@ -60,6 +61,7 @@ from casemate.engine.templates import Templates
 from casemate.engine.upstream_databases import UpstreamDatabases
 from casemate.engine.volumes import Volumes
 from casemate.engine.wires import NoWires, Wires
+from casemate.host import memory
 from casemate.host.files import replace_file
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.kernel_devices import KernelDevices
@@ -110,6 +112,7 @@ class Parts:
     figures: Figures
     autostart: Autostart
     database_sync: DatabaseSync
+    preloads: Preloads
     network: Network
     upstream_databases: UpstreamDatabases
 
@@ -173,6 +176,8 @@ def build(
     lifecycle.after_halt.append(disposables.remove_halted)
 
     volumes = Volumes(store, pools, locks, states, hypervisor, guests)
+    preloads = Preloads(store, states, bus, power, disposables, guests, volumes.is_outdated, memory.available)
+    bus.subscribe(preloads.heard)
 
     report = NetworkReport(store, network, firewalls, states)
 
@@ -188,12 +193,12 @@ def build(
         states=states,
         power=power,
         qubes=creator,
-        disposables=disposables,
+        disposables=preloads,
         volumes=volumes,
         pools=pools,
         devices=devices,
         templates=Templates(settings, runner, store, creator, volumes, files, accounts),
-        host=HostStatus(settings, acceleration, states, policy, accounts, runner, report),
+        host=HostStatus(settings, acceleration, states, policy, accounts, runner, report, preloads),
         permissions=Permissions(policy, systems),
         guests=guests,
         backups=Backups(settings, store, states, volumes, files, runner, guests, bus.say, tuple(profiles)),
@@ -213,7 +218,7 @@ def build(
 
     calls, prompters = Calls(), Prompters(settings.state / "prompter", runner)
     broker = Broker(
-        settings, listener, policy, systems, power, disposables, serve_on_host,
+        settings, listener, policy, systems, power, preloads, serve_on_host,
         prompters.ask, calls, prompters.notify, links.silence,
     )  # fmt: skip
     return Parts(
@@ -232,6 +237,7 @@ def build(
         figures=Figures(hypervisor, states),
         autostart=Autostart(settings, store.snapshot, power.start),
         database_sync=database_sync,
+        preloads=preloads,
         network=network,
         upstream_databases=upstream_databases,
     )
@@ -264,6 +270,7 @@ async def _take_over_network(parts: Parts) -> None:
 async def end(parts: Parts) -> None:
     """Let go of everything; qubes and their links go on. In the order opposite to use: callers first."""
     await parts.autostart.close()
+    await parts.preloads.close()
     await parts.network.close()
     await parts.database_sync.close()
     parts.figures.close()
@@ -347,7 +354,9 @@ class Daemon:
             for server in (self._server, *self._others.values()):
                 await server.also(UPSTREAM_DIRECTORY / server.name)
         self._follower = Follower(store)
-        parts.autostart.begin()  # last: what it starts may make calls at once
+        # Last: what these two start may make calls at once.
+        await parts.preloads.start()
+        parts.autostart.begin()
         return self
 
     async def __aexit__(

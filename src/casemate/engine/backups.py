@@ -315,7 +315,7 @@ def _store_copy(system: System, chosen: dict[int, Chosen]) -> bytes:
         if features is None:
             features = etree.SubElement(element, "features")
         for feature in features.findall("feature"):
-            if str(feature.get("name")).startswith("backup-"):
+            if str(feature.get("name")).startswith("backup-") or feature.get("name") in names.KEPT_FEATURES:
                 features.remove(feature)
         one = chosen.get(int(qid)) if qid else None
         marks = (

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Mapping
 
 from casemate.engine.create import Creator
 from casemate.engine.power import Power
 from casemate.engine.states import States
 from casemate.host.hypervisor import PowerState
+from casemate.model.domain import Domain
 from casemate.store.store import Store
-from casemate.wire.errors import CasemateError, QubeError
+from casemate.wire.errors import CasemateError, NotFoundError, QubeError
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +35,8 @@ class Disposables:
         self._states = states
         self._last_use: dict[str, float] = {}
 
-    async def create(self, template: str | None, creator: str = "dom0") -> str:
-        """A new halted disposable of the disposable template (None: the default one); returns its name."""
+    def base(self, template: str | None) -> Domain:
+        """The disposable template of that name (None: the default one); QubeError for anything else."""
         system = self._store.snapshot()
         if template is None:
             default = system.default_dispvm
@@ -44,6 +46,13 @@ class Disposables:
         base = system.domains[template]
         if not getattr(base, "template_for_dispvms", False):
             raise QubeError(f"{template} is not a template for disposables (property template_for_dispvms)")
+        return base
+
+    async def create(
+        self, template: str | None, creator: str = "dom0", features: Mapping[str, str] | None = None
+    ) -> str:
+        """A new halted disposable of the disposable template (None: the default one); returns its name."""
+        base, system = self.base(template), self._store.snapshot()
         now = time.monotonic()
         for _attempt in range(_ATTEMPTS):
             dispid = 1 + secrets.randbelow(DISPOSABLE_NAMES)
@@ -54,8 +63,8 @@ class Disposables:
             raise QubeError("No free name for a disposable")
         self._last_use[name] = now
         await self._creator.create(
-            "DispVM", name, base.label.name, template,
-            dispid=dispid, creator=creator, properties={"auto_cleanup": True},
+            "DispVM", name, base.label.name, base.name,
+            dispid=dispid, creator=creator, properties={"auto_cleanup": True}, features=features,
         )  # fmt: skip
         return name
 
@@ -67,8 +76,8 @@ class Disposables:
         try:
             if self._states.of(name) is not PowerState.HALTED:
                 await self._power.kill(name)
-            else:
-                await self.remove_halted(name)
+            # Whoever hears first that the machine has ended removes the disposable: perhaps not the kill, and not yet.
+            await self.remove_halted(name)
         except CasemateError as error:
             log.warning("disposable %s: %s", name, error)
 
@@ -76,4 +85,7 @@ class Disposables:
         """Remove a halted qube if it is a disposable that is to be removed when it halts."""
         domain = self._store.snapshot().domains.get(name)
         if domain is not None and domain.klass == "DispVM" and getattr(domain, "auto_cleanup", False):
-            await self._creator.remove(name)
+            try:
+                await self._creator.remove(name)
+            except NotFoundError:
+                pass  # somebody else was first

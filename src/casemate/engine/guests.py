@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 
@@ -14,6 +15,8 @@ from casemate.wire.errors import DisconnectedError, ProtocolError
 from casemate.wire.names import qube_name
 from casemate.wire.qrexec import DATA_STDOUT, Command, exec_message
 
+log = logging.getLogger(__name__)
+
 _DATABASE_SECONDS = 10.0
 """Seconds for a whole answer. The database is in the link's memory, so that more means a link that hangs."""
 _CHUNK = 65536
@@ -22,6 +25,11 @@ ANSWER_BYTES = 4096
 """Most bytes that a qube may answer to a question of the host."""
 CLOCK_SECONDS = 10.0
 """Seconds that a qube has to set its clock; half a second is usual when it is emulated."""
+
+SETTLE_SECONDS = 120.0
+"""Seconds from the agent's first answer until all units of systemd have started; an emulated desktop takes a minute."""
+NO_SERVICE = 127
+"""Exit status of a service that the guest does not have."""
 
 
 class Guests:
@@ -65,6 +73,25 @@ class Guests:
         status = await self.run(name, "qubes.SetDateTime", "root", CLOCK_SECONDS, now)
         if status != 0:
             raise DisconnectedError(f"{name}: qubes.SetDateTime ended with status {status}")
+
+    async def settle(self, name: str) -> None:
+        """Return when everything that a qube starts at boot has started (``qubes.WaitForRunningSystem``).
+
+        DisconnectedError when that takes longer than a start may. A guest without the service is settled already.
+        """
+        try:
+            status = await self.run(name, "qubes.WaitForRunningSystem", "DEFAULT", SETTLE_SECONDS)
+        except TimeoutError:
+            raise DisconnectedError(f"{name} did not come to rest within {SETTLE_SECONDS:g} s") from None
+        if status not in (0, NO_SERVICE):
+            raise DisconnectedError(f"{name}: qubes.WaitForRunningSystem ended with status {status}")
+        # What the first user of the qube would wait for is done now: pages are read, an emulated guest's code is
+        # translated. Both services do nothing that lasts.
+        try:
+            await self.set_clock(name)
+            await self.run(name, "qubes.VMShell", "DEFAULT", CLOCK_SECONDS, b"exit\n")
+        except (DisconnectedError, TimeoutError) as error:
+            log.info("%s was not warmed up: %s", name, error or "no answer")
 
     async def run(self, name: str, service: str, user: str, within: float, stdin: bytes = b"") -> int:
         """Run a service in the qube and return its exit status; TimeoutError after ``within`` seconds.

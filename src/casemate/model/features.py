@@ -9,6 +9,9 @@ from casemate.model.qube import Qube
 from casemate.wire import names
 from casemate.wire.errors import FeatureNotFoundError, ValueInvalidError, printable
 
+PRELOADED = "preload-dispvm"
+"""Of a disposable template: names of the disposables that wait for their first use (see ``preloading.py``)."""
+
 MAX_FEATURES = 512
 """Limit of the store: features of a qube."""
 MAX_VALUE = 4096

@@ -7,7 +7,7 @@ says which classes have it; ``absent`` is what reading the attribute gives on a 
 from __future__ import annotations
 
 from casemate.model.defaults import Computed, Default, FromSystem, FromTemplate, Live, Never, Source
-from casemate.model.features import Features
+from casemate.model.features import PRELOADED, Features
 from casemate.model.kinds import Bool, Choice, Int, OptionalInt, OptionalText, Text
 from casemate.model.properties import Property, Role, Setting
 from casemate.model.qube import Qube
@@ -27,6 +27,11 @@ _ONE_KERNEL = "a kernel of the host has one way to boot"
 def _flag(doc: str, role: Role = Role.LOCAL, kept: str = "") -> Property[bool]:
     """A switch that is off unless somebody turns it on."""
     return Property(Bool(), role=role, default=False, absent=False, doc=doc, kept=kept)
+
+
+def _is_preload(disposable: QubeSettings) -> bool:
+    template = disposable.base()
+    return template is not None and disposable.name in template.state.features.get(PRELOADED, "").split()
 
 
 def _seconds(default: str, doc: str) -> Property[int]:
@@ -214,7 +219,7 @@ class QubeSettings(Qube):
         Bool(),
         role=Role.DISPOSABLE,
         setting=Setting.READ_ONLY,
-        default=Never(False, "disposables are not started in advance"),
+        default=Computed(_is_preload, "whether its template lists it"),
         absent=False,
         doc="Whether the disposable waits for its first use.",
     )

@@ -198,6 +198,20 @@ class DomainShutdown(_Life, names="domain-shutdown"):
     """All that belonged to the machine that ended was cleaned up."""
 
 
+class PreloadStart(_Life, names="domain-preload-dispvm-start"):
+    """Disposables of this template are started before they are asked for, after `delay` seconds."""
+
+    reason: str
+    delay: float | None = None
+
+
+class PreloadUsed(_Life, names="domain-preload-dispvm-used"):
+    """A disposable of this template that waited was given away; the next is started after `delay` seconds."""
+
+    dispvm: str
+    delay: float
+
+
 # -------------------------------------------------------------------------------------------- volumes and pools
 
 

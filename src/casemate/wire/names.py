@@ -90,6 +90,11 @@ _COLOR = _Grammar("colour", b"0", b"0123456789abcdefABCDEFx", 8, low=8)
 _NUMBER = _Grammar("number", _DIGITS, _DIGITS, 19)
 _PATH = _Grammar("database path", b"/", _WORD + b"_.:@-/", 63, low=2)
 
+KEPT_FEATURES = frozenset(
+    {"deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress"}
+)
+"""Features that the daemon keeps for itself: nobody else sets them, and a copy of a qube does not have them."""
+
 RESERVED_QUBES = frozenset({"none", "default", "lost+found", "dom0", "domain-0", "null", "all"})
 """Names that a new qube may not take, in upper or lower case: each is a keyword of some tool or file system."""
 

@@ -14,7 +14,6 @@ from casemate.model.volumes import VOLUME_NAMES
 from casemate.wire import names
 from casemate.wire.admin import ADMIN, NOT_RESTORED, PROHIBIT_START, RESTORE_INCOMPLETE, ListedQube, build_list
 from casemate.wire.errors import (
-    NotImplementedHereError,
     PermissionDeniedError,
     ProtocolError,
     QubeError,
@@ -168,11 +167,10 @@ async def create_disposable(
 
     With dom0 as destination it is made of the caller's default template of disposables.
 
-    Disposables are not started in advance: argument ``preload`` is refused.
+    With argument ``preload`` none is made for the caller: those that are to wait for their use are started now, and the
+    answer is empty.
     """
-    if arg == "preload":
-        raise NotImplementedHereError("Disposables are not started before they are asked for")
-    if arg:
+    if arg not in ("", "preload"):
         raise ValueInvalidError("The argument of CreateDisposable is empty or 'preload'")
     if payload not in ("", "uuid"):
         raise ValueInvalidError("The payload of CreateDisposable is empty or 'uuid'")
@@ -182,6 +180,9 @@ async def create_disposable(
         template = None if default is None else default.name
         if source != ADMIN and template is None:
             raise QubeError("There is no default template of disposables")
+    if arg == "preload":
+        context.disposables.preload(template)
+        return ""
     name = await context.disposables.create(template, source)
     return f"uuid:{context.store.snapshot().domains[name].uuid_text}" if payload else name
 
@@ -191,5 +192,6 @@ async def remove(context: Context, dest: Domain) -> None:
     """Remove a halted qube with its volumes."""
     if dest.klass == Admin.class_name:
         raise ValueInvalidError(f"{dest.name} cannot be removed")
-    await context.qubes.remove(dest.name)
+    async with context.disposables.none_of(dest.name):
+        await context.qubes.remove(dest.name)
     context.files.remove(dest.uuid)

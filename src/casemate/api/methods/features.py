@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from casemate.api.method import Access, method
+from casemate.model import preloading
 from casemate.model.domain import Domain
 from casemate.model.features import feature_value
 from casemate.wire import names
 from casemate.wire.errors import FeatureNotFoundError, PermissionDeniedError
-
-PROTECTED = ("deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress")
-"""Features that the daemon keeps for itself."""
 
 BALANCED = "service.meminfo-writer"
 
@@ -45,7 +43,7 @@ def check_feature(lookup: str, dest: Domain, arg: str) -> str:
 @method("admin.vm.feature.Set", Access.WRITE)
 def set_feature(dest: Domain, arg: str, payload: str = "") -> None:
     """Give a feature a value; empty means false. ``service.meminfo-writer`` becomes maxmem: its default, or 0."""
-    if arg in PROTECTED:
+    if arg in names.KEPT_FEATURES:
         raise PermissionDeniedError
     if arg == BALANCED and dest.has("maxmem"):
         # Whether memory is balanced is said by maxmem; the feature is an old way to say it.
@@ -55,12 +53,13 @@ def set_feature(dest: Domain, arg: str, payload: str = "") -> None:
         else:
             dest.set("maxmem", 0)
         return
+    preloading.check(arg, payload)
     dest.features.set(arg, payload)
 
 
 @method("admin.vm.feature.Remove", Access.WRITE)
 def remove_feature(dest: Domain, arg: str) -> None:
     """Take a feature away."""
-    if arg in PROTECTED:
+    if arg in names.KEPT_FEATURES:
         raise PermissionDeniedError
     dest.features.remove(names.feature_name(arg))

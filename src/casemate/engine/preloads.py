@@ -1,0 +1,464 @@
+"""Disposables that are started before they are asked for, and stand still until they are.
+
+::
+
+    store ── a commit ──▶ ┐                      ┌─▶ removes those that are too many, or outdated
+    bus ──── a shutdown ─▶├─ wake ──▶ one task ──┤
+    create() ─ a use ───▶ ┘                      └─▶ starts one that is lacking, then pauses it
+
+    create() ──▶ one that waits: unpaused, and no longer listed          (milliseconds)
+             └─▶ one that is being started: waited for                   (the rest of a start)
+             └─▶ none: a new one, which its caller starts                (a whole start)
+
+Which wait is kept in the store (``model/preloading.py``), so that the next daemon finds them again. A disposable waits
+paused. Whoever unpauses it uses it, also a person with ``qvm-unpause``: it is then a disposable like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from casemate.engine.bus import Bus
+from casemate.engine.states import States
+from casemate.host.hypervisor import PowerState
+from casemate.model import preloading
+from casemate.model.changes import Change
+from casemate.model.domain import Domain
+from casemate.model.system import System
+from casemate.store.store import Store
+from casemate.wire import events as ev
+from casemate.wire.api_event import ApiEvent
+from casemate.wire.errors import CasemateError, printable
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 60.0
+"""After a start that failed, until the next attempt with that template."""
+GAP_SECONDS = 5.0
+"""After a disposable was made because none waited, and after the daemon's start, until the next is started."""
+MEMORY_SECONDS = 30.0
+"""Between two looks at the host's memory while there is too little of it."""
+
+_NOT_OF_THE_MACHINE = frozenset(
+    {"is_preload", "label", "icon", "include_in_backups", "backup_timestamp", "auto_cleanup"}
+)
+"""Properties of a disposable that say nothing about the machine that was made for it."""
+
+
+class Disposables(Protocol):
+    """Makes disposables and removes them."""
+
+    def base(self, template: str | None) -> Domain:
+        """The disposable template of that name (None: the default one); QubeError for anything else."""
+
+    async def create(self, template: str | None, creator: str = "dom0", features: dict[str, str] | None = None) -> str:
+        """A new halted disposable; its name."""
+
+    async def end(self, name: str) -> None:
+        """Kill and remove it; nothing to do when it is gone."""
+
+
+class Power(Protocol):
+    """Starts, pauses and unpauses qubes."""
+
+    async def start(self, name: str) -> None:
+        """Start a qube and wait until its agent answers."""
+
+    async def pause(self, name: str) -> None:
+        """Stop a qube's processors."""
+
+    async def unpause(self, name: str) -> None:
+        """Let a paused qube run, with its clock set."""
+
+
+class Guests(Protocol):
+    """Asks qubes."""
+
+    async def settle(self, name: str) -> None:
+        """Return when everything that a qube starts by itself has started; DisconnectedError."""
+
+
+class Preloads:
+    """Gives disposables away, and keeps as many waiting as their templates want.
+
+    Owns: which disposable is being given away or removed now, which one is being started, and when each template's
+    next start is due.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        states: States,
+        bus: Bus,
+        power: Power,
+        disposables: Disposables,
+        guests: Guests,
+        is_outdated: Callable[[str, str], bool],
+        free_memory: Callable[[], int],
+    ) -> None:
+        """``is_outdated(qube, volume)``: see Volumes. ``free_memory()``: what the host has left, in MiB."""
+        self._store = store
+        self._states = states
+        self._bus = bus
+        self._power = power
+        self._disposables = disposables
+        self._guests = guests
+        self._is_outdated = is_outdated
+        self._free_memory = free_memory
+        self._taken: set[str] = set()
+        """Disposables that are listed still, but are somebody's already, or on their way out."""
+        self._starting: dict[str, asyncio.Task[bool]] = {}
+        self._due: dict[str, float] = {}
+        """By template: before this moment (monotonic) none is started."""
+        self._draining: set[str] = set()
+        """Templates with a delay below zero of which one was used: none is started until none is left."""
+        self._held: set[str] = set()
+        """Templates of which none is started, because they are being changed."""
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._worker: asyncio.Task[None] | None = None
+
+    # -- beginning and end
+
+    async def start(self) -> None:
+        """Adopt what an earlier daemon left, then keep up with changes."""
+        self._loop = asyncio.get_running_loop()
+        for domain in list(self._store.snapshot().domains.values()):
+            if domain.klass == "DispVM" and not self._may_stay(domain):
+                await self._discard([domain.name], "the daemon ended before it was given away")
+        self._store.subscribe(self._committed)
+        self._first = time.monotonic() + GAP_SECONDS
+        self._worker = asyncio.create_task(self._run())
+
+    def _may_stay(self, disposable: Domain) -> bool:
+        """Whether a disposable is somebody's, or waits as it should. A daemon that was killed while it started one, or
+        between unpausing it and giving its name to somebody, leaves one that nobody knows of."""
+        if disposable.features.get(preloading.IN_PROGRESS):
+            return False
+        return not disposable.is_preload or self._states.of(disposable.name) is PowerState.PAUSED
+
+    async def close(self) -> None:
+        """Start no more. Those that wait stay for the next daemon; a start that is under way is taken back."""
+        tasks = [*self._tasks, *self._starting.values(), *([self._worker] if self._worker else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _committed(self, _changes: Sequence[Change]) -> None:
+        # Commits are announced in the thread that made them; an Event belongs to the loop's.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def heard(self, event: ApiEvent) -> None:
+        """A listener for the bus: a shutdown may have made volumes outdated, and an unpause is a use."""
+        if isinstance(event, ev.DomainShutdown):
+            self._wake.set()
+        elif isinstance(event, ev.DomainUnpaused):
+            self._notice_use(event.subject)
+
+    def _notice_use(self, name: str) -> None:
+        """Somebody has unpaused a disposable that waited: it is used from now on."""
+        if name not in self._taken and name not in self._starting and self._is_listed(name):
+            log.info("%s was unpaused without being asked for", name)
+            self._taken.add(name)
+            self._later(self._used_unasked(name))
+
+    def _is_listed(self, name: str) -> bool:
+        domain = self._store.snapshot().domains.get(name)
+        return domain is not None and domain.is_preload
+
+    def _later(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def waiting(self) -> list[tuple[str, int, int]]:
+        """Templates whose disposables are to wait: its name, how many wait, how many are wanted."""
+        system = self._store.snapshot()
+        return [
+            (one.name, len([n for n in preloading.listed(one) if self._states.of(n) is PowerState.PAUSED]), wanted)
+            for one in system.domains.values()
+            if (wanted := preloading.wanted(system, one))
+        ]
+
+    # -- giving away
+
+    async def create(self, template: str | None, creator: str = "dom0") -> str:
+        """A disposable of the template (None: the default one) for ``creator``: one that waits, which then runs, or a
+        new halted one. Returns its name."""
+        base = self._disposables.base(template)
+        for name in self._ready(base):
+            if await self._give_away(name, base.name, creator):
+                return name
+        # Whoever asked starts it now: the next one of ours must not slow that down.
+        self._due[base.name] = max(self._due.get(base.name, 0.0), time.monotonic() + GAP_SECONDS)
+        self._wake.set()
+        return await self._disposables.create(base.name, creator)
+
+    def _ready(self, template: Domain) -> list[str]:
+        """Those that could be given away: first those that wait, then one that is being started."""
+        mine = [name for name in preloading.listed(template) if name not in self._taken]
+        waiting = [name for name in mine if name not in self._starting and self._why_useless(name) is None]
+        # One more than is needed, in case the first turns out to be of no use.
+        return [*waiting, *(name for name in mine if name in self._starting)][:2]
+
+    async def _give_away(self, name: str, template: str, creator: str) -> bool:
+        """Make a listed disposable somebody's; False when it turns out to be of no use."""
+        self._taken.add(name)
+        try:
+            starting = self._starting.get(name)
+            if starting is not None:
+                await asyncio.wait({starting})  # which does not cancel the start if our caller goes away
+                if not _succeeded(starting):
+                    return False
+            if self._states.of(name) is PowerState.PAUSED:
+                await self._power.unpause(name)
+            delay = self._put_off_next(template)
+            # Last: a daemon that is killed before this finds it listed and not paused, and removes it (_may_stay).
+            await asyncio.to_thread(self._mark_used, name, creator)
+        except CasemateError as error:
+            log.warning("%s waited for its use and is of none: %s", name, printable(str(error)))
+            self._later(self._discard([name], "it could not be given away"))
+            return False
+        except BaseException:
+            self._later(self._discard([name], "whoever asked for it has gone"))
+            raise
+        self._taken.discard(name)
+        self._bus.say(ev.PreloadUsed(template, name, delay))
+        return True
+
+    async def _used_unasked(self, name: str) -> None:
+        try:
+            template = self._store.snapshot().domains[name].template
+            assert template is not None, "a disposable has one"
+            delay = self._put_off_next(template.name)
+            await asyncio.to_thread(self._mark_used, name, None)
+            self._bus.say(ev.PreloadUsed(template.name, name, delay))
+        except CasemateError as error:
+            log.warning("%s: %s", name, error)  # it was removed meanwhile
+        finally:
+            self._taken.discard(name)
+
+    def _mark_used(self, name: str, creator: str | None) -> None:
+        """From now on it is a disposable like any other, and ``creator``'s."""
+        with self._store.write() as transaction:
+            domain = transaction.system.domains[name]
+            template = domain.template
+            if template is not None:
+                _unlist(template, [name])
+            for feature in (preloading.IN_PROGRESS, preloading.COMPLETED):
+                domain.features.pop(feature, None)
+            if template is None or not template.features.get(preloading.INTERNAL):
+                domain.features.pop(preloading.INTERNAL, None)
+            if creator is not None:
+                for tag in [tag for tag in domain.tags if tag.startswith("created-by-")]:
+                    domain.tags.remove(tag)
+                domain.tags.add(f"created-by-{creator}")
+
+    def _put_off_next(self, template: str) -> float:
+        """One is being used: the next is started after the template's delay, which is returned.
+
+        Before the use is committed, because the commit wakes the task that would start the next at once.
+        """
+        delay = preloading.delay(self._store.snapshot().domains[template])
+        self._due[template] = time.monotonic() + abs(delay)
+        if delay < 0:
+            self._draining.add(template)
+        return delay
+
+    def preload(self, template: str | None) -> None:
+        """Have a template's disposables started now, as many as are wanted (None: the default template's)."""
+        self._due[self._disposables.base(template).name] = 0.0
+        self._wake.set()
+
+    async def end(self, name: str) -> None:
+        """Kill and remove a disposable; nothing to do when it is gone."""
+        await self._disposables.end(name)
+
+    # -- what is of no use
+
+    def _why_useless(self, name: str) -> str | None:
+        """Why a disposable that waits must not be given away; None when it may."""
+        domain = self._store.snapshot().domains.get(name)
+        if domain is None:
+            return "it is gone"
+        if self._states.of(name) is not PowerState.PAUSED:
+            return "it does not stand still"
+        if domain.features.get(preloading.COMPLETED) != made_of(domain):
+            return "a setting has changed since"
+        if any(self._is_outdated(name, volume) for volume in ("root", "private")):
+            return "its template has changed since"
+        return None
+
+    async def _discard(self, names: Sequence[str], why: str) -> None:
+        """Take disposables off the list, and end them."""
+        log.info("ending %s: %s", ", ".join(names), why)
+        self._taken.update(names)
+        try:
+            await asyncio.to_thread(self._take_off, names)
+            for name in names:
+                await self._disposables.end(name)
+        except CasemateError as error:
+            log.warning("%s: %s", ", ".join(names), error)
+        finally:
+            self._taken.difference_update(names)
+            self._wake.set()
+
+    def _take_off(self, names: Sequence[str]) -> None:
+        with self._store.write() as transaction:
+            for template in transaction.system.domains.values():
+                if set(preloading.listed(template)).intersection(names):
+                    _unlist(template, names)
+
+    @asynccontextmanager
+    async def none_of(self, template: str) -> AsyncIterator[None]:
+        """While the block runs, no disposable of the template waits: it is being removed, or made another."""
+        self._held.add(template)
+        try:
+            base = self._store.snapshot().domains.get(template)
+            if base is not None and (names := preloading.listed(base)):
+                for task in [task for name, task in self._starting.items() if name in names]:
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+                await self._discard(names, f"{template} is being changed")
+            yield
+        finally:
+            self._held.discard(template)
+            self._wake.set()
+
+    # -- keeping as many as are wanted
+
+    async def _run(self) -> None:
+        wait: float | None = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait)
+            self._wake.clear()
+            try:
+                wait = await self._round()
+            except CasemateError as error:
+                log.warning("disposables are not started before they are asked for: %s", error)
+                wait = RETRY_SECONDS
+
+    async def _round(self) -> float | None:
+        """Remove what is of no use, start one that is lacking. Seconds until the next look; None: until woken."""
+        system = self._store.snapshot()
+        templates = [one for one in system.domains.values() if one.template_for_dispvms]
+        for template in templates:
+            await self._prune(system, template)
+        waits: list[float] = []
+        for template in templates:
+            names = preloading.listed(template)
+            if not names:
+                self._draining.discard(template.name)
+            if len(names) >= preloading.wanted(system, template) or template.name in self._held | self._draining:
+                continue
+            if (wait := self._due.get(template.name, self._first) - time.monotonic()) > 0:
+                waits.append(wait)
+            elif self._free_memory() - preloading.threshold(system) < template.memory:
+                log.info("no disposable of %s is started before it is asked for: too little memory", template.name)
+                waits.append(MEMORY_SECONDS)
+            else:
+                # One after the other: two starts at once would take as long, and slow down what people do.
+                await self._start_one(template.name)
+                return 0.0
+        return min(waits, default=None)
+
+    async def _prune(self, system: System, template: Domain) -> None:
+        """Take off the list what is too much or of no use."""
+        for name in preloading.listed(template):
+            # The event of an unpause comes when the clock is set, seconds after the qube runs.
+            if self._states.of(name) is PowerState.RUNNING:
+                self._notice_use(name)
+        names = [name for name in preloading.listed(template) if name not in self._taken]
+        useless = {name: why for name in names if name not in self._starting and (why := self._why_useless(name))}
+        good = [name for name in names if name not in useless]
+        useless |= dict.fromkeys(good[preloading.wanted(system, template) :], "it is one too many")
+        for name, why in useless.items():
+            await self._discard([name], why)
+
+    async def _start_one(self, template: str) -> None:
+        self._bus.say(ev.PreloadStart(template, "fewer wait than are wanted"))
+        features = {preloading.IN_PROGRESS: "1", preloading.INTERNAL: "1"}
+        try:
+            name = await self._disposables.create(template, features=features)
+        except CasemateError as error:
+            log.warning("no disposable of %s waits: %s", template, printable(str(error)))
+            self._due[template] = time.monotonic() + RETRY_SECONDS
+            return
+        self._starting[name] = task = asyncio.create_task(self._bring_up(name))
+        try:
+            await asyncio.wait({task})
+            if not task.cancelled() and not task.result():
+                self._due[template] = time.monotonic() + RETRY_SECONDS
+        finally:
+            task.cancel()
+            del self._starting[name]
+
+    async def _bring_up(self, name: str) -> bool:
+        """Start a disposable and let it stand still, unless somebody waits for it. False: it is of no use."""
+        try:
+            await asyncio.to_thread(self._list, name)
+            made = made_of(self._store.snapshot().domains[name])
+            await self._power.start(name)
+            await self._guests.settle(name)
+            if name not in self._taken:
+                await self._power.pause(name)
+            await asyncio.to_thread(self._complete, name, made)
+        except CasemateError as error:
+            log.warning("%s was started before it was asked for, and failed: %s", name, printable(str(error)))
+            self._later(self._discard([name], "its start failed"))
+            return False
+        return True
+
+    def _list(self, name: str) -> None:
+        with self._store.write() as transaction:
+            template = transaction.system.domains[name].template
+            assert template is not None, "a disposable has one"
+            preloading.set_listed(template, [*preloading.listed(template), name])
+
+    def _complete(self, name: str, made: str) -> None:
+        with self._store.write() as transaction:
+            features = transaction.system.domains[name].features
+            features[preloading.COMPLETED] = made
+            features.pop(preloading.IN_PROGRESS, None)
+
+
+def _succeeded(task: asyncio.Task[bool]) -> bool:
+    return not task.cancelled() and task.result()
+
+
+def made_of(disposable: Domain) -> str:
+    """A digest of the settings that a disposable's machine was started with, its own and those of its templates.
+
+    It is the value of the feature that says that the disposable waits. Another digest now means that the machine is not
+    what a fresh one would be.
+    """
+    live = disposable.live()
+    words = [
+        f"{name}={disposable.text(name)}"
+        for name in disposable.properties()
+        if name not in _NOT_OF_THE_MACHINE and name not in live
+    ]
+    base: Domain | None = disposable
+    while base is not None:
+        words.append(base.name)
+        words += [f"{base.name}:{name}={value}" for name, value in base.features.items() if not _is_ours(name)]
+        base = base.template
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
+
+
+def _is_ours(feature: str) -> bool:
+    """Features that change while a disposable waits, and that its machine is not made of."""
+    return feature.startswith(preloading.PRELOADED) or feature == preloading.INTERNAL
+
+
+def _unlist(template: Domain, names: Sequence[str]) -> None:
+    preloading.set_listed(template, [one for one in preloading.listed(template) if one not in names])
