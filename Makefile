@@ -50,6 +50,7 @@ bench: setup ## measure, as ratios within one run; the table goes to docs/refere
 	@$(PYTHON) -m tests.bench.store --write
 	@$(PYTHON) -m tests.bench.files_and_keys --write
 	@$(PYTHON) -m tests.bench.policy --write
+	@$(PYTHON) -m tests.bench.disposables --write
 	@$(PYTHON) -m tests.bench.backup --write
 	@$(PYTHON) -m tests.bench.vchan --write
 	@$(PYTHON) -m tests.bench.api --write

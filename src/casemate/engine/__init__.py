@@ -15,6 +15,7 @@ broker get the parts that they ask of, as small protocols. What each part owns, 
     Creator ──▶ OperationJournal   STATE/intents: creations and removals that are not complete
     Disposables                    names in quarantine; ends a disposable when its machine halts
       ▲── LeaseServer              ends one when the tool that asked for it is gone
+      ▲── Preloads                 starts some before they are asked for, and gives them away
     Volumes                        nothing of its own: images in pools, sizes in the store
     Devices                        what the host's devices were at the last look
     Links                          the link processes, one per running qube

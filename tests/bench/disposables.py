@@ -1,0 +1,142 @@
+"""``python -m tests.bench.disposables``: how soon a disposable answers, cold and when it waited, in one run.
+
+With ``--write`` the table goes to docs/reference/performance.md, section "Disposables". Cold and waiting ones are
+measured in turn; a running qube is the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from casemate.client.qubes import Qubes
+from casemate.client.transport import Transport
+from tests.bench import caller, figures
+from tests.builders import wait_for
+from tests.live.world import World
+
+ROUNDS = 8
+SECONDS = 300
+TEMPLATE = "pre"
+PROGRESS = sys.stderr
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that something takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+class Bench:
+    """One state with a running qube and a disposable template."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.qubes = Qubes(Transport(world.settings, daemon=()))
+
+    def waiting(self, count: int) -> None:
+        """Have so many wait, and return when they do."""
+        self.world.run("qvm-features", TEMPLATE, "preload-dispvm-max", str(count))
+        words = ("qvm-ls", "--raw-data", "--fields", "name", "--internal", "y")
+        paused = (*words, "--paused")
+        wait_for(
+            lambda: len(self.world.run(*words, status=None).stdout.split())
+            == len(self.world.run(*paused, status=None).stdout.split())
+            == count,
+            SECONDS,
+        )
+
+    def tool(self) -> None:
+        """A call by the tool."""
+        done = self.world.run("qvm-run", "--pass-io", f"--dispvm={TEMPLATE}", "echo hi")
+        assert done.stdout == b"hi\n"
+
+    def socket(self) -> None:
+        """The same by a program that talks to the sockets itself; the disposable is removed later."""
+        name = self.qubes.call("admin.vm.CreateDisposable", "", TEMPLATE)
+        self.qubes.call("admin.vm.Start", "", name)
+        assert caller.shell(self.world.settings.link_socket(name), "echo hi") == b"hi\n"
+        self.made = name
+
+    def remove(self) -> None:
+        """Remove what ``socket`` has made, and wait for that."""
+        self.qubes.call("admin.vm.Kill", "", self.made)
+        wait_for(lambda: self.made not in self.world.qubes(), SECONDS)
+
+    def run(self) -> list[figures.Row]:
+        """All rows."""
+        running = self.world.settings.link_socket("work")
+        cold, warm, tool, call, gone = [], [], [], [], []
+        for number in range(ROUNDS):
+            PROGRESS.write(f"round {number + 1} of {ROUNDS}\n")
+            self.waiting(0)
+            cold.append(timed(self.tool))
+            self.waiting(2)
+            tool.append(timed(self.tool))
+            self.waiting(2)
+            warm.append(timed(self.socket))
+            gone.append(timed(self.remove))
+            call.append(timed(lambda: caller.shell(running, "echo hi")))
+        boot = figures.middle(cold)
+
+        def both(values: Sequence[float]) -> str:
+            return f"{figures.seconds(figures.middle(values))}, {figures.seconds(figures.percentile(values, 95))}"
+
+        how = (
+            f"`qvm-run --pass-io --dispvm={TEMPLATE} 'echo hi'` as a process until its end, {ROUNDS} times with no "
+            "disposable waiting and as often with two, in turn."
+        )
+        row, at_call = figures.Row, figures.middle(call)
+        return [
+            row("`qvm-run --dispvm`, none waits, p50", figures.seconds(boot), how=how),
+            row(
+                "`qvm-run --dispvm`, some wait, p50 and p95", both(tool), f"none waits {figures.seconds(boot)}",
+                f"{figures.middle(tool) / boot:.2f}", how=how,
+            ),
+            row(
+                "the same at the sockets, p50 and p95", both(warm), f"a running qube {figures.seconds(at_call)}",
+                f"{figures.middle(warm) / at_call:.1f}",
+                how="admin.vm.CreateDisposable, admin.vm.Start and the call, from one process; beside it the same call "
+                "to a qube that runs.",
+            ),
+            row(
+                "kill and removal, p50", figures.seconds(figures.middle(gone)),
+                how="admin.vm.Kill until the disposable is in no list. Nobody who uses `qvm-run` waits for it.",
+            ),
+        ]  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; 0."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the table to the page")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="cm") as directory:
+        Path(directory).chmod(0o755)  # qubes run as users of their own
+        world = World(Path(directory))
+        try:
+            world.run("casemate", "template", "build", timeout=1800)
+            world.run("qvm-create", "--label", "blue", "work")
+            world.run("qvm-start", "work")
+            world.run("qvm-create", "--label", "red", "--prop", "template_for_dispvms=True", TEMPLATE)
+            world.run("qvm-features", TEMPLATE, "preload-dispvm-delay", "0")
+            rows = Bench(world).run()
+            status = Qubes(Transport(world.settings, daemon=())).call("admin.casemate.Status")
+            kind = json.loads(status)["acceleration"].split()[0]
+            text = f"`python -m tests.bench.disposables --write`. {figures.host(kind)}.\n\n{figures.table(rows)}"
+        finally:
+            world.clean()
+    sys.stdout.write(text + "\n")
+    if args.write:
+        figures.write("bench disposables", "Disposables", text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
