@@ -9,12 +9,12 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import casemate
 from casemate.wire.call_data import CallerSide
-from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER, exec_message
+from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, EXEC_CMDLINE, HEADER, exec_message
 
 SOURCE = Path(casemate.__file__).parent.parent
 
@@ -114,18 +114,20 @@ class Rig:
         return sock
 
     def call(
-        self, service: str, stdin: bytes = b"", source: str = "dom0", on_output: Callable[[int], None] | None = None
+        self, service: str, stdin: bytes = b"", source: str = "dom0", kind: int = EXEC_CMDLINE
     ) -> tuple[int, bytes, bytes]:
         """One call as a host program makes it: (status, stdout, stderr)."""
-        return asyncio.run(self.call_async(service, stdin, source))
+        return asyncio.run(self.call_async(service, stdin, source, kind))
 
-    async def call_async(self, service: str, stdin: bytes = b"", source: str = "dom0") -> tuple[int, bytes, bytes]:
+    async def call_async(
+        self, service: str, stdin: bytes = b"", source: str = "dom0", kind: int = EXEC_CMDLINE
+    ) -> tuple[int, bytes, bytes]:
         """The same, for many at once."""
         reader, writer = await asyncio.open_unix_connection(str(self.directory / "link.sock"))
         side = CallerSide()
         out: dict[int, list[bytes]] = {DATA_STDOUT: [], DATA_STDERR: []}
         with contextlib.suppress(ConnectionError):
-            writer.write(exec_message(f"DEFAULT:QUBESRPC {service} {source}"))
+            writer.write(exec_message(f"DEFAULT:QUBESRPC {service} {source}", kind))
 
         async def feed() -> None:
             with contextlib.suppress(ConnectionError):
@@ -146,9 +148,9 @@ class Rig:
                         break
                     if not data:
                         break
-                    for kind, view in side.feed(data):
+                    for what, view in side.feed(data):
                         if view:
-                            out[kind].append(bytes(view))
+                            out[what].append(bytes(view))
         finally:
             feeding.cancel()
             writer.transport.abort()  # at once: what a service no longer reads would be waited for

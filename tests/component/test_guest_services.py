@@ -18,6 +18,7 @@ import pytest
 from casemate.agent.open_file import parse_name
 from casemate.agent.open_in_vm import NAME_SIZE, header
 from casemate.wire.errors import ProtocolError
+from casemate.wire.qrexec import JUST_EXEC
 from tests.component.rig import rig
 from tests.component.test_calls import AGENT, ROOT, RPC, Place, eventually
 
@@ -294,6 +295,17 @@ def test_calls_wait_for_the_session_with_one_waiter(tmp_path: Path) -> None:
         found.service("show", "cat; echo shown")
         found.service("qubes.WaitForSession", "exit 1")
         assert found.call("show", b"x ") == (0, b"x shown\n", b"")
+
+
+def test_a_call_that_nobody_waits_for(tmp_path: Path) -> None:
+    """JUST_EXEC: the caller is told that the service was started. It goes on, without a caller's streams."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with rig(tmp_path) as found:
+        found.service("long", f"cat; echo unheard; echo unseen >&2; echo done > {pipe}; exit 6")
+        assert found.call("long", kind=JUST_EXEC) == (0, b"", b"")
+        assert pipe.read_text() == "done\n"
+        assert found.call("no.Such", kind=JUST_EXEC)[0] == 127
 
 
 def test_with_a_session_to_come(tmp_path: Path) -> None:

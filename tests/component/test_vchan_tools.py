@@ -62,7 +62,7 @@ def test_services_and_commands_from_the_host(place: VchanPlace) -> None:
     assert found(host(place, "-d", "6", "-p", "first ", call, data=b"x")) == (5, b"first x", b"to-stderr dom0\n")
     assert found(host(place, "-d", "vault", f"{ME}:echo $((6*7)); exit 9")) == (9, b"42\n", b"")
     assert found(host(place, "-E", "-d", "vault", f"{ME}:nogui:exit 9")) == (0, b"", b"")
-    assert found(host(place, "-e", "-d", "vault", f"{ME}:echo unheard; exit 3")) == (3, b"", b"")
+    assert found(host(place, "-e", "-d", "vault", f"{ME}:echo unheard; exit 3")) == (0, b"", b"")
     assert host(place, "-t", "-d", "vault", f"{ME}:printf '\\033['").stdout == b"_["
     assert host(place, "-d", "vault", "DEFAULT:QUBESRPC missing dom0").returncode == 127
     status, stdout, stderr = found(host(place, "-l", "echo asked; exec cat >&2", "-d", "vault", call))
@@ -110,9 +110,15 @@ def test_an_old_data_channel_gets_short_messages(place: VchanPlace) -> None:
     assert (answer.status, answer.stdout) == (5, DATA) and answer.longest <= 4096
 
 
-def test_only_an_exit_code_comes_of_a_command_without_input(place: VchanPlace) -> None:
-    answer = place.client("vault").call(f"{ME}:cat; echo x; exit 6", kind=foreign.JUST_EXEC)
-    assert answer.status == 6 and answer.kinds == [(foreign.EXIT, 4)]
+def test_a_command_without_input_is_not_waited_for(place: VchanPlace, tmp_path: Path) -> None:
+    """The caller is told that it was started, though it still runs: it waits for a reader of a pipe."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    answer = place.client("vault").call(f"{ME}:cat; echo x; echo done > {pipe}; exit 6", kind=foreign.JUST_EXEC)
+    assert answer.status == 0 and answer.kinds == [(foreign.EXIT, 4)]
+    assert pipe.read_text() == "done\n"
+    answer = place.client("vault").call("DEFAULT:QUBESRPC no.Such dom0", kind=foreign.JUST_EXEC)
+    assert answer.status == 127 and answer.kinds == [(foreign.EXIT, 4)]
 
 
 def test_a_request_joined_by_hand(place: VchanPlace) -> None:

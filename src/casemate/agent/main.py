@@ -13,8 +13,8 @@ from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
 from casemate.calls.children import Children
 from casemate.calls.queue import CallQueue
-from casemate.calls.service import ServiceCall, refuse
-from casemate.calls.spawn import Account, spawn
+from casemate.calls.service import ServiceCall, refuse, tell_status
+from casemate.calls.spawn import Account, spawn, spawn_alone
 from casemate.qdb.mirror import GuestMirror
 from casemate.qdb.server import DatabaseServer, SessionStream
 from casemate.qdb.session import Database
@@ -31,6 +31,7 @@ from casemate.wire.qrexec import (
     GUEST_REQUESTS,
     HEADER,
     HOST_REQUESTS,
+    JUST_EXEC,
     Command,
     message,
     parse_command,
@@ -187,7 +188,7 @@ class Agent:
                 number, length = HEADER.unpack_from(body)
                 if HOST_REQUESTS((number, length)) != len(body) - HEADER.size:
                     raise ProtocolError("request is cut")
-                self._serve(stream, parse_exec(body[HEADER.size :]))
+                self._serve(stream, parse_exec(body[HEADER.size :]), number == JUST_EXEC)
             except (CasemateError, OSError, ValueError) as error:
                 refuse(stream, failure_status(error), f"{error}\n")
         elif kind == POWER:
@@ -198,26 +199,32 @@ class Agent:
         else:
             stream.abort()
 
-    def _serve(self, stream: MuxStream, cmdline: str) -> None:
+    def _serve(self, stream: MuxStream, cmdline: str, alone: bool) -> None:
         found = find_service(parse_command(cmdline), self._default_user())
         # Without a graphical session there is none to wait for.
         if found.config.wait_for_session and self._database.tree.read("/qubes-gui-enabled") == b"True":
             self._account(found.user)
             source = found.environment["QREXEC_REMOTE_DOMAIN"]
-            self._sessions.hold(stream, found.user, source, lambda: self._start_held(stream, found))
+            self._sessions.hold(stream, found.user, source, lambda: self._start_held(stream, found, alone))
         else:
-            self._start(stream, found)
+            self._start(stream, found, alone)
 
     def _default_user(self) -> str:
         return (self._database.tree.read("/default-user") or b"user").decode("ascii")
 
-    def _start_held(self, stream: MuxStream, found: Service) -> None:
+    def _start_held(self, stream: MuxStream, found: Service, alone: bool) -> None:
         try:
-            self._start(stream, found)
+            self._start(stream, found, alone)
         except (CasemateError, OSError) as error:
             refuse(stream, failure_status(error), f"{error}\n")
 
-    def _start(self, stream: MuxStream, found: Service) -> None:
+    def _start(self, stream: MuxStream, found: Service, alone: bool) -> None:
+        """``alone``: it has no input and no output, and the caller is told at once that it was started."""
+        if alone:
+            account, environment = self._identity(found)
+            self._children.add(spawn_alone(found.argv, environment, account), lambda _status: None)
+            tell_status(stream, 0)
+            return
         pid, stdin, stdout, stderr = self._spawn(found)
         call = ServiceCall.of_program(self._loop, stream, stdin, stdout, stderr, look=self._children.look)
         if found.path.rpartition("/")[2] in _COMMANDS:
@@ -225,11 +232,16 @@ class Agent:
         self._children.add(pid, call.exited)
 
     def _spawn(self, found: Service) -> tuple[int, int, int, int | None]:
+        account, environment = self._identity(found)
+        return spawn(found.argv, environment, account)
+
+    def _identity(self, found: Service) -> tuple[Account | None, dict[str, str]]:
+        """Who a service runs as, and its environment."""
         account = self._account(found.user)
         environment = dict(found.environment)
         if account is not None:
             environment.update(account.environment())
-        return spawn(found.argv, environment, account)
+        return account, environment
 
     def _wait_for_session(self, user: str, source: str, done: Callable[[int], None]) -> None:
         try:

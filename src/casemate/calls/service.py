@@ -8,7 +8,7 @@ from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import WINDOW, Handler, Stream
 from casemate.wire.call_data import ServiceSide
 from casemate.wire.errors import ProtocolError
-from casemate.wire.qrexec import DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER
+from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDERR, DATA_STDIN, DATA_STDOUT, HEADER, message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -192,6 +192,12 @@ class ServiceCall(Handler):
             self._stderr.abort()
         if self._on_done is not None:
             self._on_done(self)
+
+
+def tell_status(stream: Stream, status: int) -> None:
+    """End a call of which the caller gets its status alone (JUST_EXEC)."""
+    stream.write(message(DATA_EXIT_CODE, status.to_bytes(4, "little")))
+    stream.eof()
 
 
 def refuse(stream: Stream, status: int, why: str = "") -> None:

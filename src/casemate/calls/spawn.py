@@ -1,4 +1,4 @@
-"""Starts the program of a call as its user, with three pipes."""
+"""Starts the program of a call as its user, with three pipes or with none."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import signal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    _Actions = list[tuple[int, int, int] | tuple[int, int, str, int, int]]
 
 PIPE_BYTES = 256 * 1024
 RUN_AS = "/usr/lib/casemate/run-as"
@@ -51,19 +53,14 @@ def spawn(
             fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         except OSError:
             pass  # the user's limit of pipe memory; the default size does, slower
-    actions: list[tuple[int, int, int]] = [
+    actions: _Actions = [
         (os.POSIX_SPAWN_DUP2, pipes[0][0], 0),
         (os.POSIX_SPAWN_DUP2, pipes[1][1], 1),
     ]
     if with_stderr:
         actions.append((os.POSIX_SPAWN_DUP2, pipes[2][1], 2))
-    words = list(argv)
-    if account is not None:
-        words = [RUN_AS, str(account.uid), str(account.gid), account.group_list, account.home, *words]
     try:
-        pid = os.posix_spawn(
-            words[0], words, dict(environment), file_actions=actions, setsid=True, setsigdef=(signal.SIGPIPE,)
-        )
+        pid = _run(argv, environment, account, actions)
     except OSError:
         for pipe in pipes:
             os.close(pipe[0])
@@ -75,3 +72,17 @@ def spawn(
         return pid, pipes[0][1], pipes[1][0], None
     os.close(pipes[2][1])
     return pid, pipes[0][1], pipes[1][0], pipes[2][0]
+
+
+def spawn_alone(argv: Sequence[str], environment: Mapping[str, str], account: Account | None) -> int:
+    """The same for a program that nobody talks with: its three streams are /dev/null. Returns its pid."""
+    return _run(argv, environment, account, [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)])
+
+
+def _run(argv: Sequence[str], environment: Mapping[str, str], account: Account | None, actions: _Actions) -> int:
+    words = list(argv)
+    if account is not None:
+        words = [RUN_AS, str(account.uid), str(account.gid), account.group_list, account.home, *words]
+    return os.posix_spawn(
+        words[0], words, dict(environment), file_actions=actions, setsid=True, setsigdef=(signal.SIGPIPE,)
+    )

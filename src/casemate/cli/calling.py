@@ -18,7 +18,7 @@ from casemate.wire.errors import (
     printable,
 )
 from casemate.wire.names import qube_name
-from casemate.wire.qrexec import Command, exec_message
+from casemate.wire.qrexec import EXEC_CMDLINE, Command, exec_message
 from casemate.wire.upstream_paths import GROUP
 
 TYPE_CHECKING = False
@@ -29,15 +29,21 @@ if TYPE_CHECKING:
 
 
 def open_call(
-    qubes: Qubes, name: str, command: Command, autostart: bool, report: Report | None = None
+    qubes: Qubes,
+    name: str,
+    command: Command,
+    autostart: bool,
+    report: Report | None = None,
+    kind: int = EXEC_CMDLINE,
 ) -> socket.socket:
     """The stream of a call that was sent to the qube. The daemon is only asked where the qube does not run.
 
-    ``report`` hears of each step up to the connection; its end is the caller's to tell.
+    ``report`` hears of each step up to the connection; its end is the caller's to tell. ``kind`` JUST_EXEC is for a
+    service that has no input and no output: the call ends when it was started.
     """
     warn_of_policy(qubes.transport.settings)
     try:
-        return _open(qubes, name, command, autostart, report)
+        return _open(qubes, name, exec_message(command.cmdline(), kind), autostart, report)
     except CasemateError as error:
         if report is not None:
             cause = "unreachable" if isinstance(error, DisconnectedError) else "start failed"
@@ -55,12 +61,11 @@ def warn_of_policy(settings: Settings) -> None:
     sys.stderr.write(f"warning: the policy is broken, so every call of a qube is denied: {printable(why, 2000)}\n")
 
 
-def _open(qubes: Qubes, name: str, command: Command, autostart: bool, report: Report | None) -> socket.socket:
+def _open(qubes: Qubes, name: str, message: bytes, autostart: bool, report: Report | None) -> socket.socket:
     if qubes.transport.settings.shared:
         raise CasemateError(
             f"Calls into qubes of this host are root's (sudo qvm-run {name} ...): the group {GROUP} has the Admin API"
         )
-    message = exec_message(command.cmdline())
     path = qubes.transport.settings.link_address(qube_name(name))
     try:
         sock = connect(path)

@@ -45,7 +45,7 @@ def _parser() -> tool.Parser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("-l", dest="local", metavar="COMMAND", help="join stdin and stdout to this local command's")
     what.add_argument("-c", dest="join", metavar="ID,SRC-NAME,SRC-ID", help="join it to this request of a domain")
-    what.add_argument("-e", dest="just", action="store_true", help="no input and no output: only the exit status")
+    what.add_argument("-e", dest="just", action="store_true", help="no input and no output; return when it was started")
     add("-E", dest="no_status", action="store_true", help="end with 0 whatever the command's exit status")
     add("-W", dest="wait", action="store_true", help="with -c: wait for the end of the call")
     add("-k", dest="kill", action="store_true", help="kill the domain at the end")
@@ -104,7 +104,9 @@ def _in_qube(args: argparse.Namespace, qubes: Qubes) -> int:
     else:
         command = qrexec.Command(user, "qubes.VMShell", None, HOST)
         first = os.fsencode(f'exec "${{BASH:-/bin/sh}}" -c {quote(text)} || exit 127\n')
-    sock = open_call(qubes, args.domain, command, autostart=False)
+    # A service is told that nobody waits for it. A command comes to its shell as input, so it is waited for.
+    kind = qrexec.JUST_EXEC if args.just and not first else qrexec.EXEC_CMDLINE
+    sock = open_call(qubes, args.domain, command, autostart=False, kind=kind)
     return _run(args, sock, first=first, look=Silence(PROG, qubes, args.domain))
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
 
 from casemate.agent.service import failure_status, find_service
 from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
 from casemate.calls.children import Children
-from casemate.calls.service import ServiceCall, refuse
-from casemate.calls.spawn import PATH, RUN_AS, Account, spawn
+from casemate.calls.service import ServiceCall, refuse, tell_status
+from casemate.calls.spawn import PATH, RUN_AS, Account, spawn, spawn_alone
 from casemate.calls.spliced import SplicedCall
 from casemate.calls.vchan_data import DataChannel
 from casemate.calls.vchan_sockets import CONNECT_SECONDS, Connector
@@ -22,7 +21,7 @@ from casemate.streams.socket_stream import SocketStream
 from casemate.wire.call_data import ServiceSide
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import user_name
-from casemate.wire.qrexec import DATA_EXIT_CODE, DATA_STDERR, DATA_STDOUT, EXIT_FAILED, message, parse_command
+from casemate.wire.qrexec import DATA_STDERR, DATA_STDOUT, EXIT_FAILED, parse_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +33,9 @@ if TYPE_CHECKING:
 class Program:
     """A service that is a program, made by ``service_of`` and started by ``Served``.
 
-    ``account`` is who it runs as, None for who we are. With ``bare`` the caller is told its exit code alone, and it has
-    no input. ``session`` is the user whose graphical session it waits for, empty for none.
+    ``account`` is who it runs as, None for who we are. With ``bare`` it has no input and no output, and the caller is
+    told at once that it was started (JUST_EXEC). ``session`` is the user whose graphical session it waits for, empty
+    for none.
     """
 
     __slots__ = ("account", "argv", "bare", "environment", "session")
@@ -56,11 +56,12 @@ class Program:
 
 
 class SocketService:
-    """A service that is a listening socket: ``address`` a path or (host, port)."""
+    """A service that is a listening socket: ``address`` a path or (host, port). ``bare``: see Program."""
 
-    __slots__ = ("address", "descriptor", "on_client_eof", "on_service_eof")
+    __slots__ = ("address", "bare", "descriptor", "on_client_eof", "on_service_eof")
 
-    def __init__(self, address: str | tuple[str, int], descriptor: bytes, flags: str = "") -> None:
+    def __init__(self, address: str | tuple[str, int], descriptor: bytes, flags: str = "", bare: bool = False) -> None:
+        self.bare = bare
         self.address = address
         self.descriptor = descriptor
         self.on_service_eof = "s" in flags
@@ -154,7 +155,7 @@ class Served:
     def _refuse(self, stream: DataChannel, failure: Failure) -> None:
         self.on_status(failure.status)
         if failure.bare:
-            _tell_status(stream, failure.status)
+            tell_status(stream, failure.status)
         elif self._log is None:
             refuse(stream, failure.status, failure.why)
         else:
@@ -169,14 +170,15 @@ class Served:
             environment = {**environment, **account.environment()}
             if not os.access(RUN_AS, os.X_OK):
                 argv, account = _as_user(argv, account), None
-        tell: Callable[[int], None]
         if program.bare:
-            pid = _spawn_bare(argv, environment, account)
-            tell = lambda status: _tell_status(stream, status)
-        else:
-            pid, stdin, stdout, stderr = spawn(argv, environment, account, with_stderr=self._log is None)
-            look = self._children.look
-            tell = SplicedCall.of_program(self._loop, stream, stdin, stdout, stderr, look=look).exited
+            # Nobody waits for its end: 0 says that it was started.
+            self._children.add(spawn_alone(argv, environment, account), _ignore)
+            self.on_status(0)
+            tell_status(stream, 0)
+            return
+        pid, stdin, stdout, stderr = spawn(argv, environment, account, with_stderr=self._log is None)
+        look = self._children.look
+        tell = SplicedCall.of_program(self._loop, stream, stdin, stdout, stderr, look=look).exited
 
         def exited(status: int) -> None:
             self.on_status(status)
@@ -229,9 +231,15 @@ class Served:
                 self._answer(path, begin, ended)
 
         def begin(stream: DataChannel) -> None:
-            if not stream.closed:
+            if stream.closed:
+                return
+            if what.bare:
+                sock.send(what.descriptor)  # into the empty buffer of a new connection
+                sock.close()
+                tell_status(stream, 0)
+            else:
                 SocketCall(self._loop, stream, sock, what)
-                self.on_status(0)
+            self.on_status(0)
 
         def ended() -> None:
             if sock.fileno() >= 0:  # nobody came for it
@@ -291,11 +299,6 @@ class SocketCall(ServiceCall):
             self.exited(0)
 
 
-def _tell_status(stream: DataChannel, status: int) -> None:
-    stream.write(message(DATA_EXIT_CODE, status.to_bytes(4, "little")))
-    stream.eof()
-
-
 def _socket_of(service: SocketService) -> socket.socket:
     family = socket.AF_UNIX
     if not isinstance(service.address, str):
@@ -310,18 +313,6 @@ def _as_user(argv: Sequence[str], account: Account) -> list[str]:
     identity = [f"--reuid={account.uid}", f"--regid={account.gid}", f"--groups={account.group_list}"]
     home = account.home if os.path.isdir(account.home) else "/"
     return ["/usr/bin/setpriv", *identity, "--", "/usr/bin/env", "-C", home, *argv]
-
-
-def _spawn_bare(argv: Sequence[str], environment: Mapping[str, str], account: Account | None) -> int:
-    words = list(argv)
-    if account is not None:
-        words = [RUN_AS, str(account.uid), str(account.gid), account.group_list, account.home, *words]
-    null: list[tuple[int, int, str, int, int]] = [
-        (os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)
-    ]
-    return os.posix_spawn(
-        words[0], words, dict(environment), file_actions=null, setsid=True, setsigdef=(signal.SIGPIPE,)
-    )
 
 
 # -- what a command line asks for
@@ -357,6 +348,6 @@ def service_of(
         if kind == "tcp":
             host, _space, port = target.rpartition(" ")
             address = (host, int(port))
-        return SocketService(address, descriptor.encode("ascii") + b"\0" if descriptor else b"", flags)
+        return SocketService(address, descriptor.encode("ascii") + b"\0" if descriptor else b"", flags, bare)
     except CasemateError as error:
         return Failure(failure_status(error), f"{error}\n", bare)
