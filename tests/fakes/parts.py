@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from casemate import devices as device_classes
@@ -27,7 +28,6 @@ from casemate.engine.firewall import Firewalls
 from casemate.engine.guests import Guests
 from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
-from casemate.engine.preloads import Guests as PreloadGuests
 from casemate.engine.preloads import Preloads
 from casemate.engine.qube_files import QubeFiles
 from casemate.host.hypervisor import PowerState
@@ -395,7 +395,7 @@ class FakeParts:
             device_classes.load(), opening,
         )  # fmt: skip
 
-    def preloads(self, guests: PreloadGuests) -> Preloads:
+    def preloads(self, guests: Any) -> Preloads:
         """The real part that gives disposables away; it starts none before ``start`` is awaited."""
         made = Preloads(
             self.store, self.states, self.bus, self.power, self.disposables, guests,  # type: ignore[arg-type]

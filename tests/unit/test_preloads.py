@@ -13,7 +13,7 @@ from casemate.engine import preloads as module
 from casemate.engine.preloads import Preloads
 from casemate.model import preloading
 from casemate.store.store import Store
-from casemate.wire.errors import DisconnectedError, QubeError, ValueInvalidError
+from casemate.wire.errors import DisconnectedError, QubeError
 from tests.builders import uuid
 from tests.fakes.parts import FakeParts
 
@@ -381,23 +381,3 @@ def test_what_is_no_disposable_template(run: Run) -> None:
                 await part.create("deb")
 
     run(body)
-
-
-@pytest.mark.parametrize(
-    ("feature", "value"),
-    [
-        ("preload-dispvm-max", "-1"), ("preload-dispvm-max", "65"), ("preload-dispvm-max", "two"),
-        ("preload-dispvm-threshold", "1G"), ("preload-dispvm-delay", "soon"), ("preload-dispvm-delay", "nan"),
-    ],
-)  # fmt: skip
-def test_values_that_are_none(feature: str, value: str) -> None:
-    with pytest.raises(ValueInvalidError, match=feature):
-        preloading.check(feature, value)
-
-
-@pytest.mark.parametrize(
-    ("feature", "value"),
-    [("preload-dispvm-max", ""), ("preload-dispvm-max", "64"), ("preload-dispvm-delay", "-1.5"), ("other", "x")],
-)
-def test_values_that_are_some(feature: str, value: str) -> None:
-    preloading.check(feature, value)

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 from casemate.engine.bus import Bus
+from casemate.engine.disposables import Disposables
+from casemate.engine.guests import Guests
+from casemate.engine.power import Power
 from casemate.engine.states import States
 from casemate.host.hypervisor import PowerState
 from casemate.model import preloading
@@ -45,44 +46,6 @@ GAP_SECONDS = 5.0
 """After a disposable was made because none waited, and after the daemon's start, until the next is started."""
 MEMORY_SECONDS = 30.0
 """Between two looks at the host's memory while there is too little of it."""
-
-_NOT_OF_THE_MACHINE = frozenset(
-    {"is_preload", "label", "icon", "include_in_backups", "backup_timestamp", "auto_cleanup"}
-)
-"""Properties of a disposable that say nothing about the machine that was made for it."""
-
-
-class Disposables(Protocol):
-    """Makes disposables and removes them."""
-
-    def base(self, template: str | None) -> Domain:
-        """The disposable template of that name (None: the default one); QubeError for anything else."""
-
-    async def create(self, template: str | None, creator: str = "dom0", features: dict[str, str] | None = None) -> str:
-        """A new halted disposable; its name."""
-
-    async def end(self, name: str) -> None:
-        """Kill and remove it; nothing to do when it is gone."""
-
-
-class Power(Protocol):
-    """Starts, pauses and unpauses qubes."""
-
-    async def start(self, name: str) -> None:
-        """Start a qube and wait until its agent answers."""
-
-    async def pause(self, name: str) -> None:
-        """Stop a qube's processors."""
-
-    async def unpause(self, name: str) -> None:
-        """Let a paused qube run, with its clock set."""
-
-
-class Guests(Protocol):
-    """Asks qubes."""
-
-    async def settle(self, name: str) -> None:
-        """Return when everything that a qube starts by itself has started; DisconnectedError."""
 
 
 class Preloads:
@@ -222,7 +185,7 @@ class Preloads:
                 await self._power.unpause(name)
             delay = self._put_off_next(template)
             # Last: a daemon that is killed before this finds it listed and not paused, and removes it (_may_stay).
-            await asyncio.to_thread(self._mark_used, name, creator)
+            await self._change(preloading.give_away, name, creator)
         except CasemateError as error:
             log.warning("%s waited for its use and is of none: %s", name, printable(str(error)))
             self._later(self._discard([name], "it could not be given away"))
@@ -239,28 +202,12 @@ class Preloads:
             template = self._store.snapshot().domains[name].template
             assert template is not None, "a disposable has one"
             delay = self._put_off_next(template.name)
-            await asyncio.to_thread(self._mark_used, name, None)
+            await self._change(preloading.give_away, name, None)
             self._bus.say(ev.PreloadUsed(template.name, name, delay))
         except CasemateError as error:
             log.warning("%s: %s", name, error)  # it was removed meanwhile
         finally:
             self._taken.discard(name)
-
-    def _mark_used(self, name: str, creator: str | None) -> None:
-        """From now on it is a disposable like any other, and ``creator``'s."""
-        with self._store.write() as transaction:
-            domain = transaction.system.domains[name]
-            template = domain.template
-            if template is not None:
-                _unlist(template, [name])
-            for feature in (preloading.IN_PROGRESS, preloading.COMPLETED):
-                domain.features.pop(feature, None)
-            if template is None or not template.features.get(preloading.INTERNAL):
-                domain.features.pop(preloading.INTERNAL, None)
-            if creator is not None:
-                for tag in [tag for tag in domain.tags if tag.startswith("created-by-")]:
-                    domain.tags.remove(tag)
-                domain.tags.add(f"created-by-{creator}")
 
     def _put_off_next(self, template: str) -> float:
         """One is being used: the next is started after the template's delay, which is returned.
@@ -291,7 +238,7 @@ class Preloads:
             return "it is gone"
         if self._states.of(name) is not PowerState.PAUSED:
             return "it does not stand still"
-        if domain.features.get(preloading.COMPLETED) != made_of(domain):
+        if domain.features.get(preloading.COMPLETED) != preloading.made_of(domain):
             return "a setting has changed since"
         if any(self._is_outdated(name, volume) for volume in ("root", "private")):
             return "its template has changed since"
@@ -302,7 +249,7 @@ class Preloads:
         log.info("ending %s: %s", ", ".join(names), why)
         self._taken.update(names)
         try:
-            await asyncio.to_thread(self._take_off, names)
+            await self._change(preloading.take_off, names)
             for name in names:
                 await self._disposables.end(name)
         except CasemateError as error:
@@ -310,12 +257,6 @@ class Preloads:
         finally:
             self._taken.difference_update(names)
             self._wake.set()
-
-    def _take_off(self, names: Sequence[str]) -> None:
-        with self._store.write() as transaction:
-            for template in transaction.system.domains.values():
-                if set(preloading.listed(template)).intersection(names):
-                    _unlist(template, names)
 
     @asynccontextmanager
     async def none_of(self, template: str) -> AsyncIterator[None]:
@@ -405,60 +346,28 @@ class Preloads:
     async def _bring_up(self, name: str) -> bool:
         """Start a disposable and let it stand still, unless somebody waits for it. False: it is of no use."""
         try:
-            await asyncio.to_thread(self._list, name)
-            made = made_of(self._store.snapshot().domains[name])
+            await self._change(preloading.enlist, name)
+            made = preloading.made_of(self._store.snapshot().domains[name])
             await self._power.start(name)
             await self._guests.settle(name)
             if name not in self._taken:
                 await self._power.pause(name)
-            await asyncio.to_thread(self._complete, name, made)
+            await self._change(preloading.complete, name, made)
         except CasemateError as error:
             log.warning("%s was started before it was asked for, and failed: %s", name, printable(str(error)))
             self._later(self._discard([name], "its start failed"))
             return False
         return True
 
-    def _list(self, name: str) -> None:
-        with self._store.write() as transaction:
-            template = transaction.system.domains[name].template
-            assert template is not None, "a disposable has one"
-            preloading.set_listed(template, [*preloading.listed(template), name])
+    async def _change(self, change: Callable[..., None], *words: object) -> None:
+        """Change the store, in a thread: a transaction waits for the disk."""
 
-    def _complete(self, name: str, made: str) -> None:
-        with self._store.write() as transaction:
-            features = transaction.system.domains[name].features
-            features[preloading.COMPLETED] = made
-            features.pop(preloading.IN_PROGRESS, None)
+        def commit() -> None:
+            with self._store.write() as transaction:
+                change(transaction.system, *words)
+
+        await asyncio.to_thread(commit)
 
 
 def _succeeded(task: asyncio.Task[bool]) -> bool:
     return not task.cancelled() and task.result()
-
-
-def made_of(disposable: Domain) -> str:
-    """A digest of the settings that a disposable's machine was started with, its own and those of its templates.
-
-    It is the value of the feature that says that the disposable waits. Another digest now means that the machine is not
-    what a fresh one would be.
-    """
-    live = disposable.live()
-    words = [
-        f"{name}={disposable.text(name)}"
-        for name in disposable.properties()
-        if name not in _NOT_OF_THE_MACHINE and name not in live
-    ]
-    base: Domain | None = disposable
-    while base is not None:
-        words.append(base.name)
-        words += [f"{base.name}:{name}={value}" for name, value in base.features.items() if not _is_ours(name)]
-        base = base.template
-    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
-
-
-def _is_ours(feature: str) -> bool:
-    """Features that change while a disposable waits, and that its machine is not made of."""
-    return feature.startswith(preloading.PRELOADED) or feature == preloading.INTERNAL
-
-
-def _unlist(template: Domain, names: Sequence[str]) -> None:
-    preloading.set_listed(template, [one for one in preloading.listed(template) if one not in names])

@@ -8,7 +8,9 @@ Qubes OS 4.3 (``qubes/vm/mix/dvmtemplate.py``).
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Collection
 
 from casemate.model.domain import Domain
 from casemate.model.features import PRELOADED as PRELOADED
@@ -28,6 +30,11 @@ DEFAULT_DELAY = 3.0
 MOST = 64
 """Limit of ours: disposables of one template that wait. Memory ends it earlier on most hosts."""
 
+_NOT_OF_THE_MACHINE = frozenset(
+    {"is_preload", "label", "icon", "include_in_backups", "backup_timestamp", "auto_cleanup"}
+)
+"""Properties of a disposable that say nothing about the machine that was made for it."""
+
 _NUMBER = re.compile(r"[0-9]{1,9}", re.A)
 _SECONDS = re.compile(r"-?[0-9]{1,6}(\.[0-9]{1,3})?", re.A)
 
@@ -45,14 +52,6 @@ def check(feature: str, value: str) -> None:
 def listed(template: Domain) -> list[str]:
     """Names of the disposables of a template that wait or are being started for it, oldest first."""
     return template.features.get(PRELOADED, "").split()
-
-
-def set_listed(template: Domain, names: list[str]) -> None:
-    """Write which disposables wait."""
-    if names:
-        template.features[PRELOADED] = " ".join(names)
-    elif PRELOADED in template.features:
-        del template.features[PRELOADED]
 
 
 def wanted(system: System, template: Domain) -> int:
@@ -81,3 +80,79 @@ def threshold(system: System) -> int:
     """MiB of the host's memory that must stay free."""
     value = system.admin.features.get(THRESHOLD, "")
     return int(value) if _NUMBER.fullmatch(value) else 0
+
+
+# -- what becomes of a disposable
+
+
+def enlist(system: System, name: str) -> None:
+    """A disposable is being started before it is asked for."""
+    template = _template(system, name)
+    _set_listed(template, [*listed(template), name])
+
+
+def complete(system: System, name: str, made: str) -> None:
+    """It has started, and waits; ``made``: see made_of."""
+    features = system.domains[name].features
+    features[COMPLETED] = made
+    features.pop(IN_PROGRESS, None)
+
+
+def give_away(system: System, name: str, creator: str | None) -> None:
+    """From now on it is a disposable like any other, and ``creator``'s (None: still of who made it)."""
+    domain, template = system.domains[name], _template(system, name)
+    _set_listed(template, [one for one in listed(template) if one != name])
+    for feature in (IN_PROGRESS, COMPLETED):
+        domain.features.pop(feature, None)
+    if not template.features.get(INTERNAL):
+        domain.features.pop(INTERNAL, None)
+    if creator is not None:
+        for tag in [tag for tag in domain.tags if tag.startswith("created-by-")]:
+            domain.tags.remove(tag)
+        domain.tags.add(f"created-by-{creator}")
+
+
+def take_off(system: System, names: Collection[str]) -> None:
+    """These wait no more; some may be gone already."""
+    for template in system.domains.values():
+        there = listed(template)
+        if set(there).intersection(names):
+            _set_listed(template, [one for one in there if one not in names])
+
+
+def _template(system: System, name: str) -> Domain:
+    template = system.domains[name].template
+    assert template is not None, "a disposable has one"
+    return template
+
+
+def _set_listed(template: Domain, names: list[str]) -> None:
+    if names:
+        template.features[PRELOADED] = " ".join(names)
+    elif PRELOADED in template.features:
+        del template.features[PRELOADED]
+
+
+def made_of(disposable: Domain) -> str:
+    """A digest of the settings that a disposable's machine was started with, its own and those of its templates.
+
+    It is the value of the feature COMPLETED. Another digest now means that the machine is not what a fresh one would
+    be.
+    """
+    live = disposable.live()
+    words = [
+        f"{name}={disposable.text(name)}"
+        for name in disposable.properties()
+        if name not in _NOT_OF_THE_MACHINE and name not in live
+    ]
+    base: Domain | None = disposable
+    while base is not None:
+        words.append(base.name)
+        words += [f"{base.name}:{name}={value}" for name, value in base.features.items() if not _is_ours(name)]
+        base = base.template
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
+
+
+def _is_ours(feature: str) -> bool:
+    """Features that change while a disposable waits, and that its machine is not made of."""
+    return feature.startswith(PRELOADED) or feature == INTERNAL
