@@ -168,6 +168,8 @@ def test_a_rule_ends_by_itself_also_over_a_restart(net: Net) -> None:
 def test_names_follow_their_answers(net: Net) -> None:
     net.outside.zone({"a.example.org": {"a": [SERVER], "ttl": 1}, "b.example.org": [OTHER], "c.other.org": [SERVER]})
     dns = "action=accept specialtarget=dns"
+    net.set_rules("web")
+    never(net, "web", WEB)  # so that reaching it tells that the next rules hold in the net qube too
     net.set_rules("web", "action=accept proto=tcp dsthost=a.example.org dstports=80", dns)
     reaches(net, "web", WEB)
     assert net.reach("web", ("tcp", OTHER, 80)) == [False]
