@@ -1,4 +1,4 @@
-"""Mutants of the guard of wires, of the firewall, and of what a net qube and its name service let through."""
+"""Mutants of the guard of wires, the firewall, what a net qube and its name service let through, and the clock."""
 
 from __future__ import annotations
 
@@ -109,6 +109,14 @@ MUTANTS = (
         "    out.extend(refuse)\n    return out",
         "    out.append(accept)\n    return out",
         *_RULES,
+    ),
+    Mutant(
+        "clock-step",
+        "a clock that jumps is refused",
+        "src/casemate/wire/clock.py",
+        "if not force and abs(wanted - now) > MAX_STEP * _SECOND:",
+        "if False:",
+        ("tests/unit/test_wire_clock.py",),
     ),
     Mutant(
         "rule-family",

@@ -14,6 +14,7 @@ TOOLS = {
     "qvm-open-in-vm": "casemate.agent.open_in_vm",
     "qvm-open-in-dvm": "casemate.agent.open_in_vm",
     "qvm-connect-tcp": "casemate.agent.connect_tcp",
+    "qvm-sync-clock": "casemate.agent.sync_clock",
     "qvm-features-request": "casemate.agent.features_request",
     "qubesdb-read": "casemate.agent.qubesdb_tool",
     "qubesdb-write": "casemate.agent.qubesdb_tool",

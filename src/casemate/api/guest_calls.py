@@ -7,8 +7,8 @@
 The broker hands the stream over after the policy has decided. What can be checked without the payload is checked first:
 a method or a target that does not exist, or an argument where none belongs, is refused exactly as the policy refuses,
 so that a refusal never tells why. Then standard input up to its end is the payload, and the reply goes to standard
-output. What a qube says of itself (``qubes.FeaturesRequest`` and the like) is answered by the exit status alone, 0 or
-1.
+output. What a qube says of itself (``qubes.FeaturesRequest`` and the like) is answered by the exit status, 0 or 1, and
+the time (``qubes.GetDate``) by a line of text; no cause of a failure goes to the qube.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from casemate.api.context import Context
 from casemate.api.events import Subscription
 from casemate.api.method import Access, Method
 from casemate.api.methods import METHODS, MISC
-from casemate.wire.admin import ADMIN, MAX_ARGUMENT, Request, endpoint, most_bytes
+from casemate.wire.admin import ADMIN, MAX_ARGUMENT, Request, endpoint, most_bytes, success
 from casemate.wire.call_data import ServiceSide
+from casemate.wire.clock import SERVICE as DATE
 from casemate.wire.errors import CallRefusedError, CasemateError, ProtocolError
 from casemate.wire.qrexec import DATA_STDIN, DATA_STDOUT, requested_target
 
@@ -37,6 +38,10 @@ NEWS_BURST = 10.0
 """Limit of what a qube says of itself (times): times at once."""
 NEWS_PER_MINUTE = 10.0
 """Limit of what a qube says of itself (times a minute): times in the long run. Each time the store is written."""
+
+
+_DONE = success(b"")
+"""How a reply begins that reports no error (Admin API)."""
 
 
 class GuestCalls:
@@ -88,7 +93,8 @@ class GuestCalls:
     def _request(source: str, service: str, argument: str, target: str) -> Request:
         try:
             asked = requested_target(target)
-            if asked == "@adminvm":
+            # The time is nobody's in particular: who wants it names no qube, or any.
+            if asked == "@adminvm" or service == DATE:
                 asked = ADMIN
             if asked.startswith("@") or len(argument) > MAX_ARGUMENT:
                 raise ProtocolError("no call of the Admin API has such a target or argument")
@@ -193,7 +199,10 @@ class _GuestCall(asyncio.Protocol):
         if self._over or self._transport.is_closing():
             return
         if self._request.method in MISC:
-            self.finish(0 if reply.startswith(b"0") else 1)
+            done = reply.startswith(_DONE)
+            if done and len(reply) > len(_DONE):
+                self.write(reply[len(_DONE) :])
+            self.finish(0 if done else 1)
             return
         self.write(reply)
         self.finish()

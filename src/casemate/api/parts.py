@@ -233,6 +233,9 @@ class Guests(Protocol):
     async def run(self, name: str, service: str, user: str, within: float, stdin: bytes = b"") -> int:
         """Run a service in a qube; its exit status, or TimeoutError after ``within`` seconds."""
 
+    async def ask(self, name: str, service: str, argument: str, within: float) -> bytes:
+        """The output of a service in a qube; DisconnectedError where it fails or says nothing ``within`` seconds."""
+
 
 class Backups(Protocol):
     """Makes backups by profiles."""

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 
 from casemate.calls.request import connect
 from casemate.cli.report import Report
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
+from casemate.wire.call_data import CallerSide
 from casemate.wire.errors import (
     CasemateError,
     DisconnectedError,
     NotHaltedError,
     NotRunningError,
     NotStartedError,
+    ProtocolError,
     printable,
 )
 from casemate.wire.names import qube_name
-from casemate.wire.qrexec import EXEC_CMDLINE, Command, exec_message
+from casemate.wire.qrexec import DATA_STDOUT, EXEC_CMDLINE, Command, exec_message
 from casemate.wire.upstream_paths import GROUP
 
 TYPE_CHECKING = False
@@ -91,6 +94,36 @@ def _open(qubes: Qubes, name: str, message: bytes, autostart: bool, report: Repo
     if report is not None:
         report.step("connected")
     return sock
+
+
+def answer_of(sock: socket.socket, service: str, most: int, within: float) -> bytes:
+    """What a service writes to its standard output, without any input: at most ``most`` bytes, ``within`` seconds.
+
+    ``sock`` is the stream of its call, and is closed. DisconnectedError when the service fails, says more, or is late.
+    """
+    side, output, deadline = CallerSide(), bytearray(), time.monotonic() + within
+    with sock:
+        try:
+            sock.sendall(b"".join(side.stdin_eof()))
+            while side.exit_code is None:
+                sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                data = sock.recv(4096)
+                if not data:
+                    raise DisconnectedError(f"the qube went away while it ran {service}")
+                for kind, piece in side.feed(data):
+                    if kind == DATA_STDOUT:
+                        output += piece
+                if len(output) > most:
+                    raise DisconnectedError(f"the answer of {service} is longer than {most} bytes")
+        except TimeoutError:
+            raise DisconnectedError(f"no answer of {service} within {within:g} s") from None
+        except ProtocolError as error:
+            raise DisconnectedError(f"{service}: {error}") from None
+        except OSError as error:
+            raise DisconnectedError(f"{service}: {error.strerror}") from None
+    if side.exit_code:
+        raise DisconnectedError(f"{service} ended with status {side.exit_code}")
+    return bytes(output)
 
 
 class Disposable:

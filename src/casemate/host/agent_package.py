@@ -42,6 +42,7 @@ TOOLS = (
     "qvm-open-in-dvm",
     "qvm-connect-tcp",
     "qvm-features-request",
+    "qvm-sync-clock",
     "tar2qfile",
     "qubesdb-watch",
 )

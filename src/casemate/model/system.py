@@ -74,6 +74,10 @@ def _of_host(kind: Int, doc: str) -> Property[int]:
     return Property(kind, default=Live(Source.HOST, 0), setting=Setting.READ_ONLY, doc=doc)
 
 
+CLOCK_FEATURE = "service.clocksync"
+"""Feature of the ``clockvm``: in that qube, ``/run/qubes-service/clocksync`` tells its time service to run."""
+
+
 class System(Holder):
     """All qubes, labels, pools and global properties.
 
@@ -84,7 +88,9 @@ class System(Holder):
     check_updates_vm = Property(
         Bool(), default=True, doc="Whether qubes look for updates.", kept="qubes do not look for updates yet"
     )
-    clockvm = _reference("Qube that knows the time.", kept="qubes take their time from the host's processor")
+    clockvm = _reference(
+        "Qube whose clock is right: who asks for the time gets this one's, or the host's if none is set."
+    )
     default_audiovm = _reference("Default of a qube's audiovm.", ADMIN)
     default_dispvm = _reference("Default of a qube's default_dispvm.")
     default_guivm = _reference("Default of a qube's guivm.", ADMIN)
@@ -152,6 +158,28 @@ class System(Holder):
 
     def subject(self) -> str | None:
         return None
+
+    def set(self, name: str, stored: Stored) -> None:
+        """Set a global property. A new ``clockvm`` also gets the feature that tells programs in it to keep the time,
+        and the one before loses it, as in Qubes OS."""
+        before = self.clockvm if name == "clockvm" else None
+        super().set(name, stored)
+        if name == "clockvm":
+            self._clockvm_changed(before)
+
+    def reset(self, name: str) -> None:
+        """Give a global property its default again, with the same consequence for ``clockvm``."""
+        before = self.clockvm if name == "clockvm" else None
+        super().reset(name)
+        if name == "clockvm":
+            self._clockvm_changed(before)
+
+    def _clockvm_changed(self, before: Domain | None) -> None:
+        after = self.clockvm
+        if before is not None and before is not after and before.features.get(CLOCK_FEATURE):
+            before.features.remove(CLOCK_FEATURE)
+        if after is not None and CLOCK_FEATURE not in after.features:
+            after.features.set(CLOCK_FEATURE, "1")
 
     def record(self, change: Change) -> None:
         if self.frozen:

@@ -1,4 +1,5 @@
-"""``qubes.*``: what qubes tell this host about themselves. ``source`` is the qube, also where a program speaks for it.
+"""``qubes.*``: what qubes tell this host about themselves, and the time. ``source`` is the qube, also where a program
+speaks for it.
 
 Calls come through qrexec and its policy, or from a program of this host on the socket ``qubesd.misc.sock``. A qube can
 say something about itself only. Each word of it is checked, and nothing overrides what a person has set.
@@ -16,6 +17,8 @@ from casemate.model.domain import Domain
 from casemate.model.system import System
 from casemate.wire import events as ev
 from casemate.wire import names
+from casemate.wire.admin import ADMIN
+from casemate.wire.clock import NANOSECONDS, SERVICE, format_date, parse_date
 from casemate.wire.errors import ProtocolError, printable
 from casemate.wire.menus import build_lines, parse_menus
 
@@ -25,6 +28,8 @@ MAX_REQUESTED = 256
 """Limit of what a qube says of itself (features): features asked for at once."""
 MAX_VALUE = 128
 """Limit of what a qube says of itself (characters): value of a feature."""
+CLOCK_SECONDS = 10.0
+"""Seconds in which the qube that knows the time must say it. A call to an emulated qube takes about half a second."""
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 
 ONCE = ("qrexec", "gui", "gui-emulated")
@@ -79,6 +84,18 @@ async def sync_menus(context: Context, source: str, payload: bytes = b"") -> Non
         raise ProtocolError(f"{domain.name} has its menus from its template")
     text = build_lines(parse_menus(payload))
     await asyncio.to_thread(context.files.set_menus, domain.uuid, text)
+
+
+@method("qubes.GetDate", Access.EXECUTE)
+async def get_date(context: Context, arg: str = "") -> str:
+    """The time of the qube that ``clockvm`` names, or of this host while that does not run or none is named. With any
+    argument it has nanoseconds."""
+    clockvm = context.store.snapshot().clockvm
+    moment = time.time_ns()
+    if clockvm is not None and clockvm.name != ADMIN and context.state(clockvm) == "Running":
+        # What it says is passed on as we read it, so that whoever asks gets a date or nothing.
+        moment = parse_date(await context.guests.ask(clockvm.name, SERVICE, NANOSECONDS, CLOCK_SECONDS))
+    return format_date(moment, bool(arg))
 
 
 @method("admin.casemate.Menus", Access.READ)
