@@ -8,6 +8,8 @@ _STEPS = "tests/unit/test_start_steps.py::"
 _FAILED = (f"{_STEPS}test_a_start_that_fails_at_its_last_step_leaves_nothing",)
 _LIFECYCLE = "src/casemate/engine/lifecycle.py"
 _START = "src/casemate/engine/start_steps.py"
+_PRELOADS = "src/casemate/engine/preloads.py"
+_WAITING = "tests/unit/test_preloads.py::"
 _RECONCILE = "src/casemate/engine/reconcile.py"
 
 MUTANTS = (
@@ -144,5 +146,31 @@ MUTANTS = (
         "expired-rule-allows", "a rule of the firewall ends when it says", "src/casemate/engine/qube_files.py",
         "return [rule for rule in found if \"expire\" not in rule or int(rule[\"expire\"]) > now]", "return found",
         ("tests/unit/test_qube_files.py::test_rules_come_back_and_expire",),
+    ),
+    Mutant(
+        "outdated-settings", "a disposable that waits is what a fresh one would be", _PRELOADS,
+        "if domain.features.get(preloading.COMPLETED) != preloading.made_of(domain):", "if False:",
+        (f"{_WAITING}test_an_outdated_one_is_neither_given_away_nor_kept",),
+    ),
+    Mutant(
+        "outdated-volumes", "a disposable that waits is what a fresh one would be", _PRELOADS,
+        'if any(self._is_outdated(name, volume) for volume in ("root", "private")):', "if False:",
+        (f"{_WAITING}test_an_outdated_one_is_neither_given_away_nor_kept",),
+    ),
+    Mutant(
+        "given-away-twice", "a disposable is one caller's", _PRELOADS,
+        "mine = [name for name in preloading.listed(template) if name not in self._taken]",
+        "mine = preloading.listed(template)",
+        (f"{_WAITING}test_two_who_ask_at_once_get_two",),
+    ),
+    Mutant(
+        "half-given-away-stays", "what a killed daemon left is removed", _PRELOADS,
+        "return not disposable.is_preload or self._states.of(disposable.name) is PowerState.PAUSED", "return True",
+        (f"{_WAITING}test_the_next_daemon_finds_them_and_removes_what_is_half_done",),
+    ),
+    Mutant(
+        "memory-of-others", "memory is left for others", _PRELOADS,
+        "elif self._free_memory() - preloading.threshold(system) < template.memory:", "elif False:",
+        (f"{_WAITING}test_memory_is_left_for_others",),
     ),
 )  # fmt: skip
