@@ -148,6 +148,7 @@ class FakePower:
         self.bus.say(ev.DomainPaused(name))
 
     async def unpause(self, name: str) -> None:
+        await asyncio.sleep(0)  # whoever asks at the same time finds it paused, as with a real machine
         machine = self._machine(name)
         if machine.state != "Paused":
             raise NotPausedError(f"{name} is not paused")

@@ -165,8 +165,10 @@ def test_two_who_ask_at_once_get_two(run: Run) -> None:
             two = await place.waits(2)
             got = await asyncio.gather(*(part.create("dvm") for _ in range(5)))
             assert len(set(got)) == 5 and set(two) < set(got)
+            await place.waits(2)  # and whatever was begun meanwhile has ended
             for name in got:
                 assert not place.store.snapshot().domains[name].is_preload
+            assert all(place.state(name) == "Running" for name in two)
 
     run(body)
 
