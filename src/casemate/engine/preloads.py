@@ -84,6 +84,8 @@ class Preloads:
         """Templates with a delay below zero of which one was used: none is started until none is left."""
         self._held: set[str] = set()
         """Templates of which none is started, because they are being changed."""
+        self._making = asyncio.Lock()
+        """Held while a disposable is made, until it is in ``_starting``."""
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._worker: asyncio.Task[None] | None = None
@@ -263,12 +265,19 @@ class Preloads:
         """While the block runs, no disposable of the template waits: it is being removed, or made another."""
         self._held.add(template)
         try:
-            base = self._store.snapshot().domains.get(template)
-            if base is not None and (names := preloading.listed(base)):
-                for task in [task for name, task in self._starting.items() if name in names]:
-                    task.cancel()
-                    await asyncio.gather(task, return_exceptions=True)
-                await self._discard(names, f"{template} is being changed")
+            async with self._making:  # one that is being made has a name, and is in our hands, when we have the lock
+                domains = self._store.snapshot().domains
+                starting = {
+                    name: task
+                    for name, task in self._starting.items()
+                    if name in domains and (base := domains[name].template) is not None and base.name == template
+                }
+            for task in starting.values():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            names = [*preloading.listed(domains[template]), *starting] if template in domains else []
+            if names:
+                await self._discard(list(dict.fromkeys(names)), f"{template} is being changed")
             yield
         finally:
             self._held.discard(template)
@@ -286,6 +295,9 @@ class Preloads:
                 wait = await self._round()
             except CasemateError as error:
                 log.warning("disposables are not started before they are asked for: %s", error)
+                wait = RETRY_SECONDS
+            except Exception:
+                log.exception("disposables are not started before they are asked for")
                 wait = RETRY_SECONDS
 
     async def _round(self) -> float | None:
@@ -329,12 +341,15 @@ class Preloads:
         self._bus.say(ev.PreloadStart(template, "fewer wait than are wanted"))
         features = {preloading.IN_PROGRESS: "1", preloading.INTERNAL: "1"}
         try:
-            name = await self._disposables.create(template, features=features)
+            async with self._making:
+                if template in self._held:
+                    return
+                name = await self._disposables.create(template, features=features)
+                self._starting[name] = task = asyncio.create_task(self._bring_up(name))
         except CasemateError as error:
             log.warning("no disposable of %s waits: %s", template, printable(str(error)))
             self._due[template] = time.monotonic() + RETRY_SECONDS
             return
-        self._starting[name] = task = asyncio.create_task(self._bring_up(name))
         try:
             await asyncio.wait({task})
             if not task.cancelled() and not task.result():
