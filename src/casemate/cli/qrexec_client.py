@@ -93,19 +93,22 @@ def _in_qube(args: argparse.Namespace, qubes: Qubes) -> int:
     from casemate.cli.calling import open_call
     from casemate.cli.qvm_run import quote
     from casemate.cli.silence import Silence
+    from casemate.wire.vmexec import encode_vmexec
 
     user, colon, text = args.COMMAND.partition(":")
     if not colon:
         raise tool.UsageError("The command is USER:COMMAND")
     text = text.removeprefix("nogui:")
     first = b""
+    kind = qrexec.JUST_EXEC if args.just else qrexec.EXEC_CMDLINE
     if text.startswith("QUBESRPC "):
         command = qrexec.parse_command(f"{user}:{text}")
+    elif args.just:
+        # Without input, so the command is an argument of the service.
+        command = qrexec.Command(user, "qubes.VMExec", encode_vmexec(["/bin/sh", "-c", text]), HOST)
     else:
         command = qrexec.Command(user, "qubes.VMShell", None, HOST)
         first = os.fsencode(f'exec "${{BASH:-/bin/sh}}" -c {quote(text)} || exit 127\n')
-    # A service is told that nobody waits for it. A command comes to its shell as input, so it is waited for.
-    kind = qrexec.JUST_EXEC if args.just and not first else qrexec.EXEC_CMDLINE
     sock = open_call(qubes, args.domain, command, autostart=False, kind=kind)
     return _run(args, sock, first=first, look=Silence(PROG, qubes, args.domain))
 
