@@ -148,6 +148,16 @@ MUTANTS = (
         ("tests/unit/test_qube_files.py::test_rules_come_back_and_expire",),
     ),
     Mutant(
+        "disposable-of-another-network", "a disposable has the network of its template", "src/casemate/model/system.py",
+        "{**inherited, **(properties or {})}", "(properties or {})",
+        ("tests/unit/test_inheritance.py::test_a_disposable_has_the_network_of_its_template",),
+    ),
+    Mutant(
+        "disposable-opens-elsewhere", "a child's reach is within its parent's", "src/casemate/model/classes.py",
+        '"default_dispvm": Computed(lambda d: d.stored("template"), "its template"),', "",
+        ("tests/unit/test_inheritance.py::test_what_a_disposable_opens_is_like_itself",),
+    ),
+    Mutant(
         "outdated-settings", "a disposable that waits is what a fresh one would be", _PRELOADS,
         "if domain.features.get(preloading.COMPLETED) != preloading.made_of(domain):", "if False:",
         (f"{_WAITING}test_an_outdated_one_is_neither_given_away_nor_kept",),

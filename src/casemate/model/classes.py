@@ -77,7 +77,11 @@ class Disposable(Domain):
         {"root": SNAPSHOT_ROOT, "private": SNAPSHOT_PRIVATE, "volatile": VOLATILE}
     )
     defaults: ClassVar[Mapping[str, Default]] = MappingProxyType(
-        {"include_in_backups": Computed(lambda d: not d.auto_cleanup, "not auto_cleanup")}
+        {
+            # Not the global one: what a disposable opens must not get out by another network than its own.
+            "default_dispvm": Computed(lambda d: d.stored("template"), "its template"),
+            "include_in_backups": Computed(lambda d: not d.auto_cleanup, "not auto_cleanup"),
+        }
     )
 
 

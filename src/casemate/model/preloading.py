@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Collection
 
+from casemate.model import inheritance
 from casemate.model.domain import Domain
 from casemate.model.features import PRELOADED as PRELOADED
 from casemate.model.system import System
@@ -107,9 +108,9 @@ def give_away(system: System, name: str, creator: str | None) -> None:
     if not template.features.get(INTERNAL):
         domain.features.pop(INTERNAL, None)
     if creator is not None:
-        for tag in [tag for tag in domain.tags if tag.startswith("created-by-")]:
+        for tag in [tag for tag in domain.tags if tag.startswith(inheritance.CREATED_BY)]:
             domain.tags.remove(tag)
-        domain.tags.add(f"created-by-{creator}")
+        domain.tags.add(f"{inheritance.CREATED_BY}{creator}")
 
 
 def take_off(system: System, names: Collection[str]) -> None:
@@ -148,6 +149,10 @@ def made_of(disposable: Domain) -> str:
     base: Domain | None = disposable
     while base is not None:
         words.append(base.name)
+        if base is disposable.template:
+            # What a fresh one would take over now.
+            words += [f"{name}:{value}" for name, value in inheritance.properties(base, type(disposable)).items()]
+            words += sorted(inheritance.tags(base))
         words += [f"{base.name}:{name}={value}" for name, value in base.features.items() if not _is_ours(name)]
         base = base.template
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from uuid import UUID
 
+from casemate.model import inheritance
 from casemate.model.changes import (
     Change,
     DomainAdded,
@@ -17,7 +18,7 @@ from casemate.model.changes import (
     PoolChanged,
     PoolRemoved,
 )
-from casemate.model.classes import CLASSES, Admin
+from casemate.model.classes import CLASSES, Admin, Disposable
 from casemate.model.defaults import FromSystem, Live, Source
 from casemate.model.domain import Domain
 from casemate.model.domains import Domains
@@ -217,7 +218,8 @@ class System(Holder):
         """A new qube with the volumes of its class.
 
         ``template`` None means the default template, for a class that needs one. ``pools`` names the pool of a
-        volume, and under ``""`` that of all others. ``properties`` are set before the qube is announced.
+        volume, and under ``""`` that of all others. ``properties`` are set before the qube is announced. A disposable
+        takes over settings, features and tags of its template (``inheritance.py``).
         """
         cls = CLASSES.get(klass) if isinstance(klass, str) else klass
         if cls is None or cls is Admin:
@@ -249,12 +251,19 @@ class System(Holder):
             pool = (pools or {}).get(volume) or (pools or {}).get("") or str(self.stored(f"default_pool_{volume}"))
             self.pool(pool)
             volumes[volume] = rule.new(domain.name, volume, pool)
-        domain.load_state({}, {f"created-by-{creator}"}, volumes)
+        inherited: Mapping[str, Stored] = {}
+        features: dict[str, str] = {}
+        tags = {f"{inheritance.CREATED_BY}{creator}"}
+        if cls is Disposable:
+            parent = self.domains[str(values["template"])]
+            inherited, features = inheritance.properties(parent, cls), inheritance.features(parent)
+            tags |= inheritance.tags(parent)
+        domain.load_state(features, tags, volumes)
         self.domains.require_free(domain.name, uuid, domain.qid)
         self.record(DomainAdded(domain.name, cls.class_name))
         self.domains.insert(domain)
         before = len(self.changes)
-        for key, stored in (properties or {}).items():
+        for key, stored in {**inherited, **(properties or {})}.items():
             domain.set(key, stored)
         del self.changes[before:]
         self.next_qid += 1

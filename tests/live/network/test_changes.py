@@ -320,3 +320,21 @@ def test_nothing_is_left_of_what_ends(net: Net) -> None:
     ruleset = room("nft", "list", "ruleset")
     assert not any(f"{kind}{qid} " in ruleset or f"{kind}{qid}-" in ruleset for kind in "ufgwrst")
     net.run("qvm-remove", "-f", "brief")
+
+
+def test_a_disposable_that_waited_has_the_network_and_rules_of_its_template(net: Net) -> None:
+    props = ("--prop", "netvm=sys-fw", "--prop", "memory=200", "--prop", "template_for_dispvms=True")
+    net.run("qvm-create", "--label", "red", *props, "dvm")
+    net.set_rules("dvm", f"action=accept dst4={SERVER}")
+    try:
+        net.run("qvm-features", "dvm", "preload-dispvm-max", "1")
+        waiting = ("qvm-ls", "--raw-data", "--fields", "name", "--internal", "y", "--paused")
+        wait_for(lambda: net.run(*waiting, status=None).stdout.strip(), 180)
+        reply = net.run("qubesd-query", "--fail", "-e", "dom0", "admin.vm.CreateDisposable", "dvm").stdout.decode()
+        name = reply.removeprefix("0\0")
+        assert net.state(name) == "Running" and net.ip(name).startswith("10.138.")
+        reaches(net, name, WEB)
+        assert net.reach(name, ("tcp", OTHER, 80)) == [False]
+        net.run("qvm-kill", name)
+    finally:
+        net.run("qvm-remove", "-f", "dvm")
