@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from casemate.host.hypervisor import Hypervisor, PowerState
 from casemate.model.domain import Domain
 from casemate.model.volumes import Volume
 from casemate.storage.pools import Pools
+from casemate.storage.saved_state import Served
 from casemate.store.store import Store
 from casemate.wire.errors import DisconnectedError, NotHaltedError, StorageError, ValueInvalidError, VolumeNotFoundError
 
@@ -81,6 +84,21 @@ class Volumes:
             if not is_kept(found):
                 raise StorageError(f"volume {volume} of {name} is not kept, there is nothing to write")
             await self._pools.of(found).export(found, target, running)
+
+    @asynccontextmanager
+    async def serve(self, name: str, volume: str, address: Path, since: Sequence[str]) -> AsyncIterator[Served]:
+        """Let a kept volume be read over NBD on a new socket; of a running qube, its last saved state. See ``Pool``.
+
+        The qube is neither started nor stopped meanwhile: both may merge the files that are read.
+        """
+        async with self._locks[name]:
+            decide(Command.COPY, name, self._states.of(name))
+            running = self._states.of(name) is not PowerState.HALTED
+            found = self._store.snapshot().domains[name].volume(volume)
+            if not is_kept(found):
+                raise StorageError(f"volume {volume} of {name} is not kept, there is nothing to read")
+            async with self._pools.of(found).serve(found, address, since, running) as served:
+                yield served
 
     async def resize(self, name: str, volume: str, size: int) -> None:
         """Make a volume larger; ``size`` in bytes. A running qube grows its file system, a halted one at its start."""

@@ -12,6 +12,7 @@
         ├── drivers/file_reflink.py    raw files, copied by sharing blocks
         └── drivers of other packages  entry point group casemate.storage
               common to drivers that use files: volume_files.py, revision_names.py
+              read by backups: nbd_export.py serves a saved state, saved_state.py tells what changed in it
 
 What happens to a volume is decided by three flags of the model: ``save_on_stop`` (kept), ``snap_on_start`` (each run
 begins with what the source is at that moment and is thrown away), neither (each run begins empty). A driver decides

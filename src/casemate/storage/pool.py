@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from casemate.model.volumes import Volume
+from casemate.storage.saved_state import Served
 
 
 class Owner(Protocol):
@@ -88,6 +91,15 @@ class Pool(Protocol):
 
     async def export(self, volume: Volume, target: Path, running: bool = False) -> None:
         """Write what the volume shows into an empty file as a raw image, for another pool; ``running`` as above."""
+
+    def serve(
+        self, volume: Volume, address: Path, since: Sequence[str] = (), running: bool = False
+    ) -> AbstractAsyncContextManager[Served]:
+        """Let what the volume shows be read over NBD, on a new socket at ``address``, until the block ends.
+
+        ``since``: the ``layers`` of an earlier ``Served`` of this volume, to be told what has changed; ``running`` as
+        above. Nothing is copied, so this takes no room.
+        """
 
     async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
         """Make the volume ready for a machine that ``owner`` runs (None: this process's user does).

@@ -10,10 +10,21 @@ from pathlib import Path
 from casemate.host.files import fsync_dir
 from casemate.storage.qcow2_header import check_file, facts, untouched
 from casemate.storage.revision_names import RevisionNames
+from casemate.storage.saved_state import SameContent
 
 
 class Revisions(RevisionNames):
     """The older states of the volume that lies at ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.same = SameContent(path.with_suffix(".same"))
+        """Which files show what others showed before a merge."""
+
+    def remove(self) -> None:
+        """Remove all states at once, with what was noted of them; the volume itself is being removed."""
+        super().remove()
+        self.same.remove()
 
     def mark(self, name: str) -> Path:
         """The file that says that a state is being removed."""

@@ -36,7 +36,7 @@ class VolumeFiles:
         self.directory = Path(opening.options.get("dir_path") or opening.directory)
         self._chosen = "dir_path" in opening.options
         """Whether a person chose the directory, so that it is not ours to change."""
-        self._runner: Runner = opening.runner
+        self.runner: Runner = opening.runner
         self._group = opening.group
         self._extension = extension
 
@@ -156,7 +156,7 @@ class VolumeFiles:
         """Run a program, as an account if one is given; StorageError with what it said."""
         user, group = account if account is not None else (None, None)
         try:
-            await self._runner.run(argv, timeout=TOOL_SECONDS, user=user, group=group)
+            await self.runner.run(argv, timeout=TOOL_SECONDS, user=user, group=group)
         except CasemateError as error:
             raise StorageError(str(error)) from error
 

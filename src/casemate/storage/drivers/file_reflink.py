@@ -26,15 +26,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from casemate.host.files import copy_file, fsync_dir, new_name
 from casemate.model.volumes import Volume
 from casemate.storage.driver import DIR_PATH, EPHEMERAL_VOLATILE, REVISIONS_TO_KEEP, Driver, Opening
+from casemate.storage.nbd_export import nbd_export
 from casemate.storage.pool import Image, Owner
 from casemate.storage.revision_names import RevisionNames
+from casemate.storage.saved_state import Served, changed_layers, identity
 from casemate.storage.volume_files import LIVE, VolumeFiles
 from casemate.wire.errors import RevisionNotFoundError, StorageError
 
@@ -108,6 +110,21 @@ class FileReflinkPool:
             source = self._saved(volume, running)
             target.unlink()  # a copy makes its file, so that it never writes into one of somebody else
             await asyncio.to_thread(copy_file, source, target)
+
+    @asynccontextmanager
+    async def serve(
+        self, volume: Volume, address: Path, since: Sequence[str] = (), running: bool = False
+    ) -> AsyncIterator[Served]:
+        """Serve the file; which parts of it were changed by a run is not known here."""
+        async with self._locks[volume.vid]:
+            path = self._saved(volume, running)
+            layers = (identity(path),)
+            served = Served(path.stat().st_size, layers, changed_layers(layers, since))
+            if served.changed == 0:
+                yield served
+                return
+            async with nbd_export(self._files.runner, path, FORMAT, self._files.writer(path), address):
+                yield served
 
     async def resize(self, volume: Volume, size: int) -> None:
         """Make it larger; the guest grows its file system itself."""

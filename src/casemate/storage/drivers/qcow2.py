@@ -9,6 +9,7 @@
 - ``VOLUME.merge.qcow2``  changes that are being merged into the volume in place; until they are, nobody may read it
 - ``VOLUME.live.qcow2``   a mark: a machine writes the volume itself, and there is no saved state
 - ``VOLUME@TIME.qcow2``   an older state of the volume (qcow2_revisions.py)
+- ``VOLUME.same``         which files show what others showed before a merge (saved_state.py)
 
 ::
 
@@ -19,6 +20,9 @@
 
 Formats are always named, never guessed: a guest can write a qcow2 header into what it is told is raw. A file that a
 machine could write is checked (qcow2_header.py) and then only opened by a tool that runs as that machine's user.
+
+One file although it is long: all of its methods keep one order among the files above, in which a kill at any instant
+is harmless.
 """
 
 from __future__ import annotations
@@ -27,16 +31,18 @@ import asyncio
 import os
 import secrets
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from casemate.host.files import fsync_dir, fsync_file
 from casemate.model.volumes import Volume
 from casemate.storage.driver import DIR_PATH, EPHEMERAL_VOLATILE, REVISIONS_TO_KEEP, Driver, Opening
+from casemate.storage.nbd_export import nbd_export
 from casemate.storage.pool import Image, Owner
 from casemate.storage.qcow2_header import check_file, facts, untouched
 from casemate.storage.qcow2_revisions import Revisions
+from casemate.storage.saved_state import Served, changed_layers, identity
 from casemate.storage.volume_files import LIVE, VolumeFiles
 from casemate.wire.errors import RevisionNotFoundError, StorageError
 
@@ -141,10 +147,11 @@ class Qcow2Pool:
         older = self._older(vid)
         older.settle()
         if layers := older.below(path):
-            account = self._files.writer(path)
+            account, before = self._files.writer(path), [identity(one) for one in (path, *layers)]
             with self._files.making(path, account) as fresh:
                 await self._convert(path, fresh, account, layers)
                 self._files.give(fresh, None)
+            older.same.note(before, [identity(path)])
 
     async def _prune(self, volume: Volume) -> None:
         """Remove the oldest states until no more than are to be kept are left.
@@ -162,11 +169,12 @@ class Qcow2Pool:
             if older.below(upper):
                 mark.touch()
                 fsync_dir(mark.parent)
-                account = self._files.writer(upper)
+                account, before = self._files.writer(upper), [identity(upper), identity(oldest)]
                 for file in (upper, oldest):
                     self._files.give(file, account)
                 await self._files.tool("qemu-img", "commit", "-q", "-d", "-f", FORMAT, upper, account=account)
                 fsync_file(oldest)
+                older.same.note(before, [identity(oldest)])
                 oldest.rename(upper)
             else:
                 oldest.unlink()
@@ -241,6 +249,27 @@ class Qcow2Pool:
             self._files.give(target, account)
             await self._files.tool("qemu-img", "convert", "-f", FORMAT, "-O", "raw", path, target, account=account)
             self._files.give(target, None)
+
+    @asynccontextmanager
+    async def serve(
+        self, volume: Volume, address: Path, since: Sequence[str] = (), running: bool = False
+    ) -> AsyncIterator[Served]:
+        """Serve the saved state; a layer has the clusters that a run has written."""
+        async with self._locks[volume.vid]:
+            path, older = self._saved(volume, running), self._older(volume.vid)
+            files = [path, *older.below(path)]
+            layers = tuple(map(identity, files))
+            size, changed = facts(path).size, changed_layers(layers, older.same.today(since))
+            if changed and facts(files[changed]).size != size:
+                changed = None  # what it was enlarged by lies in no layer
+            if changed == 0:
+                yield Served(size, layers, changed)
+                return
+            account = self._files.writer(path)
+            for layer in files[1:]:
+                self._files.give(layer, account)
+            async with nbd_export(self._files.runner, path, FORMAT, account, address):
+                yield Served(size, layers, changed)
 
     async def _convert(
         self, source: Path, fresh: Path, account: tuple[int, int] | None, layers: Sequence[Path] = ()
