@@ -31,6 +31,7 @@ py:venv                                 -       python3-venv                 pyt
 mmdebstrap                              -       mmdebstrap                   mmdebstrap                    mmdebstrap              mmdebstrap               mmdebstrap
 newuidmap                               -       uidmap                       shadow-utils                  shadow                  shadow                   shadow
 tcc                                     -       tcc                          tcc                           tcc                     tcc                      tinycc
+borg                                    tests   borgbackup                   borgbackup                    borg                    borgbackup               borgbackup
 mke2fs                                  -       e2fsprogs                    e2fsprogs                     e2fsprogs               e2fsprogs                e2fsprogs
 cpio                                    tests   cpio                         cpio                          cpio                    cpio                     cpio
 strace                                  tests   strace                       strace                        strace                  strace                   strace

@@ -81,6 +81,7 @@ def test_good_samples_of_old_versions_have_the_content_that_went_in(name: str) -
     target = Kept()
     report = read(name, target)
     assert report.whole and target.files
+    assert report.header is not None
     if report.header.version == 4:
         return
     known = samples.contents()

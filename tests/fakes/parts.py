@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from casemate.network.explain import Place
 from casemate.qrexec.files import PolicyFiles
 from casemate.settings import load
 from casemate.storage.drivers import load as load_drivers
+from casemate.storage.nbd_export import nbd_export
+from casemate.storage.saved_state import Served
 from casemate.store.store import Store
 from casemate.wire import events as ev
 from casemate.wire.errors import (
@@ -290,6 +293,22 @@ class FakeVolumes:
         with open(target, "wb") as file:
             file.write(self.images.get((name, volume), b""))
             file.truncate(size)
+
+    @contextlib.asynccontextmanager
+    async def serve(self, name: str, volume: str, address: Path, since: Sequence[str]) -> AsyncIterator[Served]:
+        size = self.store.snapshot().domains[name].volume(volume).size
+        content = self.images.get((name, volume), b"")
+        layers = (hashlib.sha256(content).hexdigest(),)
+        if tuple(since) == layers:
+            yield Served(size, layers, 0)
+            return
+        image = address.with_suffix(".raw")
+        try:
+            await self.export(name, volume, image)
+            async with nbd_export(Runner(), image, "raw", None, address):
+                yield Served(size, layers, None)
+        finally:
+            image.unlink(missing_ok=True)
 
     def revisions(self, name: str, volume: str) -> list[str]:
         return self.kept.get((name, volume), [])

@@ -73,3 +73,35 @@ def test_into_a_qube_and_back(world: World, lab: str, usable: str, passphrase: s
     assert world.inside(lab, "cat note") == "before"
     assert world.inside(lab, "sha256sum noise") == noise
     world.inside(usable, f"rm {PLACE}/{name} {PLACE}/cut")
+
+
+def test_only_what_a_run_has_written_is_backed_up_again(
+    world: World, lab: str, passphrase: str, tmp_path: Path
+) -> None:
+    repository = str(tmp_path / "repository")
+
+    def backup(verb: str, *words: str) -> bytes:
+        return world.run("casemate", "backup", verb, "-p", passphrase, *words).stdout
+
+    def fresh() -> list[int]:
+        """Bytes that each backup has given to borg, oldest first."""
+        from casemate.backup.incremental.repository import Repository
+
+        secret = Path(passphrase).read_bytes().strip()
+        found = Repository(Path(repository), secret, tmp_path / "state").listing()
+        return [one.bytes for one in found.snapshots]
+
+    backup("init", repository)
+    noise = world.inside(lab, "sha256sum noise")
+    backup("create", "-y", repository, lab)  # it is running: its state from before this run
+    world.run("qvm-shutdown", "--wait", lab)
+    backup("create", "-y", repository, lab)  # with what the run has written
+    backup("create", "-y", repository, lab)
+    first, second, third = fresh()
+    assert first > 3_000_000 and second < first / 2 and third < second / 4, (first, second, third)
+    assert b"whole" in backup("verify", repository)
+    gone(world, lab)
+    backup("restore", "-y", repository, lab)
+    world.run("qvm-start", lab)
+    assert world.inside(lab, "cat note") == "meanwhile"
+    assert world.inside(lab, "sha256sum noise") == noise

@@ -14,6 +14,23 @@ _ATTACK = (f"{_TESTS}test_qsb_014_lesson_L17_L18_an_attack_leaves_nothing",)
 
 MUTANTS = (
     Mutant(
+        "layer-unhashed", "a volume counts as whole only when it is what was once read",
+        "src/casemate/backup/incremental/repository.py",
+        "if not data and self._hash.hexdigest() != self._layer.sha256:", "if False:",
+        ("tests/component/test_backup_incremental.py::test_a_damaged_repository",), slow=True,
+    ),
+    Mutant(
+        "damaged-relied-on", "no backup is made that relies on damaged data",
+        "src/casemate/backup/incremental/job.py", "        if memory.damaged:\n", "        if False:\n",
+        ("tests/component/test_backup_incremental.py::test_a_damaged_repository",), slow=True,
+    ),
+    Mutant(
+        "content-by-name", "what a merge has changed is not taken for unchanged",
+        "src/casemate/storage/saved_state.py", 'f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"',
+        'f"{status.st_ino}"',
+        ("tests/unit/test_saved_states.py::test_without_older_states_a_run_changes_all",),
+    ),
+    Mutant(
         "other-backing-file", "S1", _HEADER,
         "if name != expected or name_size != len(expected):", "if False:", _FIELDS,
     ),

@@ -14,61 +14,26 @@ When its standard input ends it stops: nobody waits for it any more.
 from __future__ import annotations
 
 import base64
-import json
 import os
 import sys
-import time
 from collections.abc import Callable
-from typing import Any
 
 from casemate.backup.container import Cost
 from casemate.backup.errors import BackupError
+from casemate.backup.job_line import Progress, ask, order, say
 from casemate.backup.outer import sync
 from casemate.backup.tar_writer import Content, FileContent
 from casemate.backup.writer import File, Writer, bytes_file
 
-_PROGRESS_SECONDS = 0.5
-
-
-def _say(**message: object) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
-
-
-def _ask(**message: object) -> dict[str, Any]:
-    _say(**message)
-    line = sys.stdin.readline()
-    if not line:
-        raise BackupError("the daemon has gone")
-    answer: dict[str, Any] = json.loads(line)
-    if "error" in answer:
-        raise BackupError(str(answer["error"]))
-    return answer
-
-
-class _Progress:
-    """Adds bytes up and tells of them now and then."""
-
-    def __init__(self) -> None:
-        self._total = 0
-        self._next = 0.0
-
-    def __call__(self, count: int) -> None:
-        self._total += count
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + _PROGRESS_SECONDS
-            _say(progress=self._total)
-
 
 def _volume(name: str) -> File:
     def begin() -> tuple[Content, Callable[[], None]]:
-        answer = _ask(open=name)
+        answer = ask(open=name)
         fd = os.open(answer["path"], os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
         def end() -> None:
             os.close(fd)
-            _say(close=name)
+            say(close=name)
 
         return FileContent(fd), end
 
@@ -77,26 +42,26 @@ def _volume(name: str) -> File:
 
 def main(argv: list[str]) -> int:
     """Write the backup; 0 when all of it was written."""
-    order: dict[str, Any] = json.loads(sys.stdin.readline())
+    given = order()
     fd = int(argv[1])
     files = [
         bytes_file(one["name"], base64.b64decode(one["data"])) if "data" in one else _volume(one["name"])
-        for one in order["files"]
+        for one in given["files"]
     ]
     with open(fd, "wb", buffering=0) as stream:
         writer = Writer(
-            _Whole(stream.fileno()), base64.b64decode(order["passphrase"]), order["filter"], Cost(int(order["log_n"])),
-            _Progress(),
+            _Whole(stream.fileno()), base64.b64decode(given["passphrase"]), given["filter"], Cost(int(given["log_n"])),
+            Progress(),
         )  # fmt: skip
         try:
-            writer.run(base64.b64decode(order["store"]), files)
+            writer.run(base64.b64decode(given["store"]), files)
             sync(fd)
         except (BackupError, OSError) as error:
-            _say(error=str(error) if isinstance(error, BackupError) else f"not written: {error.strerror}")
+            say(error=str(error) if isinstance(error, BackupError) else f"not written: {error.strerror}")
             return 1
         finally:
             writer.close()
-    _say(done=writer.written, id=writer.backup_id)
+    say(done=writer.written, id=writer.backup_id)
     return 0
 
 

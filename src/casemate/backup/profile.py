@@ -12,6 +12,7 @@ from typing import Any
 
 from casemate.backup import filters
 from casemate.backup.errors import BackupError
+from casemate.backup.incremental.retention import Keep, keep_from
 from casemate.wire import names
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError, printable
@@ -36,6 +37,10 @@ class Profile:
     filter: str = DEFAULT_FILTER
     passphrase_text: str | None = None
     passphrase_vm: str | None = None
+    repository: bool = False
+    """Whether ``destination_path`` is a repository of incremental backups, on this host."""
+    keep: Keep = Keep()
+    """Which older backups of the repository stay after each new one. No rule at all: all of them."""
 
     def chooses(self, name: str, klass: str, tags: Sequence[str], included: bool) -> bool:
         """Whether a qube is part of the backup; ``included`` is its property ``include_in_backups``."""
@@ -67,6 +72,7 @@ def parse(data: bytes, what: str) -> Profile:
         raise ProfileError(f"{what} is empty, or no mapping of keys to values")
     known = {
         "include", "exclude", "destination_vm", "destination_path", "compression", "passphrase_text", "passphrase_vm",
+        "repository", "keep",
     }  # fmt: skip
     for key in found:
         if key not in known:
@@ -74,7 +80,7 @@ def parse(data: bytes, what: str) -> Profile:
                 f"{what} has the key {printable(str(key), 40)!r}; possible are {', '.join(sorted(known))}"
             )
     try:
-        return Profile(
+        made = Profile(
             destination_vm=str(names.qube_name(_text(found, "destination_vm", what) or ADMIN)),
             destination_path=_text(found, "destination_path", what) or "",
             include=_words(found, "include", what),
@@ -82,11 +88,25 @@ def parse(data: bytes, what: str) -> Profile:
             filter=_filter(found.get("compression", True)),
             passphrase_text=_text(found, "passphrase_text", what),
             passphrase_vm=_text(found, "passphrase_vm", what),
+            repository=_yes_or_no(found, "repository", what),
+            keep=keep_from(found.get("keep") or {}, f"{what}: keep"),
         )
     except ProfileError:
         raise
     except CasemateError as error:
         raise ProfileError(f"{what}: {error}") from None
+    if made.repository and made.destination_vm != ADMIN:
+        raise ProfileError(f"{what}: a repository is a directory of this host, so destination_vm must be {ADMIN}")
+    if made.keep and not made.repository:
+        raise ProfileError(f"{what}: keep is only possible with repository")
+    return made
+
+
+def _yes_or_no(found: Mapping[str, Any], key: str, what: str) -> bool:
+    value = found.get(key, False)
+    if not isinstance(value, bool):
+        raise ProfileError(f"{what}: {key} must be true or false")
+    return value
 
 
 def _filter(value: object) -> str:
@@ -127,6 +147,10 @@ def build(profile: Profile) -> bytes:
         "destination_path": profile.destination_path,
         "compression": profile.filter or False,
     }
+    if profile.repository:
+        content["repository"] = True
+    if profile.keep:
+        content["keep"] = profile.keep.as_mapping()
     if profile.include is not None:
         content["include"] = list(profile.include)
     if profile.exclude:

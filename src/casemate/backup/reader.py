@@ -79,9 +79,9 @@ class Verdict:
 @dataclass(slots=True)
 class Report:
     """What was found. ``verdicts`` has all that was asked for; ``home`` the admin qube's home directory (None: not
-    asked for)."""
+    asked for); ``header`` that of a backup in a file."""
 
-    header: BackupHeader
+    header: BackupHeader | None
     contents: Contents
     verdicts: dict[str, Verdict]
     home: Verdict | None

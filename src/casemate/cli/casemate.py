@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from casemate.cli import interop, net, store_tool, template, tool
+from casemate.cli import backup, interop, net, store_tool, template, tool
 from casemate.client.qubes import Qubes
 from casemate.settings import load
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
@@ -142,6 +142,7 @@ def make_parser() -> tool.Parser:
     trace.add_argument("--json", action="store_true", help="a line of JSON for each step")
     trace.set_defaults(body=_trace)
     net.add_to(commands)
+    backup.add_to(commands)
     interop.add_to(commands)
     clean = commands.add_parser("clean", help="end and remove what the tour has made")
     clean.add_argument("--all", action="store_true", help="remove also all qubes of this user, with their data")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from casemate.backup.profile import WEAK_BITS, check_passphrase, strength
 from casemate.wire.errors import CasemateError
 
+FILE_HELP = "file with the passphrase; - is standard input"
+"""Help of the option ``--passphrase-file``."""
 _LONGEST = 4096
 
 
@@ -24,7 +25,7 @@ def from_file(path: str) -> bytes:
                 line = file.readline(_LONGEST)
     except OSError as error:
         raise PassphraseInputError(f"{path}: {error.strerror}") from None
-    return check_passphrase(line.rstrip(b"\r\n").decode("utf-8", "surrogateescape"))
+    return _checked(line.rstrip(b"\r\n").decode("utf-8", "surrogateescape"))
 
 
 def asked(file: str | None, new: bool = False) -> bytes:
@@ -35,6 +36,8 @@ def asked(file: str | None, new: bool = False) -> bytes:
         found = _typed("Passphrase of the backup: ")
         if new and _typed("Once more: ") != found:
             raise PassphraseInputError("The two are not the same")
+    from casemate.backup.profile import WEAK_BITS, strength
+
     if new and strength(found.decode("utf-8", "replace")) < WEAK_BITS:
         sys.stderr.write(
             "This passphrase is weak: whoever gets the backup may try billions of them. Five random words are good.\n"
@@ -42,10 +45,16 @@ def asked(file: str | None, new: bool = False) -> bytes:
     return found
 
 
+def _checked(passphrase: str) -> bytes:
+    from casemate.backup.profile import check_passphrase  # needs installed packages, which not every tool looks for
+
+    return check_passphrase(passphrase)
+
+
 def _typed(prompt: str) -> bytes:
     import getpass
 
     try:
-        return check_passphrase(getpass.getpass(prompt))
+        return _checked(getpass.getpass(prompt))
     except EOFError:
         raise PassphraseInputError("There is no terminal to ask for the passphrase: give --passphrase-file") from None

@@ -17,6 +17,7 @@ broker get the parts that they ask of, as small protocols. What each part owns, 
       ▲── LeaseServer              ends one when the tool that asked for it is gone
       ▲── Preloads                 starts some before they are asked for, and gives them away
     Volumes                        nothing of its own: images in pools, sizes in the store
+    Backups ──▶ BackupJob          backups under way; the process that makes each (backup_jobs.py, backup_contents.py)
     Devices                        what the host's devices were at the last look
     Links                          the link processes, one per running qube
     Accounts, AccelerationProbe    under which user a qube runs; whether KVM works here

@@ -1,11 +1,13 @@
-"""Backups that the daemon makes: chooses the qubes, hands their files to the process that writes, tells how far it is.
+"""Backups that the daemon makes: chooses qubes, hands their volumes to the process that writes, tells how far it is.
 
 ::
 
     admin.backup.Execute ── Backups ── backup.profile    what, where to, which passphrase
                                |
-                               ├── Volumes.export        a volume as a raw image, one at a time, in STATE/spool
-                               └── backup.job            the process that compresses, encrypts and writes
+                               ├── backup_contents.py    which qubes, the copy of the store
+                               └── BackupJob             the process that writes, of one of two kinds:
+                                     backup.job              one file; Volumes.export puts an image into STATE/spool
+                                     backup.incremental.job  a repository; Volumes.serve lets it read over NBD
 
 A running qube is backed up as it was before its present run. Of a run in the midst nothing could be said about what its
 programs had on the disk.
@@ -14,33 +16,29 @@ programs had on the disk.
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
-import sys
+import secrets
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
-
-from lxml import etree
 
 from casemate.backup import profile as profiles
 from casemate.backup.container import DEFAULT_COST
 from casemate.backup.profile import Profile, ProfileError
+from casemate.engine.backup_contents import Chosen, encoded, files_of, store_copy
+from casemate.engine.backup_jobs import INCREMENTAL, ONE_FILE, BackupJob, Opener
 from casemate.engine.backup_places import file_place, qube_place
 from casemate.engine.guests import Guests
 from casemate.engine.qube_files import QubeFiles
-from casemate.engine.spool import spooled
+from casemate.engine.spool import spool, spooled
 from casemate.engine.states import States
 from casemate.engine.volumes import is_kept
 from casemate.host.hypervisor import PowerState
-from casemate.host.process import PACKAGE_PATH, Runner
-from casemate.model.domain import Domain
-from casemate.model.system import System
+from casemate.host.process import Runner
 from casemate.settings import Settings
-from casemate.store import writer
+from casemate.storage.nbd_export import EXPORT
+from casemate.storage.saved_state import Served
 from casemate.store.store import Store
 from casemate.wire import events as ev
 from casemate.wire import names
@@ -48,11 +46,8 @@ from casemate.wire.admin import ADMIN
 from casemate.wire.api_event import ApiEvent
 from casemate.wire.errors import BackupProfileNotFoundError, CasemateError, InUseError, StorageError, printable
 
-_JOB = (sys.executable, "-P", "-m", "casemate.backup.job")
 _PASSPHRASE_SECONDS = 120.0
-STALL_SECONDS = 900.0
-"""How long nothing may come out of the writing process before it is given up: its reader takes nothing any more."""
-_STOP_SECONDS = 10.0
+"""How long a qube may take to give a passphrase: a person may have to type it there."""
 
 
 class Exports(Protocol):
@@ -64,19 +59,12 @@ class Exports(Protocol):
     async def export(self, name: str, volume: str, target: Path) -> None:
         """Write a volume as a raw image into an empty file; of a running qube, as it was before its start."""
 
+    def serve(self, name: str, volume: str, address: Path, since: Sequence[str]) -> AbstractAsyncContextManager[Served]:
+        """Let a volume be read over NBD; of a running qube, as it was before its start."""
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A qube of the backup, its kept volumes, and the bytes that these take."""
 
-    domain: Domain
-    volumes: tuple[str, ...]
-    size: int
-
-    @property
-    def path(self) -> str:
-        """What the names of its files begin with."""
-        return f"vm{self.domain.qid}/"
+_Give = Callable[[str, str, dict[str, Any]], AbstractAsyncContextManager[dict[str, object]]]
+"""Makes a volume readable: qube, volume, what the process said."""
 
 
 class Backups:
@@ -125,7 +113,7 @@ class Backups:
         return "\n".join((*lines, f"{len(chosen)} qubes, {_size(total)} on the disk, to {target}", ""))
 
     async def execute(self, name: str) -> None:
-        """Make the backup; returns when it is complete. Cancelled or failed, it leaves nothing."""
+        """Make the backup; returns when it is complete. Cancelled or failed, it leaves nothing that looks like one."""
         profile = self._profile(name)
         if name in self._running:
             raise InUseError(f"A backup by the profile {name} is running already")
@@ -207,79 +195,60 @@ class Backups:
             share = min(99.9, 100 * count / expected)
             self._say(ev.BackupProgress(backup_profile=name, progress=f"{share:.1f}"))
 
-        order = self._order(chosen, passphrase, profile.filter)
-        async with self._destination(profile) as target:
-            await self._write(order, {one.path: one for one in chosen}, target, progress)
+        by_path = {one.path: one.domain.name for one in chosen}
+
+        def opener(give: _Give) -> Opener:
+            @asynccontextmanager
+            async def open_volume(said: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+                path, _slash, base = str(said["open"]).rpartition("/")
+                qube = by_path[f"{path}/"]
+                try:
+                    async with give(qube, base.removesuffix(".img"), said) as answer:
+                        yield answer
+                except CasemateError as error:
+                    raise StorageError(f"{qube}: {error}") from error
+
+            return open_volume
+
+        order = self._order(chosen, passphrase)
+        if profile.repository:
+            order |= {
+                "repository": profile.destination_path, "state": str(self._settings.state / "backup"),
+                "qubes": len(chosen), "keep": profile.keep.as_mapping(),
+            }  # fmt: skip
+            await BackupJob(self._runner, INCREMENTAL).run(order, opener(self._served), progress)
+        else:
+            order |= {"filter": profile.filter, "log_n": DEFAULT_COST.log_n}
+            async with self._destination(profile) as target:
+                await BackupJob(self._runner, ONE_FILE, target).run(order, opener(self._exported), progress)
         now = int(time.time())
         await asyncio.to_thread(self._note_time, [one.domain.name for one in chosen], now)
         self._say(ev.BackupProgress(backup_profile=name, progress="100"))
 
-    def _order(self, chosen: list[Chosen], passphrase: bytes, packed: str) -> dict[str, object]:
-        files: list[dict[str, str]] = []
-        for one in chosen:
-            files += [{"name": f"{one.path}{volume}.img"} for volume in one.volumes]
-            small = self._files.stored(one.domain.uuid)
-            if not one.volumes and not small:
-                small = {"empty": b""}  # a qube without any file would look lost
-            files += [{"name": one.path + name, "data": _encoded(data)} for name, data in small.items()]
+    def _order(self, chosen: list[Chosen], passphrase: bytes) -> dict[str, object]:
+        """What both forms of a backup need to be told."""
         return {
-            "passphrase": _encoded(passphrase),
-            "filter": packed,
-            "log_n": DEFAULT_COST.log_n,
-            "store": _encoded(_store_copy(self._store.snapshot(), {one.domain.qid: one for one in chosen})),
-            "files": files,
+            "passphrase": encoded(passphrase),
+            "store": encoded(store_copy(self._store.snapshot(), {one.domain.qid: one for one in chosen})),
+            "files": files_of(chosen, self._files),
         }
 
-    async def _write(
-        self, order: dict[str, object], by_path: dict[str, Chosen], target: int, progress: Callable[[int], None]
-    ) -> None:
-        pipe = asyncio.subprocess.PIPE
-        process = await self._runner.spawn(
-            [*_JOB, str(target)],
-            env={"PYTHONPATH": PACKAGE_PATH},
-            pass_fds=[target],
-            stdin=pipe,
-            stdout=pipe,
-        )
-        assert process.stdin is not None and process.stdout is not None
-        images = ExitStack()  # one at a time is in it
-        try:
-            await _send(process.stdin, order)
-            while line := await self._next(process.stdout):
-                said = json.loads(line)
-                if "open" in said:
-                    image = images.enter_context(spooled(self._store.path.parent, "backup"))
-                    await _send(process.stdin, await self._export(said["open"], by_path, image))
-                elif "close" in said:
-                    images.close()
-                elif "progress" in said:
-                    progress(said["progress"])
-                elif "error" in said:
-                    raise StorageError(f"The backup was not written: {printable(said['error'], 400)}")
-                elif "done" in said:
-                    return
-            raise StorageError(
-                "The backup was not written: the process that writes it ended; the daemon's log may say why"
-            )
-        finally:
-            images.close()
-            process.stdin.close()
-            await _ended(process)
+    @asynccontextmanager
+    async def _exported(self, name: str, volume: str, _said: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        """A copy of a volume as a raw image, for a backup that is one file."""
+        with spooled(self._store.path.parent, "backup") as image:
+            await self._volumes.export(name, volume, image)
+            yield {"path": str(image)}
 
-    async def _next(self, stream: asyncio.StreamReader) -> bytes:
-        try:
-            return await asyncio.wait_for(stream.readline(), STALL_SECONDS)
-        except TimeoutError:
-            raise StorageError(f"The backup was given up: nothing of it was taken for {STALL_SECONDS:g} s") from None
-
-    async def _export(self, file: str, by_path: dict[str, Chosen], image: Path) -> dict[str, str]:
-        path, _slash, base = file.rpartition("/")
-        name = by_path[f"{path}/"].domain.name
-        try:
-            await self._volumes.export(name, base.removesuffix(".img"), image)
-        except CasemateError as error:
-            return {"error": f"{name}: {error}"}
-        return {"path": str(image)}
+    @asynccontextmanager
+    async def _served(self, name: str, volume: str, said: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        """A volume over NBD, for a backup that reads only parts of it."""
+        address = spool(self._store.path.parent) / f"nbd-{secrets.token_hex(8)}"
+        async with self._volumes.serve(name, volume, address, [str(one) for one in said["since"]]) as served:
+            yield {
+                "address": str(address), "export": EXPORT, "size": served.size, "content": list(served.layers),
+                "changed": served.changed,
+            }  # fmt: skip
 
     def _destination(self, profile: Profile) -> AbstractAsyncContextManager[int]:
         if profile.destination_vm == ADMIN:
@@ -292,57 +261,6 @@ class Backups:
                 domain = transaction.system.domains.get(name)
                 if domain is not None and domain.has("backup_timestamp"):
                     domain.set_text("backup_timestamp", str(now))
-
-
-def _encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _store_copy(system: System, chosen: dict[int, Chosen]) -> bytes:
-    """The store with what a reader looks for: which qubes are in the backup, where, and how large they are.
-
-    Upstream's reader also wants label and template said of each qube, where ours leaves out what is the default.
-    """
-    root = etree.fromstring(writer.write(system))
-    for element in root.iterfind("domains/domain"):
-        qid = element.findtext("properties/property[@name='qid']")
-        domain = system.domains[element.findtext("properties/property[@name='name']") or ADMIN]
-        for key, named in (("label", domain.label), ("template", domain.template if domain.has("template") else None)):
-            properties = element.find("properties")
-            if named is not None and properties is not None and properties.find(f"property[@name='{key}']") is None:
-                etree.SubElement(properties, "property", name=key).text = named.name
-        features = element.find("features")
-        if features is None:
-            features = etree.SubElement(element, "features")
-        for feature in features.findall("feature"):
-            if str(feature.get("name")).startswith("backup-") or feature.get("name") in names.KEPT_FEATURES:
-                features.remove(feature)
-        one = chosen.get(int(qid)) if qid else None
-        marks = (
-            {"backup-content": "1", "backup-path": one.path, "backup-size": str(one.size)}
-            if one
-            else {"backup-content": ""}
-        )
-        for key, value in marks.items():
-            etree.SubElement(features, "feature", name=key).text = value
-    return etree.tostring(root, encoding="utf-8", xml_declaration=True)
-
-
-async def _send(stream: asyncio.StreamWriter, message: dict[str, object] | dict[str, str]) -> None:
-    try:
-        stream.write(json.dumps(message).encode("ascii") + b"\n")
-        await stream.drain()
-    except ConnectionError:
-        pass  # it has ended; what it said last tells why
-
-
-async def _ended(process: asyncio.subprocess.Process) -> None:
-    """See it gone: its input has ended, so it stops by itself; a derivation of a key may take it a moment."""
-    try:
-        await asyncio.wait_for(asyncio.shield(process.wait()), _STOP_SECONDS)
-    except TimeoutError:
-        process.kill()
-        await asyncio.shield(process.wait())
 
 
 def _size(count: int) -> str:

@@ -1,0 +1,251 @@
+"""``casemate backup``: incremental backups in a repository. Each verb is a function of its parsed command line.
+
+``create`` has the daemon do the work, which alone may read volumes. All other verbs work on the repository themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+
+from casemate.cli import passphrase, tool
+from casemate.cli.restore_options import add_options
+from casemate.client.qubes import Qubes
+from casemate.wire import names
+from casemate.wire.errors import CasemateError, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.backup.incremental.reader import IncrementalBackup
+    from casemate.backup.incremental.repository import Repository
+    from casemate.backup.incremental.retention import Keep
+
+PROG = "casemate backup"
+
+
+def _with_packages(body: tool.Body, args: argparse.Namespace, qubes: Qubes) -> int:
+    """Run a verb with installed packages, which the other commands of ``casemate`` start faster without."""
+    if sys.flags.no_site:
+        import site
+
+        site.main()
+    return body(args, qubes)
+
+
+def _repository(args: argparse.Namespace, qubes: Qubes, new: bool = False) -> Repository:
+    from pathlib import Path
+
+    from casemate.backup.incremental.repository import Repository
+
+    place = Path(os.path.abspath(args.REPOSITORY))  # noqa: PTH100  # links stay as they were said
+    state = qubes.transport.settings.state / "backup"
+    if not new:
+        Repository(place, b"", state).identity()  # before anybody types a passphrase
+    return Repository(place, passphrase.asked(args.passphrase_file, new=new), state)
+
+
+def _init(args: argparse.Namespace, qubes: Qubes) -> int:
+    _repository(args, qubes, new=True).borg.init()
+    sys.stderr.write(
+        "The repository is made. Its key is in it, encrypted by the passphrase. Without both nothing can be restored.\n"
+    )
+    return 0
+
+
+def _create(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.backup.incremental.repository import Repository
+    from casemate.backup.profile import Profile
+    from casemate.cli import backing_up
+
+    if args.profile is not None:
+        if args.REPOSITORY or args.VMNAME or args.exclude or args.passphrase_file or args.save_profile:
+            raise tool.UsageError("With --profile nothing else can be said about the backup")
+        return backing_up.by_profile(args, qubes, str(names.argument(args.profile)))
+    if args.REPOSITORY is None:
+        raise tool.UsageError("Give --profile, or the directory of the repository")
+    place = os.path.abspath(args.REPOSITORY)  # noqa: PTH100
+    profile = Profile(
+        destination_vm="dom0", destination_path=place, include=tuple(args.VMNAME) or None, exclude=tuple(args.exclude),
+        repository=True, keep=_keep(args),
+    )  # fmt: skip
+    from pathlib import Path
+
+    Repository(Path(place), b"", qubes.transport.settings.state / "backup").identity()
+    return backing_up.described(args, qubes, profile, args.save_profile, new=False)
+
+
+def _keep(args: argparse.Namespace) -> Keep:
+    from casemate.backup.incremental.retention import RULES, keep_from
+
+    return keep_from({rule: getattr(args, f"keep_{rule}") for rule in RULES}, "--keep-...")
+
+
+def _list(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.backup.incremental.repository import age
+    from casemate.cli.table import table
+
+    repository = _repository(args, qubes)
+    listing = repository.listing()
+    if args.BACKUP is None:
+        rows = [(one.id, age(one), str(one.qubes), _size(one.bytes)) for one in listing.snapshots]
+        sys.stdout.write(table([("BACKUP", "MADE", "QUBES", "NEW DATA"), *rows]))
+        return 0
+    from casemate.backup.incremental.reader import IncrementalBackup
+
+    found = repository.find(listing, args.BACKUP)
+    backup = IncrementalBackup(repository, repository.snapshot(found))
+    lines = [("NAME", "CLASS", "VOLUMES")]
+    for qube in backup.contents.qubes.values():
+        volumes = [
+            f"{image.name} {_size(one.size)}"
+            for name, image in qube.images.items()
+            if (one := backup.snapshot.volumes.get(f"{qube.path}{name}")) is not None
+        ]
+        lines.append((qube.name, qube.klass, ", ".join(volumes) or "-"))
+    sys.stdout.write(table(lines))
+    return 0
+
+
+def _diff(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.backup.incremental.compare import differences
+    from casemate.backup.incremental.reader import IncrementalBackup
+
+    repository = _repository(args, qubes)
+    listing = repository.listing()
+    with repository.held(shared=True):
+        old, new = (
+            IncrementalBackup(repository, repository.snapshot(repository.find(listing, wanted)))
+            for wanted in (args.OLD, args.NEW)
+        )
+    for line in differences(old, new):
+        sys.stdout.write(f"{printable(line, 500)}\n")
+    return 0
+
+
+def _verify(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.cli.restoring import verify
+
+    return _with_backup(args, qubes, lambda backup: verify(PROG, args, backup))
+
+
+def _restore(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.cli.restoring import restore_from
+
+    return _with_backup(args, qubes, lambda backup: restore_from(PROG, args, backup, qubes))
+
+
+def _with_backup(args: argparse.Namespace, qubes: Qubes, use: Callable[[IncrementalBackup], int]) -> int:
+    from casemate.backup.incremental.reader import IncrementalBackup
+
+    repository = _repository(args, qubes)
+    with repository.held(shared=True):
+        found = repository.find(repository.listing(), args.backup)
+        return use(IncrementalBackup(repository, repository.snapshot(found)))
+
+
+def _prune(args: argparse.Namespace, qubes: Qubes) -> int:
+    keep = _keep(args)
+    if not keep:
+        raise tool.UsageError("Say what is to be kept: --keep-last, --keep-daily, --keep-weekly ... with a number")
+    repository = _repository(args, qubes)
+    with repository.held():
+        listing = repository.listing()
+        doomed = repository.to_prune(listing, keep)
+        for one in listing.snapshots:
+            sys.stdout.write(f"{one.id} {'is removed' if one in doomed else 'is kept'}\n")
+        sys.stdout.flush()
+        if args.dry_run:
+            return 0
+        if doomed and not args.yes and not tool.confirmed("Remove these backups?", "Nothing was removed.\n"):
+            return 0
+        repository.prune(listing, doomed)
+    return 0
+
+
+def _check(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.backup.incremental.check import check
+
+    repository = _repository(args, qubes)
+    with repository.held():
+        found = check(repository, args.read_data, args.repair)
+    for line in found.lines:
+        sys.stdout.write(f"{printable(line, 500)}\n")
+    sys.stdout.flush()
+    if found.sound:
+        return 0
+    hint = "" if args.repair else f" Run {PROG} check --repair to take damaged data out, so that it is stored anew."
+    tool.say_error(PROG, f"The repository is damaged.{hint}" if found.damage else "Not every backup is whole")
+    return 1
+
+
+def _size(count: int) -> str:
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << shift:
+            return f"{count / (1 << shift):.1f} {unit}"
+    return f"{count} B"
+
+
+def add_to(commands: argparse._SubParsersAction[tool.Subparser]) -> None:
+    """Add the command with its verbs to ``casemate``."""
+    backup = commands.add_parser("backup", help="incremental backups in a repository")
+    verbs = backup.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=tool.Subparser)
+
+    def verb(name: str, body: tool.Body, text: str) -> tool.Subparser:
+        made = verbs.add_parser(name, help=text)
+        made.set_defaults(body=partial(_with_packages, body))
+        made.add_argument("-p", "--passphrase-file", metavar="FILE", help=passphrase.FILE_HELP)
+        made.add_argument("REPOSITORY", nargs="?" if name == "create" else None, help="directory of the repository")
+        return made
+
+    verb("init", _init, "make a repository in a new directory")
+    create = verb("create", _create, "back qubes up; what has not changed is neither read nor stored")
+    create.add_argument("VMNAME", nargs="*", help="qubes to be backed up (default: those with include_in_backups)")
+    create.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    create.add_argument("-x", "--exclude", action="append", default=[], metavar="VMNAME", help="not this qube")
+    create.add_argument("--profile", metavar="NAME", help="make the backup that this profile describes")
+    create.add_argument("--save-profile", metavar="NAME", help="keep what is said here as a profile of this name")
+    _add_rules(create)
+    listed = verb("list", _list, "show the backups of a repository, or the qubes of one")
+    listed.add_argument("BACKUP", nargs="?", help="a backup's id")
+    compared = verb("diff", _diff, "show what changed between two backups")
+    compared.add_argument("OLD", help="id of the older backup")
+    compared.add_argument("NEW", nargs="?", help="id of the newer one (default: the newest)")
+    for name, body, text in (
+        ("verify", _verify, "read qubes of a backup to their last byte; restore nothing"),
+        ("restore", _restore, "restore qubes of a backup; 0 only when all that was asked for is whole"),
+    ):
+        one = verb(name, body, text)
+        one.add_argument("VMNAME", nargs="*", help="only these qubes of the backup")
+        one.add_argument("--backup", metavar="BACKUP", help="a backup's id (default: the newest)")
+        if name == "restore":
+            one.add_argument("-y", "--yes", action="store_true", help="do not ask")
+            add_options(one)
+        else:
+            one.add_argument("-x", "--exclude", action="append", default=[], metavar="VMNAME", help="not this qube")
+    pruned = verb("prune", _prune, "remove backups that no rule keeps, and give their room back")
+    pruned.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    pruned.add_argument("-n", "--dry-run", action="store_true", help="only show what would be removed")
+    _add_rules(pruned)
+    checked = verb("check", _check, "find damage, and say which qubes of which backups it touches")
+    checked.add_argument("--read-data", action="store_true", help="also read all data and compare every byte")
+    checked.add_argument("--repair", action="store_true", help="take damaged data out, so that it is stored anew")
+
+
+def _add_rules(parser: tool.Subparser) -> None:
+    for rule, text in (
+        ("last", "the last N backups"), ("daily", "the newest of each of the last N days"),
+        ("weekly", "the newest of each of the last N weeks"), ("monthly", "the newest of each of the last N months"),
+        ("yearly", "the newest of each of the last N years"),
+    ):  # fmt: skip
+        parser.add_argument(f"--keep-{rule}", metavar="N", default=0, type=_count, help=f"keep {text}")
+
+
+def _count(text: str) -> int:
+    try:
+        return names.number(text, "number of backups", 0, 10_000)
+    except CasemateError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
