@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from casemate.backup.incremental.borg import Borg
+from casemate.wire.errors import CasemateError
 from tests.builders import wait_for
 from tests.component.test_backup_tools import PASSPHRASE, ROOT, SECONDS, BackupShell
 from tests.fakes.shell import found_by_tools
@@ -277,6 +279,33 @@ def test_killed_backups_leave_a_repository_that_works(shell: RepositoryShell) ->
     assert shell.volumes.images["work", "private"].rstrip(b"\0") == content
     shell.verb("prune", "-y", "--keep-last", "1")
     assert len(shell.archives()) == 2
+
+
+def test_a_cancelled_backup_is_none(shell: RepositoryShell) -> None:
+    shell.volumes.images["work", "private"] = os.urandom(300 << 20)
+    profile = shell.directory / "backup/daily.conf"
+    profile.write_text(
+        f"destination_path: {shell.repository}\nrepository: true\ninclude: [work]\npassphrase_text: {PASSPHRASE}\n"
+    )
+    errors: list[str] = []
+    client = shell.daemon.client()
+
+    def execute() -> None:
+        try:
+            client.call("admin.backup.Execute", "daily")
+        except CasemateError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=execute)
+    thread.start()
+    wait_for(lambda: len(_victims(os.getpid())) > 1, SECONDS)  # the job has started borg
+    shell.daemon.client().call("admin.backup.Cancel", "daily")
+    thread.join(SECONDS)
+    assert errors == ["The backup was cancelled"] and not _victims(os.getpid())
+    assert not list(shell.directory.glob("spool/*")) and shell.backups() == []
+    shell.verb("create", "--profile", "daily", "-y", status=2)
+    shell("casemate backup create -y --profile daily")
+    assert "whole" in shell.verb("verify")
 
 
 def test_the_passphrase_is_nowhere(shell: RepositoryShell, monkeypatch: pytest.MonkeyPatch) -> None:
