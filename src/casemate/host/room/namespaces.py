@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,31 @@ def _descriptors(pid: str) -> Room:
         raise
 
 
+def _refusal(error: int) -> str:
+    """Why the kernel makes no namespace for us, with what a person could change."""
+    why = f"a user namespace cannot be made: {os.strerror(error)}"
+    if error in (errno.ENOSPC, errno.EUSERS):
+        for limit in ("/proc/sys/user/max_user_namespaces", "/proc/sys/user/max_net_namespaces"):
+            try:
+                most = Path(limit).read_text().strip()
+            except OSError:
+                continue
+            if most == "0":
+                return f"this host forbids user namespaces ({limit} is 0)"
+        return f"this host has too many namespaces already (limits: /proc/sys/user/max_*_namespaces): {why}"
+    if error in (errno.EPERM, errno.EACCES):
+        for switch, off in (
+            ("/proc/sys/kernel/unprivileged_userns_clone", "0"),
+            ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
+        ):
+            try:
+                if Path(switch).read_text().strip() == off:
+                    return f"this host forbids user namespaces to ordinary users ({switch} is {off})"
+            except OSError:
+                continue  # a switch of other kernels
+    return why
+
+
 def make(owner: int | None) -> Room:
     """New, empty namespaces. ``owner`` is the user that they belong to, when we are root; None: we ourselves.
 
@@ -73,7 +99,7 @@ def make(owner: int | None) -> Room:
                 # setresuid() makes the process undumpable, and then its /proc files belong to root.
                 _libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE
             if _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
-                os.write(made_write, f"a user and network namespace: {os.strerror(ctypes.get_errno())}".encode())
+                os.write(made_write, _refusal(ctypes.get_errno()).encode())
             else:
                 Path("/proc/self/setgroups").write_text("deny")
                 Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
@@ -82,7 +108,7 @@ def make(owner: int | None) -> Room:
                 os.read(held_read, 1)
             status = 0
         except OSError as error:
-            os.write(made_write, f"a user and network namespace: {error.strerror}".encode())
+            os.write(made_write, _refusal(error.errno or 0).encode())
         finally:
             os._exit(status)
     os.close(made_write)

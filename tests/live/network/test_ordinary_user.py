@@ -1,0 +1,101 @@
+"""Everything without privileges: a net qube with an uplink and a client, by a user who is not root."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.builders import short_directory, wait_for
+from tests.live.network.conftest import PROBE
+from tests.live.network.ordinary import OrdinaryUser
+from tests.live.network.outside import HOST, OTHER, SERVER, Outside
+from tests.live.world import World
+
+pytestmark = pytest.mark.live
+
+
+@contextmanager
+def state_of_a_user(outside: Outside, namespaces: bool = True) -> Iterator[OrdinaryUser]:
+    with short_directory("cmu") as directory:
+        directory.chmod(0o711)
+        made = OrdinaryUser(directory, outside, namespaces)
+        try:
+            made.run("casemate", "template", "build", timeout=600)
+            yield made
+        finally:
+            made.run("casemate", "clean", "--all")
+            left = made.processes()
+            assert left == {}
+
+
+def reach(user: OrdinaryUser, qube: str, *places: tuple[str, str, int]) -> list[bool]:
+    named = [(str(number), *place) for number, place in enumerate(places)]
+    script = f"{PROBE}\nmain({named!r})\n".encode()
+    found = json.loads(user.run("qvm-run", "--pass-io", "-u", "root", qube, "python3 -", data=script).stdout)
+    return [found[str(number)] for number in range(len(places))]
+
+
+def in_room(user: OrdinaryUser) -> list[int]:
+    """The processes in the network namespace of the state's wires."""
+    inode = int((user.settings.run / "room").read_text())
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "ns/net").stat().st_ino == inode:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_user_without_privileges_has_the_whole_network(world: World, outside: Outside) -> None:
+    with state_of_a_user(outside) as user:
+        user.run("qvm-create", "-l", "red", "--prop", "provides_network=True", "--prop", "netvm=", "--prop",
+                 "memory=200", "sys-net")  # fmt: skip
+        user.run("qvm-features", "sys-net", "net.uplink", "pasta")
+        user.run("qvm-create", "-l", "blue", "--prop", "netvm=sys-net", "--prop", "memory=200", "work")
+        user.run("qvm-firewall", "work", "reset")
+        user.run("qvm-firewall", "work", "del", "--rule-no", "0")
+        user.run("qvm-firewall", "work", "add", "accept", f"dst4={SERVER}")
+        user.run("qvm-firewall", "work", "add", "accept", f"dst4={HOST}")
+        user.run("qvm-start", "work")
+        server, other = ("tcp", SERVER, 80), ("tcp", OTHER, 80)
+        # The host's address is not reached although a rule lets it: from the qube and from its net qube.
+        host = [("tcp", HOST, 80), ("tcp", HOST, 22), ("udp", HOST, 7)]
+        wait_for(lambda: reach(user, "work", server) == [True], 60)
+        assert reach(user, "work", server, other, *host) == [True, False, False, False, False]
+        assert reach(user, "sys-net", server, other, *host) == [True, True, False, False, False]
+        status = user.run("casemate", "status").stdout.decode()
+        assert "none for qubes" not in status
+
+        pids = in_room(user)
+        assert len(pids) >= 3  # two of QEMU, and the process that watches over the wires
+        names = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+        assert all("CapEff:\t0000000000000000" in text for text in names if "qemu" in text.splitlines()[0])
+        user.run("qvm-kill", "work")
+        user.run("qvm-kill", "sys-net")
+        wait_for(lambda: not any("pasta" in line for line in user.processes().values()), 30)
+        wait_for(lambda: len(in_room(user)) == 1, 30)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_where_user_namespaces_are_forbidden_only_wires_are_missing(world: World, outside: Outside) -> None:
+    with state_of_a_user(outside, namespaces=False) as user:
+        status = user.run("casemate", "status").stdout.decode()
+        line = next(line for line in status.splitlines() if line.startswith("network"))
+        assert "none for qubes" in line and "/proc/sys/user/max_user_namespaces" in line
+        user.run("qvm-create", "-l", "red", "--prop", "provides_network=True", "--prop", "netvm=", "--prop",
+                 "memory=200", "sys-net")  # fmt: skip
+        user.run("qvm-create", "-l", "blue", "--prop", "netvm=sys-net", "--prop", "memory=200", "work")
+        user.run("qvm-create", "-l", "black", "--prop", "netvm=", "--prop", "memory=200", "vault")
+        for name in ("sys-net", "work"):
+            done = user.run("qvm-start", name, status=None)
+            assert done.returncode != 0 and b"max_user_namespaces" in done.stderr, done
+            assert user.state(name) == "Halted"
+        user.run("qvm-start", "vault")
+        assert user.inside("vault", "ls /sys/class/net") == "lo"
+        assert user.run("casemate", "net", "show").returncode == 0
