@@ -13,13 +13,16 @@ from tests.builders import short_directory, wait_for
 from tests.live.network.conftest import PROBE
 from tests.live.network.ordinary import OrdinaryUser
 from tests.live.network.outside import HOST, OTHER, SERVER, Outside
-from tests.live.world import World
+from tests.live.world import BIN, World
 
 pytestmark = pytest.mark.live
 
 
 @contextmanager
 def state_of_a_user(outside: Outside, namespaces: bool = True) -> Iterator[OrdinaryUser]:
+    closed = [str(path) for path in BIN.parents if not path.stat().st_mode & 0o001]
+    if closed:
+        pytest.skip(f"other users cannot read this checkout: {', '.join(closed)}")
     with short_directory("cmu") as directory:
         directory.chmod(0o711)
         made = OrdinaryUser(directory, outside, namespaces)
