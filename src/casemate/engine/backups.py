@@ -110,7 +110,8 @@ class Backups:
         if profile.destination_vm != ADMIN:
             target = f"{profile.destination_vm}: {target}"
         total = sum(one.size for one in chosen)
-        return "\n".join((*lines, f"{len(chosen)} qubes, {_size(total)} on the disk, to {target}", ""))
+        count = "1 qube" if len(chosen) == 1 else f"{len(chosen)} qubes"
+        return "\n".join((*lines, f"{count}, {_size(total)} on the disk, to {target}", ""))
 
     async def execute(self, name: str) -> None:
         """Make the backup; returns when it is complete. Cancelled or failed, it leaves nothing that looks like one."""
