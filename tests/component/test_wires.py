@@ -27,6 +27,7 @@ WORK, MAIL, HIDDEN, NET = "10.137.0.12", "10.137.0.13", "10.137.0.14", "10.137.0
 FAKE = "192.168.1.2"
 WORK6, NET6 = "fd09:24ef:4179::a89:c", "fd09:24ef:4179::a89:3"
 OUTSIDE, HOST = "198.51.100.7", "192.0.2.2"
+OUTSIDE6, HOST6 = "2001:db8:2::7", "2001:db8:1::2"
 ACCEPT = {"action": "accept"}
 
 
@@ -69,7 +70,8 @@ class Lab:
         return answer
 
     def plan(self, *wires: dict[str, Any], serves: bool = True, hosts: tuple[str, ...] = (HOST,)) -> None:
-        self.ask(plan={"wires": list(wires), "served": [served()] if serves else [], "hosts": list(hosts)})
+        net = [served()] if serves else []
+        self.ask(plan={"wires": list(wires), "served": net, "hosts": list(hosts), "hosts6": [HOST6]})
 
     def begin(self) -> None:
         """Two qubes behind a net qube with an uplink; all counters at none."""
@@ -291,6 +293,43 @@ def test_the_uplink_cannot_pretend_to_be_a_qube(lab: Lab) -> None:
         assert lab.passes("x3", from_net(f.tcp(source, NET, 80, 1000, flags=0x12))) == set()
     assert lab.passes("x3", from_net(f.tcp(OUTSIDE, WORK, 80, 1000, flags=0x12))) == set()
     assert lab.counted()["x3-spoof"] == 3
+
+
+def test_an_uplink_carries_ipv6_of_a_net_qube_that_has_it(lab: Lab) -> None:
+    def out(source: str, target: str) -> set[str]:
+        return lab.passes("u3", from_work(f.tcp6(source, target, 1000, 80), 0x86DD))
+
+    def back(frame: bytes) -> set[str]:
+        return lab.passes("x3", from_net(frame, 0x86DD))
+
+    assert out(NET6, OUTSIDE6) == set(), "it has none yet"
+    lab.plan(wire(12, WORK, "d3", ip6=WORK6), wire(3, NET, "x3", uplink=True, ip6=NET6))
+    assert out(NET6, OUTSIDE6) == {"x3"}
+    before = lab.counted()
+    # This host's own address; its loopback and IPv4 in the clothes of IPv6; a qube's; a source that is not its own.
+    for source, target in ((NET6, HOST6), (NET6, "::1"), (NET6, f"::ffff:{HOST}"), (NET6, WORK6), (WORK6, OUTSIDE6)):
+        assert out(source, target) == set(), (source, target)
+    counted = lab.counted()
+    found = {
+        cause: counted.get(f"u3-{cause}", 0) - before.get(f"u3-{cause}", 0) for cause in ("host", "nowhere", "spoof")
+    }
+    assert found == {"host": 1, "nowhere": 3, "spoof": 1}
+
+    assert back(f.tcp6(OUTSIDE6, NET6, 80, 1000, flags=0x12)) == {"u3"}
+    assert back(f.icmp6(OUTSIDE6, NET6, 129)) == {"u3"}
+    assert back(f.tcp6(OUTSIDE6, NET6, 80, 1000)) == set(), "a connection inward"
+    assert back(f.tcp6(OUTSIDE6, WORK6, 80, 1000, flags=0x12)) == set()
+    assert back(f.tcp6(WORK6, NET6, 80, 1000, flags=0x12)) == set()
+    for kind in (134, 135, 136, 137):
+        assert back(f.icmp6("fe80::1", NET6, kind)) == set()
+
+
+def test_rules_about_ipv6_hold_at_an_uplink(lab: Lab) -> None:
+    rule = {"action": "accept", "proto": "tcp", "dst6": f"{OUTSIDE6}/128", "dstports": "80-80"}
+    lab.plan(wire(3, NET, "x3", rule, uplink=True, ip6=NET6))
+    assert lab.passes("u3", from_work(f.tcp6(NET6, OUTSIDE6, 1000, 80), 0x86DD)) == {"x3"}
+    assert lab.passes("u3", from_work(f.tcp6(NET6, OUTSIDE6, 1000, 443), 0x86DD)) == set()
+    assert lab.passes("u3", from_work(f.tcp6(NET6, "2001:db8:2::8", 1000, 80), 0x86DD)) == set()
 
 
 def test_a_wire_without_its_other_end_lets_nothing_through(lab: Lab) -> None:

@@ -47,7 +47,7 @@ class Lab:
         after = guard.parts(plan)
         taps = [*plan.taps({}), *(tap for tap in map(_uplink, plan.wires) if tap is not None)]
         if self.loaded is None:
-            commands = parts.everything(after, parts.host_addresses(told["hosts"], []))
+            commands = parts.everything(after, parts.host_addresses(told["hosts"], told["hosts6"]))
         else:
             commands = parts.changes(self.loaded, after)
         gone = [tap for tap in self.wires.names() if tap not in after]

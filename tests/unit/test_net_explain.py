@@ -14,8 +14,10 @@ from tests.builders import small_system
 
 
 def steps(rules: Sequence[str], host: str, port: int | None = None, proto: str = "tcp", *, uplink: bool = True,
-          running: bool = True) -> list[Step]:  # fmt: skip
+          running: bool = True, ipv6: bool = True) -> list[Step]:  # fmt: skip
     system = small_system()
+    if ipv6:
+        system.domains["net"].features["ipv6"] = "1"
     if uplink:
         system.domains["net"].features["net.uplink"] = "pasta"
     found: list[Rule] = [parse_rule(rule) for rule in rules]
@@ -87,3 +89,8 @@ def test_what_does_not_run_or_has_no_way_out_is_named() -> None:
 def test_no_place(host: str, port: int, proto: str) -> None:
     with pytest.raises(ValueInvalidError):
         parse_place(host, port, proto)
+
+
+def test_a_qube_without_ipv6_is_told_so() -> None:
+    found = steps(["action=accept"], "2001:db8::1", 22, ipv6=False)
+    assert [(step.where, step.passes, step.why) for step in found] == [("work", False, "work has no IPv6")]

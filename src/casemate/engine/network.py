@@ -267,7 +267,7 @@ class Network:
         async def there() -> bool:
             return tap in await self._wires.names()
 
-        await self._uplinks.start(domain.name, domain.qid, domain.ip or "", room, there)
+        await self._uplinks.start(domain.name, domain.qid, domain.ip or "", domain.ip6, room, there)
         # An interface of that name that went away took its chain with it, or left it without a device, as the kernel's
         # version is; and rules refer to interfaces by number. So the rules on both sides are to be loaded again.
         for name in (tap, upstream_tap(domain.qid)):

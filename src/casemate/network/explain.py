@@ -88,6 +88,8 @@ def _steps(
     yield from _never(place, own)
     at = domain
     while True:
+        if place.address is not None and place.address.version == 6 and at.ip6 is None:
+            yield Step(at.name, False, f"{at.name} has no IPv6", f"qvm-features {at.name} ipv6 1")
         netvm = at.netvm
         if netvm is None:
             yield _end(at)

@@ -37,6 +37,8 @@ NOWHERE = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0
 NOWHERE6 = ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8")
 _ANSWERS = (("icmp", [0, 3, 11, 12]), ("icmpv6", [1, 2, 3, 4, 129]))
 """Types of ICMP that answer something: echo replies and errors (RFC 792, RFC 4443)."""
+_DISCOVERY: Expression = {"range": [133, 137]}
+"""Types of ICMPv6 from router solicitation to redirect (RFC 4861)."""
 ARP_RATE = 10
 """ARP packets a second from a qube, in bursts of twice as many. Agents of ours need none: neighbours are permanent."""
 
@@ -84,7 +86,7 @@ def _qube_part(wire: Wire, reject: bool) -> Part:
             _counted(tap, "type"),
         ),
         four: (*_outgoing(wire), *_firewall(wire, 4, reject)),
-        six: tuple(_firewall(wire, 6, reject)) if wire.ip6 else (),
+        six: (*_outgoing6(wire), *_firewall(wire, 6, reject)) if wire.ip6 else (),
         f"w{wire.qid}": tuple(_forward(wire)),
         f"r{wire.qid}": tuple(_incoming(wire)),
     }
@@ -128,11 +130,10 @@ def _guard6(wire: Wire, chain: str) -> list[list[Expression]]:
     if wire.ip6 is None:
         return []
     tap = wire.tap
-    discovery = {"range": [133, 137]}  # router solicitation to redirect, RFC 4861
     return [
         _counted(tap, "spoof", match(field("ip6", "saddr"), wire.ip6, "!=")),
         _counted(tap, "nowhere", match(field("ip6", "daddr"), one_of([network(n) for n in NOWHERE6]))),
-        _counted(tap, "nowhere", match(field("icmpv6", "type"), discovery)),
+        _counted(tap, "nowhere", match(field("icmpv6", "type"), _DISCOVERY)),
         _counted(tap, "nowhere", match(field("udp", "sport"), 547)),  # a server of DHCPv6
         [match(field("ether", "type"), "ip6"), {"jump": {"target": chain}}],
     ]
@@ -146,6 +147,16 @@ def _outgoing(wire: Wire) -> list[list[Expression]]:
     return [
         _counted(wire.tap, "host", match(field("ip", "daddr"), f"@{HOST_SET[4]}")),
         _counted(wire.tap, "nowhere", match(field("ip", "daddr"), inner)),
+    ]
+
+
+def _outgoing6(wire: Wire) -> list[list[Expression]]:
+    """The same for IPv6."""
+    if not wire.uplink:
+        return []
+    return [
+        _counted(wire.tap, "host", match(field("ip6", "daddr"), f"@{HOST_SET[6]}")),
+        _counted(wire.tap, "nowhere", match(field("ip6", "daddr"), network(QUBES6))),
     ]
 
 
@@ -283,7 +294,7 @@ def _served_part(served: Served, clients: list[Wire]) -> Part:
             (
                 _counted(tap, "spoof", *_others(served.ip6, [QUBES6], "ip6")),
                 _counted(tap, "spoof", match(field("ip6", "saddr"), one_of([network(n) for n in NOWHERE6]))),
-                _counted(tap, "nowhere", match(field("icmpv6", "type"), {"range": [133, 137]})),
+                _counted(tap, "nowhere", match(field("icmpv6", "type"), _DISCOVERY)),
                 [{"vmap": {"key": field("ip6", "daddr"), "data": f"@{tap}-ip6"}}],
             )
             if served.ip6
@@ -303,11 +314,22 @@ def _served_part(served: Served, clients: list[Wire]) -> Part:
 def _uplink_part(wire: Wire) -> Part:
     """What comes from this host's network: to the net qube's address, from no qube's."""
     tap = wire.peer or ""
+    answer: Expression = {"goto": {"target": f"r{wire.qid}"}}
     rules: tuple[list[Expression], ...] = (
-        _other_kinds(tap, False),
+        _other_kinds(tap, bool(wire.ip6)),
         [match(field("arp", "daddr ip"), wire.ip), {"fwd": {"dev": wire.tap}}],
         _counted(tap, "spoof", *_others(None, QUBES, "ip")),
-        [match(field("ip", "daddr"), wire.ip), {"goto": {"target": f"r{wire.qid}"}}],
+        [match(field("ip", "daddr"), wire.ip), answer],
+        *(
+            (
+                _counted(tap, "spoof", *_others(None, [QUBES6], "ip6")),
+                # Neighbour discovery and router advertisements: the net qube's neighbour is permanent.
+                _counted(tap, "type", match(field("icmpv6", "type"), _DISCOVERY)),
+                [match(field("ip6", "daddr"), wire.ip6), answer],
+            )
+            if wire.ip6
+            else ()
+        ),
         _counted(tap, "type"),
     )
     return Part(tap, {tap: rules}, (f"{tap}-spoof", f"{tap}-type"), {})

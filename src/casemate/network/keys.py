@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from casemate.model.domain import Domain
 from casemate.network.plan import has_uplink, has_wire
-from casemate.network.uplink import GATEWAY
+from casemate.network.uplink import GATEWAY, GATEWAY6
 from casemate.wire.firewall import Rule, format_rule
 from casemate.wire.nft import DNS
 
@@ -27,8 +27,8 @@ def network_keys(domain: Domain, rules: Rules) -> dict[str, str]:
             "/qubes-ip": domain.ip if uplink else domain.visible_ip,
             "/qubes-netmask": _MASK if uplink else domain.visible_netmask,
             "/qubes-gateway": GATEWAY if uplink else domain.visible_gateway,
-            "/qubes-ip6": None if uplink else domain.visible_ip6,
-            "/qubes-gateway6": None if uplink else domain.visible_gateway6,
+            "/qubes-ip6": domain.ip6 if uplink else domain.visible_ip6,
+            "/qubes-gateway6": (GATEWAY6 if domain.ip6 else None) if uplink else domain.visible_gateway6,
             "/qubes-primary-dns": DNS[0],
             "/qubes-secondary-dns": DNS[1],
         }

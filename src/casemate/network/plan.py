@@ -161,7 +161,7 @@ def _wire(domain: Domain, mac: str, plugged: Mapping[str, Ends], uplink: bool, r
         mac=mac,
         ip=domain.ip or "",
         seen_ip=domain.visible_ip or domain.ip or "",
-        ip6=domain.ip6 if netvm is not None else None,
+        ip6=domain.ip6,
         peer=peer,
         uplink=netvm is None,
         inbound=domain.features.get(INBOUND_FEATURE) == "1",

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 GATEWAY = "10.139.255.254"
 """What a net qube with an uplink has as its gateway. pasta takes all frames, whatever address this is."""
+GATEWAY6 = "fd09:24ef:4179::a8b:fffe"
+"""The same for IPv6."""
 _TUN = Path("/dev/net/tun")
 _MTU = 1500
 _START_SECONDS = 10.0
@@ -68,10 +70,13 @@ class Uplinks:
         log.warning("the uplink of %s has ended", name)
         self.on_end(name)
 
-    async def start(self, name: str, qid: int, ip: str, room: Room, there: Callable[[], Awaitable[bool]]) -> None:
+    async def start(
+        self, name: str, qid: int, ip: str, ip6: str | None, room: Room, there: Callable[[], Awaitable[bool]]
+    ) -> None:
         """Give a qube its uplink: its interface is there, down, when this returns.
 
-        ``there`` tells whether the interface is there. UplinkError when pasta ends before that, or hangs.
+        ``ip`` and ``ip6`` are the qube's addresses; without ``ip6`` the uplink carries IPv4 alone. ``there`` tells
+        whether the interface is there. UplinkError when pasta ends before that, or hangs.
         """
         if self.adopt(name):
             return
@@ -84,8 +89,10 @@ class Uplinks:
             "--address", ip, "--netmask", "16", "--gateway", GATEWAY, "--mac-addr", SERVED_MAC, "--mtu", str(_MTU),
             # No way in, and none to this host's loopback by the gateway's address.
             "--no-map-gw", "--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none",
-            "--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra", "--ipv4-only", "--dns-forward", DNS[0],
+            "--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra", "--dns-forward", DNS[0],
         ]  # fmt: skip
+        # Where this host has no way to send IPv6, pasta carries IPv4 alone by itself.
+        argv += ["--ipv4-only"] if ip6 is None else ["--address", ip6, "--gateway", GATEWAY6]
         # On most hosts /dev/net/tun is everybody's. Else pasta's user is let in while pasta starts: it opens it once.
         let_in = self._user is not None and qemu_access.allow_user(_TUN, self._user)
         try:

@@ -51,8 +51,8 @@ class Qube:
 
 
 DECLARED = {
-    "sys-net": Qube(None, provides=True, uplink=True),
-    "sys-fw": Qube("sys-net", provides=True),
+    "sys-net": Qube(None, provides=True, uplink=True, ipv6=True),
+    "sys-fw": Qube("sys-net", provides=True, ipv6=True),
     "open": Qube("sys-fw", ipv6=True),
     "web": Qube(
         "sys-fw", rules=(f"action=accept proto=tcp dst4={SERVER} dstports=80", "action=accept specialtarget=dns")
@@ -87,7 +87,6 @@ class Net(World):
                 self.run("qvm-features", name, "ipv6", "1")
             if qube.rules is not None:
                 self.set_rules(name, *qube.rules)
-        self.run("qvm-features", "sys-fw", "ipv6", "1")
         for name in DECLARED:
             self.begin(name)
 

@@ -3,7 +3,7 @@
 ::
 
     tests' daemon, its pasta ─ namespace host: 192.0.2.2 ══ veth ══ 192.0.2.1 namespace internet: 198.51.100.0/24, DNS
-         its wire room below it
+         its wire room below it          2001:db8:1::2               2001:db8:1::1            2001:db8:2::/64
 
 Nothing of it touches interfaces of the real host. Both namespaces end with their processes.
 """
@@ -20,6 +20,7 @@ from tests.builders import wait_for
 
 HOST, GATEWAY = "192.0.2.2", "192.0.2.1"
 SERVER, OTHER, RESOLVER, MIRROR = "198.51.100.7", "198.51.100.8", "198.51.100.53", "198.51.100.80"
+HOST6, GATEWAY6, SERVER6, OTHER6 = "2001:db8:1::2", "2001:db8:1::1", "2001:db8:2::7", "2001:db8:2::8"
 HERE = Path(__file__).parent
 
 
@@ -38,22 +39,28 @@ class Outside:
         self._in(self.host, "ip", "link", "set", "lo", "up")
         self._in(self.host, "ip", "link", "add", "out0", "type", "veth", "peer", "name", "in0")
         self._in(self.host, "ip", "link", "set", "in0", "netns", str(self.internet))
-        for pid, name, address in ((self.host, "out0", HOST), (self.internet, "in0", GATEWAY)):
-            self._in(pid, "ip", "addr", "add", f"{address}/24", "dev", name)
+        for pid, name, four, six in (
+            (self.host, "out0", HOST, HOST6), (self.internet, "in0", GATEWAY, GATEWAY6)
+        ):  # fmt: skip
+            self._in(pid, "ip", "addr", "add", f"{four}/24", "dev", name)
+            self._in(pid, "ip", "addr", "add", f"{six}/64", "dev", name, "nodad")
             self._in(pid, "ip", "link", "set", name, "up")
         self._in(self.internet, "ip", "link", "set", "lo", "up")
         for address in (SERVER, OTHER, RESOLVER, MIRROR):
             self._in(self.internet, "ip", "addr", "add", f"{address}/32", "dev", "lo")
+        for address in (SERVER6, OTHER6):
+            self._in(self.internet, "ip", "addr", "add", f"{address}/128", "dev", "lo", "nodad")
         self._in(self.host, "ip", "route", "add", "default", "via", GATEWAY)
+        self._in(self.host, "ip", "route", "add", "default", "via", GATEWAY6)
         # pasta answers pings by a kind of socket that the system lets nobody use by default.
         self._in(self.host, "sh", "-c", "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range")
         self.mirror = directory / "mirror"
         self.mirror.mkdir()
-        for address in (SERVER, OTHER):
+        for address in (SERVER, OTHER, SERVER6, OTHER6):
             ports = (f"tcp:{address}:{port}" for port in (80, 443, 25))
             self._serve(self.internet, *ports, f"udp:{address}:7")
         self._serve(self.internet, f"dns:{RESOLVER}:{self._zone}", f"http:{MIRROR}:{self.mirror}")
-        self._serve(self.host, "tcp:80", "tcp:22", f"udp:{HOST}:7")
+        self._serve(self.host, "tcp:80", "tcp:22", f"udp:{HOST}:7", f"tcp:{HOST6}:80", f"udp:{HOST6}:7")
 
     def _namespace(self) -> int:
         process = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])

@@ -18,16 +18,20 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from casemate.wire.dns import parse_query
 
 
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def tcp(address: str, port: int) -> None:
-    listener = socket.socket()
+    listener = socket.socket(_family(address))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((address, port))
     listener.listen(64)
 
     def serve() -> None:
         while True:
-            connection, (client, _port) = listener.accept()
-            threading.Thread(target=echo, args=(connection, client), daemon=True).start()
+            connection, client = listener.accept()
+            threading.Thread(target=echo, args=(connection, client[0]), daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
 
@@ -45,7 +49,7 @@ def echo(connection: socket.socket, client: str) -> None:
 
 def udp(address: str, port: int) -> None:
     """Bound to one address: else answers would come from another one."""
-    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server = socket.socket(_family(address), socket.SOCK_DGRAM)
     server.bind((address, port))
 
     def serve() -> None:
@@ -80,9 +84,10 @@ def answer(data: bytes, zone: dict[str, object], stream: bool) -> bytes:
         for owner, address in entry.get("extra", ()):
             add(owner, 1, ttl, socket.inet_aton(address))
         if "cname" not in entry:
-            if asked.kind == 1:
-                for address in entry["a"]:
-                    add(name, 1, ttl, socket.inet_aton(address))
+            kind, family = (28, socket.AF_INET6) if asked.kind == 28 else (1, socket.AF_INET)
+            for address in entry["a"]:
+                if asked.kind == kind and _family(address) == family:
+                    add(name, kind, ttl, socket.inet_pton(family, address))
             break
         add(name, 5, ttl, _label(entry["cname"]))
         name = entry["cname"]

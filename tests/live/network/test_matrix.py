@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.live.network.conftest import DECLARED, PORT, Net
-from tests.live.network.outside import HOST, OTHER, SERVER
+from tests.live.network.outside import HOST, HOST6, OTHER, SERVER, SERVER6
 
 pytestmark = pytest.mark.live
 
@@ -21,6 +21,8 @@ def _places(net: Net) -> dict[tuple[str, str], tuple[str, str, int]]:
         found["host", protocol] = (protocol, HOST, port)
         for name in DECLARED:
             found[name, protocol] = (protocol, net.ip(name), PORT)
+        found["server by IPv6", protocol] = (protocol, SERVER6, port)
+        found["host by IPv6", protocol] = (protocol, HOST6, port)
     found["server port 443", "tcp"] = ("tcp", SERVER, 443)
     found["host port 22", "tcp"] = ("tcp", HOST, 22)
     for name in ("open", "sys-fw"):
@@ -40,6 +42,9 @@ def _declared(qube: str, what: str, protocol: str) -> bool:
         if me.rules is None:
             return chain
         return qube == "web" and (what, protocol) == ("server", "tcp")
+    if what == "server by IPv6":
+        # The rules of others name IPv4 addresses, which says nothing of IPv6.
+        return chain and me.rules is None
     # A net qube answers pings of the qubes that it serves, if their rules let them ask.
     return protocol == "icmp" and me.rules is None and what in (me.netvm, f"{me.netvm} by IPv6" if me.ipv6 else None)
 
