@@ -5,9 +5,11 @@ Source of the keys: upstream's ``qubes.backup``, and its tool ``qvm-backup --sav
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from casemate.backup import filters
@@ -15,11 +17,14 @@ from casemate.backup.errors import BackupError
 from casemate.backup.incremental.retention import Keep, keep_from
 from casemate.wire import names
 from casemate.wire.admin import ADMIN
-from casemate.wire.errors import CasemateError, printable
+from casemate.wire.errors import BackupProfileNotFoundError, CasemateError, printable
 
 MAX_SIZE = 64 * 1024
 """Limit of a backup (bytes): a profile."""
 DEFAULT_FILTER = "zstd"
+UPSTREAM_PROFILES = Path("/etc/qubes/backup")
+"""Where upstream's ``qvm-backup`` puts profiles of backups; for the state of the whole host too."""
+WHOLE_HOST_STATE = "/var/lib/casemate"
 
 
 class ProfileError(BackupError):
@@ -100,6 +105,27 @@ def parse(data: bytes, what: str) -> Profile:
     if made.keep and not made.repository:
         raise ProfileError(f"{what}: keep is only possible with repository")
     return made
+
+
+def find(name: str, directories: Sequence[Path]) -> Profile:
+    """The profile of a name, from the first directory that has it. ProfileError, BackupProfileNotFoundError."""
+    names.argument(name)
+    for directory in directories:
+        path = directory / f"{name}.conf"
+        try:
+            with open(path, "rb") as file:
+                return parse(file.read(MAX_SIZE + 1), str(path))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ProfileError(f"{path}: {error.strerror}") from None
+    raise BackupProfileNotFoundError(f"There is no backup profile {name!r} in {directories[0]}")
+
+
+def directories(state: Path) -> tuple[Path, ...]:
+    """Where the profiles of a state are looked for, in this order."""
+    own = state / "backup"
+    return (own, UPSTREAM_PROFILES) if os.fspath(state) == WHOLE_HOST_STATE else (own,)
 
 
 def _yes_or_no(found: Mapping[str, Any], key: str, what: str) -> bool:

@@ -8,7 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 
-from casemate.backup.profile import Profile, build
+from casemate.backup.profile import UPSTREAM_PROFILES, Profile, build
 from casemate.cli import passphrase, progress, tool
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Events
@@ -19,12 +19,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 
-_UPSTREAM = "/etc/qubes/backup"
-
 
 def by_profile(args: argparse.Namespace, qubes: Qubes, name: str) -> int:
     """Make the backup of a profile that is there, if the user wants it; the exit status."""
-    return _run(args, qubes, name) if _confirmed(args, qubes, name) else 0
+    return execute(args.quiet, qubes, name) if _confirmed(args, qubes, name) else 0
 
 
 def described(args: argparse.Namespace, qubes: Qubes, profile: Profile, save_as: str | None, new: bool = True) -> int:
@@ -42,7 +40,7 @@ def described(args: argparse.Namespace, qubes: Qubes, profile: Profile, save_as:
             return 0
         secret = passphrase.asked(args.passphrase_file, new=new).decode("utf-8", "surrogateescape")
         write_profile(path, build(replace(profile, passphrase_text=secret)))
-        status = _run(args, qubes, name)
+        status = execute(args.quiet, qubes, name)
         done = status == 0
         return status
     finally:
@@ -52,8 +50,6 @@ def described(args: argparse.Namespace, qubes: Qubes, profile: Profile, save_as:
 
 def profile_directory(qubes: Qubes) -> Path:
     """Where a profile can be put so that the daemon finds it: in its state, or where the group may write."""
-    from pathlib import Path
-
     own = qubes.transport.settings.state / "backup"
     try:
         own.mkdir(mode=0o700, exist_ok=True)
@@ -61,9 +57,9 @@ def profile_directory(qubes: Qubes) -> Path:
             return own
     except OSError:
         pass
-    if os.access(_UPSTREAM, os.W_OK):
-        return Path(_UPSTREAM)
-    raise CasemateError(f"You may write neither to {own} nor to {_UPSTREAM}, where profiles of backups are")
+    if os.access(UPSTREAM_PROFILES, os.W_OK):
+        return UPSTREAM_PROFILES
+    raise CasemateError(f"You may write neither to {own} nor to {UPSTREAM_PROFILES}, where profiles of backups are")
 
 
 def write_profile(path: Path, data: bytes) -> None:
@@ -83,12 +79,12 @@ def _confirmed(args: argparse.Namespace, qubes: Qubes, name: str) -> bool:
     return tool.confirmed("Make this backup?", "No backup was made.\n")
 
 
-def _run(args: argparse.Namespace, qubes: Qubes, name: str) -> int:
-    """Have the daemon make it, and show how far it is. An interrupt cancels it."""
+def execute(quiet: bool, qubes: Qubes, name: str) -> int:
+    """Have the daemon make the backup of a profile, and show how far it is. An interrupt cancels it."""
     failed: list[BaseException] = []
     over = threading.Event()
 
-    def execute() -> None:
+    def call() -> None:
         try:
             qubes.call("admin.backup.Execute", name)
         except CasemateError as error:
@@ -97,8 +93,8 @@ def _run(args: argparse.Namespace, qubes: Qubes, name: str) -> int:
             over.set()
 
     events = qubes.transport.events()
-    shown = progress.bar(100, "%", args.quiet)
-    work = threading.Thread(target=execute, daemon=True)
+    shown = progress.bar(100, "%", quiet)
+    work = threading.Thread(target=call, daemon=True)
     work.start()
     try:
         _follow(events, name, over, shown)
@@ -110,7 +106,7 @@ def _run(args: argparse.Namespace, qubes: Qubes, name: str) -> int:
         events.close()
     if failed:
         raise failed[0]
-    if not args.quiet:
+    if not quiet:
         sys.stderr.write("The backup is complete.\n")
     return 0
 

@@ -1,6 +1,7 @@
 """``casemate backup``: incremental backups in a repository. Each verb is a function of its parsed command line.
 
-``create`` has the daemon do the work, which alone may read volumes. All other verbs work on the repository themselves.
+``create`` and ``run`` have the daemon do the work, which alone may read volumes. ``schedule`` and ``unschedule`` speak
+with the host (backup_schedule.py). All other verbs work on the repository themselves.
 """
 
 from __future__ import annotations
@@ -182,6 +183,24 @@ def _check(args: argparse.Namespace, qubes: Qubes) -> int:
     return 1
 
 
+def _schedule(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.cli.backup_schedule import schedule
+
+    return schedule(args, qubes)
+
+
+def _unschedule(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.cli.backup_schedule import unschedule
+
+    return unschedule(args, qubes)
+
+
+def _run(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.cli.backup_schedule import run
+
+    return run(args, qubes)
+
+
 def _size(count: int) -> str:
     for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if count >= 1 << shift:
@@ -233,6 +252,26 @@ def add_to(commands: argparse._SubParsersAction[tool.Subparser]) -> None:
     checked = verb("check", _check, "find damage, and say which qubes of which backups it touches")
     checked.add_argument("--read-data", action="store_true", help="also read all data and compare every byte")
     checked.add_argument("--repair", action="store_true", help="take damaged data out, so that it is stored anew")
+
+    _add_schedules(verbs)
+
+
+def _add_schedules(verbs: argparse._SubParsersAction[tool.Subparser]) -> None:
+    def verb(name: str, body: tool.Body, text: str, profile: str, optional: bool = False) -> tool.Subparser:
+        made = verbs.add_parser(name, help=text)
+        made.set_defaults(body=partial(_with_packages, body))
+        made.add_argument("PROFILE", nargs="?" if optional else None, help=profile)
+        return made
+
+    planned = verb(
+        "schedule", _schedule, "have the backup of a profile made again and again; or list the schedules",
+        "name of a profile that has a passphrase (default: list what is scheduled)", optional=True,
+    )  # fmt: skip
+    planned.add_argument("WHEN", nargs="?", help="daily, weekly, hourly or a calendar expression of systemd")
+    ended = verb("unschedule", _unschedule, "remove a schedule", "name of the profile")
+    for one in (planned, ended):
+        one.add_argument("--root", default="/", help="directory to take for /, where units of systemd are")
+    verb("run", _run, "make the backup of a profile, as its timer does", "name of the profile")
 
 
 def _add_rules(parser: tool.Subparser) -> None:

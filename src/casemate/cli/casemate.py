@@ -27,6 +27,12 @@ def _status(args: argparse.Namespace, qubes: Qubes) -> int:
             continue
         shown = f"{value} ({qubes.transport.settings.origin})" if key == "state" else str(value)
         print(f"{key:<14} {printable(shown)}")
+    from casemate.cli import backup_schedule
+
+    if scheduled := backup_schedule.status_lines(qubes.transport.settings):
+        print("\nScheduled backups")
+        for line in scheduled:
+            print(f"  {line}")
     protections = status.get("protections", [])
     missing = [p for p in protections if not p["present"]]
     print(f"\nProtections: {len(protections) - len(missing)} present, {len(missing)} missing on this host")

@@ -24,6 +24,7 @@ from casemate.api.events import Subscriptions
 from casemate.api.guest_calls import GuestCalls
 from casemate.api.methods import INTERNAL, MISC
 from casemate.api.server import Server
+from casemate.backup.profile import directories as backup_profiles
 from casemate.daemon.autostart import Autostart
 from casemate.daemon.follow import Follower
 from casemate.daemon.status import HostStatus
@@ -89,8 +90,6 @@ DEFAULT_POLICY = "90-default.policy"
 SYSTEM_STATE = Path("/var/lib/casemate")
 UPSTREAM_DIRECTORY = Path("/var/run")
 """Where upstream's programs look. The state of the whole host is served there too; any other state is not."""
-UPSTREAM_PROFILES = Path("/etc/qubes/backup")
-"""Where upstream's ``qvm-backup`` puts profiles of backups; for the state of the whole host too."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +183,6 @@ def build(
     # The Admin API.
     events = Subscriptions(store)
     bus.subscribe(events.publish)
-    profiles = [settings.state / "backup"]
-    if settings.state == SYSTEM_STATE:
-        profiles.append(UPSTREAM_PROFILES)
     context = Context(
         store=store,
         events=events,
@@ -201,7 +197,9 @@ def build(
         host=HostStatus(settings, acceleration, states, policy, accounts, runner, report, preloads),
         permissions=Permissions(policy, systems),
         guests=guests,
-        backups=Backups(settings, store, states, volumes, files, runner, guests, bus.say, tuple(profiles)),
+        backups=Backups(
+            settings, store, states, volumes, files, runner, guests, bus.say, backup_profiles(settings.state)
+        ),
         firewalls=firewalls,
         policy=policy,
         network=report,

@@ -141,17 +141,7 @@ class Backups:
     # -- profile and choice
 
     def _profile(self, name: str) -> Profile:
-        names.argument(name)
-        for directory in self._directories:
-            path = directory / f"{name}.conf"
-            try:
-                with open(path, "rb") as file:
-                    return profiles.parse(file.read(profiles.MAX_SIZE + 1), str(path))
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise ProfileError(f"{path}: {error.strerror}") from None
-        raise BackupProfileNotFoundError(f"There is no backup profile {name!r} in {self._directories[0]}")
+        return profiles.find(name, self._directories)
 
     async def _choose(self, profile: Profile) -> list[Chosen]:
         if profile.include is not None and ADMIN in profile.include:
