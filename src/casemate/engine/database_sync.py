@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from casemate.engine.commits import after_each
 from casemate.engine.content import database_content, follows_changes
 from casemate.engine.states import States
-from casemate.model.changes import Change
 from casemate.model.domain import Domain
 from casemate.network.keys import Rules, commits
 from casemate.store.store import Store
@@ -57,14 +57,8 @@ class DatabaseSync:
 
     def start(self) -> None:
         """Follow the store from now on."""
-        self._loop = asyncio.get_running_loop()
-        self._store.subscribe(self._committed)
+        after_each(self._store, self._wake.set)
         self._task = asyncio.create_task(self._run())
-
-    def _committed(self, _changes: Sequence[Change]) -> None:
-        # Commits are announced in the thread that made them; an Event belongs to the loop's.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
 
     def heard(self, event: ApiEvent) -> None:
         """A listener for the bus: a qube that has just started may have missed a change during its start, and rules

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from casemate.engine.accounts import Accounts
+from casemate.engine.commits import after_each
 from casemate.engine.firewall import Firewalls
 from casemate.engine.steps import Start
 from casemate.engine.wires import Wires
@@ -29,7 +30,6 @@ from casemate.host.hypervisor import Hypervisor, Nic
 from casemate.host.own_addresses import AddressWatch, own_addresses
 from casemate.host.room.namespaces import NoRoomError
 from casemate.host.room.nft import Command
-from casemate.model.changes import Change
 from casemate.model.domain import Domain
 from casemate.network import guard, parts
 from casemate.network.parts import Part
@@ -108,7 +108,7 @@ class Network:
             self._plugged[name] = Ends(taps.get(upstream_tap(qid)), served_tap(qid) in taps)
             self._uplinks.adopt(name)
         self._complete = set(running)
-        self._store.subscribe(self._committed)
+        after_each(self._store, self.changed)
         self._uplinks.on_end = self._uplink_ended
         self._watch = AddressWatch(self.changed)
         if not self._wires.why:
@@ -134,11 +134,6 @@ class Network:
 
     def _uplink_ended(self, _name: str) -> None:
         self._loop.call_later(_AGAIN_SECONDS, self.changed)
-
-    def _committed(self, _changes: Sequence[Change]) -> None:
-        # Commits are announced in the thread that made them; an Event belongs to the loop's.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.changed)
 
     def changed(self) -> None:
         """Something that the plan is made of may have changed."""

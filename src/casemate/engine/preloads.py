@@ -24,13 +24,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from casemate.engine.bus import Bus
+from casemate.engine.commits import after_each
 from casemate.engine.disposables import Disposables
 from casemate.engine.guests import Guests
 from casemate.engine.power import Power
 from casemate.engine.states import States
 from casemate.host.hypervisor import PowerState
 from casemate.model import preloading
-from casemate.model.changes import Change
 from casemate.model.domain import Domain
 from casemate.model.system import System
 from casemate.store.store import Store
@@ -94,11 +94,10 @@ class Preloads:
 
     async def start(self) -> None:
         """Adopt what an earlier daemon left, then keep up with changes."""
-        self._loop = asyncio.get_running_loop()
         for domain in list(self._store.snapshot().domains.values()):
             if domain.klass == "DispVM" and not self._may_stay(domain):
                 await self._discard([domain.name], "the daemon ended before it was given away")
-        self._store.subscribe(self._committed)
+        after_each(self._store, self._wake.set)
         self._first = time.monotonic() + GAP_SECONDS
         self._worker = asyncio.create_task(self._run())
 
@@ -115,11 +114,6 @@ class Preloads:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _committed(self, _changes: Sequence[Change]) -> None:
-        # Commits are announced in the thread that made them; an Event belongs to the loop's.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
 
     def heard(self, event: ApiEvent) -> None:
         """A listener for the bus: a shutdown may have made volumes outdated, and an unpause is a use."""
@@ -149,7 +143,7 @@ class Preloads:
         system = self._store.snapshot()
         return [
             (one.name, len([n for n in preloading.listed(one) if self._states.of(n) is PowerState.PAUSED]), wanted)
-            for one in system.domains.values()
+            for one in preloading.templates(system)
             if (wanted := preloading.wanted(system, one))
         ]
 
@@ -303,7 +297,7 @@ class Preloads:
     async def _round(self) -> float | None:
         """Remove what is of no use, start one that is lacking. Seconds until the next look; None: until woken."""
         system = self._store.snapshot()
-        templates = [one for one in system.domains.values() if one.template_for_dispvms]
+        templates = preloading.templates(system)
         for template in templates:
             await self._prune(system, template)
         waits: list[float] = []

@@ -69,6 +69,16 @@ def wanted(system: System, template: Domain) -> int:
     return min(int(value), MOST) if _NUMBER.fullmatch(value) else 0
 
 
+def templates(system: System) -> list[Domain]:
+    """The disposable templates of which some are to wait, or do. Asked after each commit, so no property of a qube that
+    has nothing to do with it is looked at."""
+    found = [one for one in system.domains.values() if (of := one.state.features) and (MAX in of or PRELOADED in of)]
+    default = system.default_dispvm
+    if default is not None and MAX in system.admin.features and default not in found:
+        found.append(default)
+    return [one for one in found if one.template_for_dispvms]
+
+
 def delay(template: Domain) -> float:
     """Seconds from a use to the start of the next. Below zero: the next is started only when none is left."""
     value = template.features.check(DELAY, admin=True)
