@@ -57,10 +57,7 @@ def shell(
 ) -> Iterator[RepositoryShell]:
     with found_by_tools(tmp_path, monkeypatch, request_seconds=SECONDS) as daemon:
         found = RepositoryShell(daemon, capsys, tmp_path)
-        found("qvm-create -C TemplateVM -l black deb")
-        found("qubes-prefs default_template deb")
-        found("qvm-create -l blue work")
-        found("qvm-create -l red lab")
+        found.furnish()
         found.verb("init")
         yield found
 

@@ -44,6 +44,13 @@ class BackupShell(Shell):
         self.passphrase = directory / "passphrase"
         self.passphrase.write_text(PASSPHRASE + "\n")
 
+    def furnish(self) -> None:
+        """A template and two qubes."""
+        self("qvm-create -C TemplateVM -l black deb")
+        self("qubes-prefs default_template deb")
+        self("qvm-create -l blue work")
+        self("qvm-create -l red lab")
+
     def fill(self, qube: str, volume: str, seed: int) -> bytes:
         made = random.Random(seed)
         data = made.randbytes(200_000) + bytes(100_000) + made.randbytes(13)
@@ -90,10 +97,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(backups, "DEFAULT_COST", Cost(10))  # the usual cost takes half a second for each file
     with found_by_tools(tmp_path, monkeypatch, request_seconds=SECONDS) as daemon:
         found = BackupShell(daemon, capsys, tmp_path)
-        found("qvm-create -C TemplateVM -l black deb")
-        found("qubes-prefs default_template deb")
-        found("qvm-create -l blue work")
-        found("qvm-create -l red lab")
+        found.furnish()
         yield found
 
 

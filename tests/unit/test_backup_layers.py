@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import time
 from calendar import timegm
@@ -29,15 +30,15 @@ def packed(content: bytearray, runs: list[Run]) -> bytes:
     return b"".join(stream(len(content), runs, lambda at, length: content[at : at + length]))
 
 
+class Halting(io.BytesIO):
+    """Gives its data in pieces that fit nothing, as a pipe may."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(min(size or 0, 100_003))
+
+
 def reader(data: bytes) -> LayerReader:
-    view = memoryview(data)
-
-    def read(most: int) -> bytes:
-        nonlocal view
-        taken, view = bytes(view[: min(most, 100_003)]), view[most if most < 100_003 else 100_003 :]
-        return taken
-
-    return LayerReader(read, "it")
+    return LayerReader(Halting(data), "it")
 
 
 def shown(size: int, *streams: bytes) -> bytearray:

@@ -26,7 +26,7 @@ Backups that hold only what has changed have another form and another program th
 package of its own. Both programs (``job.py``, ``incremental/job.py``) speak with the daemon by ``job_line.py``.
 
 Profiles (``profile.py``) say what is backed up and where to; ``schedule.py`` records which of them a timer of the host
-runs, and how the last run ended.
+runs, and how the last run ended. ``whole_file.py`` writes such small files, ``sizes.py`` shows sizes to a person.
 
 Both the daemon, which writes, and the tool that restores use this package. It knows neither the store nor the Admin
 API: ``reader.Target`` and ``writer.Job`` are the seams. The format is described in docs/reference/backup-format.md.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from casemate.backup.errors import RefusedError
+from casemate.backup.errors import BackupError, RefusedError
 from casemate.backup.tar_header import BLOCK, Header, archive_end, padding, parse, pax_records, ustar
 from casemate.wire.errors import printable
 
@@ -105,15 +105,16 @@ def _block(stream: Readable) -> bytes | None:
     return first + exactly(stream, BLOCK - len(first), _CUT_HEADER) if first else None
 
 
-def exactly(stream: Readable, count: int, otherwise: str) -> bytes:
-    """So many bytes, also of a pipe; RefusedError, which says ``otherwise``, when the stream ends before."""
-    data = b""
-    while len(data) < count:
-        more = stream.read(count - len(data))
+def exactly(stream: Readable, count: int, otherwise: str, failure: type[BackupError] = RefusedError) -> bytes:
+    """So many bytes, also of a pipe; ``failure``, which says ``otherwise``, when the stream ends before."""
+    parts: list[bytes] = []
+    while count:
+        more = stream.read(count)
         if not more:
-            raise RefusedError(otherwise)
-        data += more
-    return data
+            raise failure(otherwise)
+        parts.append(more)
+        count -= len(more)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _extended(stream: Readable, header: Header) -> dict[str, str]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TypeVar
 
+from casemate.backup import whole_file
 from casemate.backup.errors import BackupError
 from casemate.wire import names
 
@@ -158,6 +159,11 @@ class Schedules:
         finally:
             os.close(fd)
 
+    def told(self, schedule: Schedule) -> str:
+        """A line that tells how the last run of a schedule ended. Raises ScheduleError."""
+        name = schedule.profile
+        return verdict(schedule, self.last_run(name), self.running(name), time.time())
+
     def running(self, name: str) -> bool:
         """Whether a run holds the lock of this schedule."""
         try:
@@ -216,15 +222,8 @@ def _read(path: Path, kind: type[_Record]) -> _Record | None:
 
 
 def _write(path: Path, record: dict[str, object]) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(fresh, "w", encoding="utf-8") as file:
-            json.dump(record, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        whole_file.replace(path, json.dumps(record).encode("ascii"))
     except OSError as error:
         raise ScheduleError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 
+from casemate.backup import whole_file
 from casemate.backup.profile import UPSTREAM_PROFILES, Profile, build
 from casemate.cli import passphrase, progress, tool
 from casemate.client.qubes import Qubes
@@ -32,14 +33,14 @@ def described(args: argparse.Namespace, qubes: Qubes, profile: Profile, save_as:
     """
     name = str(names.argument(save_as or f"backup-run-{os.getpid()}"))
     path = profile_directory(qubes) / f"{name}.conf"
-    write_profile(path, build(profile))
+    whole_file.replace(path, build(profile))
     done = False
     try:
         # The passphrase is asked for after the qubes were shown, and is in the file no longer than needed.
         if not _confirmed(args, qubes, name):
             return 0
         secret = passphrase.asked(args.passphrase_file, new=new).decode("utf-8", "surrogateescape")
-        write_profile(path, build(replace(profile, passphrase_text=secret)))
+        whole_file.replace(path, build(replace(profile, passphrase_text=secret)))
         status = execute(args.quiet, qubes, name)
         done = status == 0
         return status
@@ -60,15 +61,6 @@ def profile_directory(qubes: Qubes) -> Path:
     if os.access(UPSTREAM_PROFILES, os.W_OK):
         return UPSTREAM_PROFILES
     raise CasemateError(f"You may write neither to {own} nor to {UPSTREAM_PROFILES}, where profiles of backups are")
-
-
-def write_profile(path: Path, data: bytes) -> None:
-    """Write a profile that nobody but us can read. It may exist: then it is replaced."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "wb") as file:
-        file.write(data)
-    fresh.replace(path)
 
 
 def _confirmed(args: argparse.Namespace, qubes: Qubes, name: str) -> bool:

@@ -11,6 +11,7 @@ import os
 import sys
 from functools import partial
 
+from casemate.backup.sizes import readable
 from casemate.cli import passphrase, tool
 from casemate.cli.restore_options import add_options
 from casemate.client.qubes import Qubes
@@ -92,7 +93,7 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
     repository = _repository(args, qubes)
     listing = repository.listing()
     if args.BACKUP is None:
-        rows = [(one.id, age(one), str(one.qubes), _size(one.bytes)) for one in listing.snapshots]
+        rows = [(one.id, age(one), str(one.qubes), readable(one.bytes)) for one in listing.snapshots]
         sys.stdout.write(table([("BACKUP", "MADE", "QUBES", "NEW DATA"), *rows]))
         return 0
     from casemate.backup.incremental.reader import IncrementalBackup
@@ -102,7 +103,7 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
     lines = [("NAME", "CLASS", "VOLUMES")]
     for qube in backup.contents.qubes.values():
         volumes = [
-            f"{image.name} {_size(one.size)}"
+            f"{image.name} {readable(one.size)}"
             for name, image in qube.images.items()
             if (one := backup.snapshot.volumes.get(f"{qube.path}{name}")) is not None
         ]
@@ -199,13 +200,6 @@ def _run(args: argparse.Namespace, qubes: Qubes) -> int:
     from casemate.cli.backup_schedule import run
 
     return run(args, qubes)
-
-
-def _size(count: int) -> str:
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if count >= 1 << shift:
-            return f"{count / (1 << shift):.1f} {unit}"
-    return f"{count} B"
 
 
 def add_to(commands: argparse._SubParsersAction[tool.Subparser]) -> None:

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from casemate.backup.schedule import Schedule, ScheduleError, Schedules, profile_name, verdict
+from casemate.backup.schedule import Schedule, ScheduleError, Schedules, profile_name
 from casemate.cli import tool
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError, printable
@@ -128,8 +128,7 @@ def status_lines(settings: Settings) -> list[str]:
     schedules, lines = Schedules(settings.state), []
     try:
         for one in schedules.all():
-            text = verdict(one, schedules.last_run(one.profile), schedules.running(one.profile), time.time())
-            lines.append(f"{one.profile} ({one.when}): {text}")
+            lines.append(f"{one.profile} ({one.when}): {schedules.told(one)}")
     except (ScheduleError, OSError) as error:
         lines.append(f"UNKNOWN: {error}")
     return [printable(line, 600) for line in lines]
@@ -141,8 +140,7 @@ def _listed(qubes: Qubes) -> int:
     schedules = Schedules(_own(qubes).state)
     rows = [("PROFILE", "WHEN", "BY", "LAST RUN")]
     for one in schedules.all():
-        text = verdict(one, schedules.last_run(one.profile), schedules.running(one.profile), time.time())
-        rows.append((one.profile, one.when, one.timer, printable(text, 500)))
+        rows.append((one.profile, one.when, one.timer, printable(schedules.told(one), 500)))
     sys.stdout.write(table(rows))
     return 0
 

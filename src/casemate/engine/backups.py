@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from casemate.backup import profile as profiles
 from casemate.backup.container import DEFAULT_COST
 from casemate.backup.profile import Profile, ProfileError
+from casemate.backup.sizes import readable
 from casemate.engine.backup_contents import Chosen, encoded, files_of, store_copy
 from casemate.engine.backup_jobs import INCREMENTAL, ONE_FILE, BackupJob, Opener
 from casemate.engine.backup_places import file_place, qube_place
@@ -102,7 +103,7 @@ class Backups:
         """What a backup by this profile would have in it, for a person to read."""
         profile = self._profile(name)
         chosen = await self._choose(profile)
-        lines = [f"{one.domain.name:<32} {one.domain.klass:<14} {_size(one.size):>10}" for one in chosen]
+        lines = [f"{one.domain.name:<32} {one.domain.klass:<14} {readable(one.size):>10}" for one in chosen]
         for one in chosen:
             if self._states.of(one.domain.name) is not PowerState.HALTED:
                 lines.append(f"{one.domain.name} is running: what is backed up is its state from before this run")
@@ -111,7 +112,7 @@ class Backups:
             target = f"{profile.destination_vm}: {target}"
         total = sum(one.size for one in chosen)
         count = "1 qube" if len(chosen) == 1 else f"{len(chosen)} qubes"
-        return "\n".join((*lines, f"{count}, {_size(total)} on the disk, to {target}", ""))
+        return "\n".join((*lines, f"{count}, {readable(total)} on the disk, to {target}", ""))
 
     async def execute(self, name: str) -> None:
         """Make the backup; returns when it is complete. Cancelled or failed, it leaves nothing that looks like one."""
@@ -252,10 +253,3 @@ class Backups:
                 domain = transaction.system.domains.get(name)
                 if domain is not None and domain.has("backup_timestamp"):
                     domain.set_text("backup_timestamp", str(now))
-
-
-def _size(count: int) -> str:
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if count >= 1 << shift:
-            return f"{count / (1 << shift):.1f} {unit}"
-    return f"{count} B"

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from casemate.host.process import Runner, what_went_wrong
+from casemate.streams.long_address import shortened
 from casemate.wire.errors import StorageError
 
 EXPORT = "volume"
@@ -62,30 +62,25 @@ async def nbd_export(
 
 
 def _listener(address: Path) -> socket.socket:
-    """A listening socket at a path that may be longer than an address of a socket can be (108 bytes)."""
-    directory = os.open(address.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        listener.bind(f"/proc/self/fd/{directory}/{address.name}")
+        with shortened(address) as short:
+            listener.bind(short)
         address.chmod(0o600)
         listener.listen(4)
     except BaseException:
         listener.close()
         raise
-    finally:
-        os.close(directory)
     return listener
 
 
 async def _serves(address: Path) -> bool:
     """Whether the server greets a client: then the image is open. False when it has ended."""
-    directory = os.open(address.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        reader, writer = await asyncio.open_unix_connection(f"/proc/self/fd/{directory}/{address.name}")
+        with shortened(address) as short:
+            reader, writer = await asyncio.open_unix_connection(short)
     except OSError:
         return False
-    finally:
-        os.close(directory)
     try:
         async with asyncio.timeout(_READY_SECONDS):
             return await reader.readexactly(len(_GREETING)) == _GREETING

@@ -26,6 +26,7 @@ standard library alone and imports little of it, because it is also installed in
   first message of each. ``messages``: a socket that carries whole qrexec messages instead of bytes.
 * ``half_frame``, ``frame_budget``: what a peer may do with frames, in time and in number. ``descriptor_stream``: what
   the two kinds on descriptors share. ``exactly``: so many bytes of a socket, for programs that just wait.
+  ``long_address``: sockets with long paths.
 
 Rules that hold for every kind:
 

@@ -9,10 +9,11 @@ if TYPE_CHECKING:
 
 def exactly(sock: socket.socket, size: int) -> bytes:
     """So many bytes; EOFError when the other end closes the connection before, OSError as ``recv`` has it."""
-    data = b""
-    while len(data) < size:
-        more = sock.recv(size - len(data))
-        if not more:
+    data = bytearray(size)
+    left = memoryview(data)
+    while left:
+        got = sock.recv_into(left)
+        if not got:
             raise EOFError
-        data += more
-    return data
+        left = left[got:]
+    return bytes(data)

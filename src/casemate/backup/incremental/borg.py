@@ -82,10 +82,6 @@ class Borg:
         """Make the repository; its key is in it, encrypted by the passphrase. Parent directories must exist."""
         self._finished("init", "--encryption", "repokey", str(self.place))
 
-    def identity(self) -> str:
-        """The repository's id; also tells a wrong passphrase and a place that is no repository."""
-        return str(self._json("info", "--json", str(self.place))["repository"]["id"])
-
     def archives(self) -> list[Archive]:
         """All archives, oldest first."""
         found = self._json("list", "--json", "--format", "{name}{comment}", str(self.place))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from casemate.backup.errors import DamagedError
 from casemate.backup.incremental.nbd import Extent
+from casemate.backup.outer import Readable, exactly
 
 CLUSTER = 64 << 10
 MOST_RUNS = 1 << 18
@@ -168,11 +169,11 @@ def stream(size: int, runs: list[Run], read: Callable[[int, int], bytes | bytear
 
 
 class LayerReader:
-    """Reads one layer. ``read`` gives the next bytes of its stream: at most so many, none at its end."""
+    """Reads one layer from the stream of its archive."""
 
-    def __init__(self, read: Callable[[int], bytes], what: str) -> None:
+    def __init__(self, stream: Readable, what: str) -> None:
         """Reads its header; DamagedError."""
-        self._read = read
+        self._stream = stream
         self._what = what
         magic, self.size, count = _HEADER.unpack(self._exactly(_HEADER.size))
         if magic != _MAGIC or not 0 < self.size <= MAX_SIZE or count > MOST_RUNS:
@@ -197,18 +198,11 @@ class LayerReader:
             for first in range(run.first, run.end, PIECE):
                 count = min(PIECE, run.end - first)
                 yield Piece(first, count, memoryview(self._exactly(count * CLUSTER)))
-        if self._read(1):
+        if self._stream.read(1):
             raise DamagedError(f"{self._what} is longer than it says")
 
     def _exactly(self, count: int) -> bytes:
-        parts: list[bytes] = []
-        while count:
-            data = self._read(count)
-            if not data:
-                raise DamagedError(f"{self._what} ends too early")
-            parts.append(data)
-            count -= len(data)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return exactly(self._stream, count, f"{self._what} ends too early", DamagedError)
 
 
 def overlaid(full: Iterable[Piece], difference: Iterable[Piece]) -> Iterator[Piece]:

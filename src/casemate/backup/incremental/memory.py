@@ -8,11 +8,11 @@ was broken off is taken up where it stopped.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from casemate.backup import whole_file
 from casemate.backup.incremental.layer import Run
 from casemate.backup.incremental.snapshot import LayerRef, layer_ref
 
@@ -37,8 +37,7 @@ class Memory:
     """The content of the file. ``volumes`` is by ``QUBE_UUID/VOLUME``.
 
     ``stamp`` is the repository's last transaction that is known here, ``newest`` the id of its newest snapshot.
-    ``damaged``: a check has found damage that was
-    not repaired; what is stored now might rely on damaged data.
+    ``damaged``: a check has found damage that was not repaired; what is stored now might rely on damaged data.
     """
 
     path: Path
@@ -54,7 +53,7 @@ class Memory:
                 del self.volumes[key]
 
     def save(self) -> None:
-        """Write it. A process killed meanwhile leaves the old file or the new."""
+        """Write it."""
         volumes = {
             key: [
                 one.size, one.content, [layer.as_json() for layer in one.layers], one.clusters,
@@ -63,17 +62,8 @@ class Memory:
             for key, one in self.volumes.items()
         }  # fmt: skip
         whole = {"stamp": self.stamp, "newest": self.newest, "damaged": self.damaged, "volumes": volumes}
-        data = json.dumps(whole, separators=(",", ":"))
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self.path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        whole_file.replace(self.path, json.dumps(whole, separators=(",", ":")).encode("ascii"))
 
 
 def load(directory: Path, repository: str) -> Memory:

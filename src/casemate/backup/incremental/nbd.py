@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.backup.errors import BackupError
+from casemate.streams.exactly import exactly
+from casemate.streams.long_address import shortened
 
-LONGEST_READ = 4 << 20
-"""Bytes asked for at once. QEMU's server gives at most 32 MiB."""
 _STATUS_SPAN = 1 << 30
 """Bytes that one question for block status covers. An answer has at most about 8 MiB, in QEMU's server."""
 _MOST_REPLY = 64 << 20
@@ -59,11 +59,8 @@ class NbdClient:
         self.size = 0
         self._contexts: dict[int, str] = {}
         try:
-            directory = os.open(address.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                self._socket.connect(f"/proc/self/fd/{directory}/{address.name}")
-            finally:
-                os.close(directory)
+            with shortened(address) as short:
+                self._socket.connect(short)
             self._negotiate(export.encode("ascii"))
         except (OSError, struct.error) as error:
             self._socket.close()
@@ -119,7 +116,7 @@ class NbdClient:
     # -- requests
 
     def read(self, offset: int, length: int) -> bytearray:
-        """Bytes of the image, at most ``LONGEST_READ``."""
+        """Bytes of the image; at most 32 MiB, because QEMU's server gives no more at once."""
         out = bytearray(length)
         for kind, body in self._ask(_READ, offset, length):
             at = struct.unpack_from(">Q", body)[0] - offset if kind in (_DATA, _HOLE) else 0
@@ -172,14 +169,10 @@ class NbdClient:
             raise NbdError(f"The volume is not served any more: {error}") from None
 
     def _exactly(self, count: int) -> bytes:
-        data = bytearray(count)
-        view = memoryview(data)
-        while view:
-            got = self._socket.recv_into(view)
-            if not got:
-                raise NbdError("The server of the volume has gone")
-            view = view[got:]
-        return bytes(data)
+        try:
+            return exactly(self._socket, count)
+        except EOFError:
+            raise NbdError("The server of the volume has gone") from None
 
 
 def _both(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:

@@ -74,7 +74,7 @@ class IncrementalBackup:
             readers = []
             for layer in volume.layers:
                 stream = stack.enter_context(self._repository.reading(layer))
-                readers.append(LayerReader(stream.read, f"{layer.name} of {what}"))
+                readers.append(LayerReader(stream, f"{layer.name} of {what}"))
             if any(reader.size != volume.size for reader in readers):
                 raise DamagedError(f"{what} has layers of another size")
             sink.begin(volume.size)
