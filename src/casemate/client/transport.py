@@ -260,7 +260,7 @@ def send_request(connection: socket.socket, request: bytes) -> None:
     """Send a whole request. A daemon that has answered before it read all of it is no error: its answer waits."""
     try:
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
+        end_request(connection)
     except OSError as error:
         if error.errno not in _ANSWERED:
             raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror}") from error

@@ -149,11 +149,6 @@ def _change(path: Path, tag: int, ident: int, bits: int) -> None:
         raise HypervisorError(f"Cannot let qubes use {path}: {error.strerror}") from None
 
 
-def with_group(acl: bytes, mode: int, gid: int) -> bytes:
-    """A POSIX access list with read and write for one more group; from the mode bits where there was no list."""
-    return with_entry(acl, mode, _GROUP, gid, 6)
-
-
 def with_entry(acl: bytes, mode: int, tag: int, ident: int, bits: int) -> bytes:
     """A POSIX access list in which a user or group has these rights (0: no entry); empty where it need not be a list.
 

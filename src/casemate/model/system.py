@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from uuid import UUID
@@ -163,20 +164,21 @@ class System(Holder):
     def set(self, name: str, stored: Stored) -> None:
         """Set a global property. A new ``clockvm`` also gets the feature that tells programs in it to keep the time,
         and the one before loses it, as in Qubes OS."""
-        before = self.clockvm if name == "clockvm" else None
-        super().set(name, stored)
-        if name == "clockvm":
-            self._clockvm_changed(before)
+        with self._clock_follows(name):
+            super().set(name, stored)
 
     def reset(self, name: str) -> None:
         """Give a global property its default again, with the same consequence for ``clockvm``."""
-        before = self.clockvm if name == "clockvm" else None
-        super().reset(name)
-        if name == "clockvm":
-            self._clockvm_changed(before)
+        with self._clock_follows(name):
+            super().reset(name)
 
-    def _clockvm_changed(self, before: Domain | None) -> None:
+    @contextmanager
+    def _clock_follows(self, name: str) -> Iterator[None]:
+        before = self.clockvm
+        yield
         after = self.clockvm
+        if name != "clockvm":
+            return
         if before is not None and before is not after and before.features.get(CLOCK_FEATURE):
             before.features.remove(CLOCK_FEATURE)
         if after is not None and CLOCK_FEATURE not in after.features:
