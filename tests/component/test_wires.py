@@ -323,6 +323,12 @@ def test_an_uplink_carries_ipv6_of_a_net_qube_that_has_it(lab: Lab) -> None:
     for kind in (134, 135, 136, 137):
         assert back(f.icmp6("fe80::1", NET6, kind)) == set()
 
+    # A net qube that may be reached from outside is told of no routers and neighbours all the same.
+    lab.plan(wire(3, NET, "x3", uplink=True, ip6=NET6, inbound=True))
+    assert back(f.tcp6(OUTSIDE6, NET6, 80, 1000)) == {"u3"}
+    for kind in (134, 135, 136, 137):
+        assert back(f.icmp6(OUTSIDE6, NET6, kind)) == set()
+
 
 def test_rules_about_ipv6_hold_at_an_uplink(lab: Lab) -> None:
     rule = {"action": "accept", "proto": "tcp", "dst6": f"{OUTSIDE6}/128", "dstports": "80-80"}

@@ -69,6 +69,13 @@ MUTANTS = (
         'match(field("icmpv6", "type"), 250)),\n        _counted(tap, "nowhere", match(field("udp"',
     ),
     _guard(
+        "uplink6-discovery",
+        "N2: no router advertisements from the host's network",
+        '_counted(tap, "type", match(field("icmpv6", "type"), _DISCOVERY)),',
+        "",
+        f"{_WIRES}test_an_uplink_carries_ipv6_of_a_net_qube_that_has_it",
+    ),
+    _guard(
         "uplink6-host",
         "N1: the host's own addresses are out of reach by IPv6 too",
         '_counted(wire.tap, "host", match(field("ip6", "daddr"), f"@{HOST_SET[6]}")),',
