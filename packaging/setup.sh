@@ -33,6 +33,8 @@ newuidmap                               -       uidmap                       sha
 tcc                                     -       tcc                          tcc                           tcc                     tcc                      tinycc
 borg                                    tests   borgbackup                   borgbackup                    borg                    borgbackup               borgbackup
 mke2fs                                  -       e2fsprogs                    e2fsprogs                     e2fsprogs               e2fsprogs                e2fsprogs
+ip                                      tests   iproute2                     iproute                       iproute2                iproute2                 iproute2
+nft                                     tests   nftables                     nftables                      nftables                nftables                 nftables
 cpio                                    tests   cpio                         cpio                          cpio                    cpio                     cpio
 strace                                  tests   strace                       strace                        strace                  strace                   strace
 scrypt                                  tests   scrypt                       scrypt                        scrypt                  scrypt                   scrypt

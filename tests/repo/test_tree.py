@@ -90,7 +90,9 @@ def test_public_things_have_docstrings() -> None:
 def test_make_help_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", text, re.M))
-    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "-s", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert {line.split()[0] for line in shown.splitlines()} == targets
     declared = re.search(r"^\.PHONY: (.*)$", text, re.M)
     assert declared is not None and set(declared[1].split()) == targets
