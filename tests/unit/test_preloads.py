@@ -72,6 +72,13 @@ class Place:
     def disposables(self) -> list[str]:
         return [one.name for one in self.store.snapshot().domains.values() if one.klass == "DispVM"]
 
+    async def begun(self) -> str:
+        """The disposable that is being started, once its machine runs; see ``Settling.may``."""
+        self.feature("dvm", "preload-dispvm-max", "1")
+        await until(lambda: any(self.state(name) == "Running" for name in self.disposables()))
+        (name,) = self.disposables()
+        return name
+
     async def waits(self, count: int) -> list[str]:
         await until(lambda: len(self.waiting()) == count and len(self.disposables()) >= count)
         return self.waiting()
@@ -177,9 +184,7 @@ def test_who_asks_during_a_start_gets_what_is_started(run: Run) -> None:
     async def body(place: Place) -> None:
         place.guests.may.clear()
         async with working(place) as part:
-            place.feature("dvm", "preload-dispvm-max", "1")
-            await until(lambda: any(place.state(name) == "Running" for name in place.disposables()))
-            (name,) = place.disposables()
+            name = await place.begun()
             asked = asyncio.create_task(part.create("dvm"))
             await asyncio.sleep(0)
             place.guests.may.set()
@@ -348,8 +353,7 @@ def test_a_removal_during_a_start(run: Run) -> None:
     async def body(place: Place) -> None:
         place.guests.may.clear()
         async with working(place) as part:
-            place.feature("dvm", "preload-dispvm-max", "1")
-            await until(lambda: any(place.state(name) == "Running" for name in place.disposables()))
+            await place.begun()
             async with part.none_of("dvm"):
                 assert place.disposables() == []
             place.guests.may.set()
