@@ -142,6 +142,7 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$want" ]; then
     log=$(mktemp)
     if ! .venv/bin/pip install -q --disable-pip-version-check -r packaging/requirements.txt >"$log" 2>&1; then
         tail -n 20 "$log" >&2
+        rm -f "$log"
         exit 1
     fi
     rm -f "$log"

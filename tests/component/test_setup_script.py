@@ -21,9 +21,11 @@ def setup(tmp_path: Path, os_release: str, hidden: tuple[str, ...] = ()) -> subp
     script += "".join(f"mount --bind {tmp_path}/empty {path}\n" for path in hidden)
     # apt would be an escape: nothing may be installed by a test.
     script += f"mount --bind {tmp_path}/empty /usr/bin/apt-get\nexec {ROOT}/packaging/setup.sh\n"
+    # Where apt fails the script leaves its output for the person.
     return subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script], capture_output=True, text=True
-    )
+        ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script], capture_output=True, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
 
 
 def test_another_distribution_goes_on_when_all_is_there(tmp_path: Path) -> None:
