@@ -12,31 +12,18 @@ from pathlib import Path
 import pytest
 
 from casemate.qdb.client import QubesDB
-from casemate.qdb.server import DatabaseServer
-from casemate.qdb.session import Database
-from casemate.streams.listener import listen
-from casemate.streams.loop import Loop
 from casemate.wire import qfile
+from tests.component.served_database import served_database
 
 Run = Callable[..., tuple[int, bytes, bytes]]
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    """Socket of a database that a loop in a thread serves."""
+    """Socket of a database."""
     path = tmp_path / "qubesdb.sock"
-    loop, database = Loop(), Database()
-    database.write("/name", b"work")
-    database.write("/a/x", b"1\n\xff")
-    database.write("/a/y", b"")
-    DatabaseServer(loop, listen(str(path), 0o600), database)
-    stopping, wake = os.pipe()
-    loop.watch(stopping, 1, lambda _mask: loop.stop())
-    thread = threading.Thread(target=loop.run)
-    thread.start()
-    yield path
-    os.write(wake, b"x")
-    thread.join()
+    with served_database(path, {"/name": b"work", "/a/x": b"1\n\xff", "/a/y": b""}):
+        yield path
 
 
 @pytest.fixture

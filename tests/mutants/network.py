@@ -217,4 +217,21 @@ MUTANTS = (
         "    if False:\n",
         ("tests/unit/test_updates_proxy.py::test_anything_else_is_refused",),
     ),
+    Mutant(
+        "rules-lost",
+        "a net qube loads each change of rules",
+        "src/casemate/agent/net_qube.py",
+        "while changed := self._changed():",
+        "if changed := self._changed():",
+        ("tests/component/test_net_qube.py::test_rules_that_come_while_others_are_read_are_loaded_too",),
+    ),
+    Mutant(
+        "rules-untold",
+        "a net qube is told of rules also when an attempt broke off",
+        "src/casemate/engine/database_sync.py",
+        ", *(wanted if again else ())]",
+        "]",
+        ("tests/component/test_database_sync.py::test_rules_are_told_of_although_an_attempt_broke_off",),
+        slow=True,
+    ),
 )

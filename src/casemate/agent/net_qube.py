@@ -81,18 +81,25 @@ class NetQube:
         write_setting("ipv4/ip_forward", "1")
 
     def watch(self) -> None:
-        """Read what the database has told of changes."""
-        served, rules = False, set()
+        """Follow all changes that the database tells of.
+
+        A change that is told of while the rules of another are read waits in the client: the descriptor, which the
+        loop watches, is not readable for it. So this looks again until nothing is left.
+        """
+        while changed := self._changed():
+            if not changed.isdisjoint(_KEYS.values()):
+                self._follow_served()
+            for path in changed:
+                address = path.removeprefix(FIREWALL)
+                if any(address in addresses for addresses in self._served.values()):
+                    self._load_rules(address)
+
+    def _changed(self) -> set[str]:
+        """The keys that the database has told of until now."""
+        changed = set()
         while (path := self._database.read_watch(0)) is not None:
-            if path in _KEYS.values():
-                served = True
-            elif path.startswith(FIREWALL) and "/" not in path[len(FIREWALL) :]:
-                rules.add(path[len(FIREWALL) :])
-        if served:
-            self._follow_served()
-        for address in rules:
-            if any(address in addresses for addresses in self._served.values()):
-                self._load_rules(address)
+            changed.add(path)
+        return changed
 
     def _follow_served(self) -> None:
         """Have rules for the qubes that are served now, then the way to them."""

@@ -69,7 +69,8 @@ class BackupJob:
 
 async def _next(stream: asyncio.StreamReader) -> bytes:
     try:
-        return await asyncio.wait_for(stream.readline(), STALL_SECONDS)
+        async with asyncio.timeout(STALL_SECONDS):
+            return await stream.readline()
     except TimeoutError:
         raise StorageError(f"The backup was given up: nothing of it was taken for {STALL_SECONDS:g} s") from None
     except ValueError:
@@ -87,7 +88,8 @@ async def _send(stream: asyncio.StreamWriter, message: dict[str, object]) -> Non
 async def _ended(process: asyncio.subprocess.Process) -> None:
     """See it gone: its input has ended, so it stops by itself; a derivation of a key may take it a moment."""
     try:
-        await asyncio.wait_for(asyncio.shield(process.wait()), _STOP_SECONDS)
+        async with asyncio.timeout(_STOP_SECONDS):
+            await asyncio.shield(process.wait())
     except TimeoutError:
         process.kill()
         await asyncio.shield(process.wait())

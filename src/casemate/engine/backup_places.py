@@ -115,7 +115,8 @@ async def qube_place(settings: Settings, runner: Runner, qube: str, place: str) 
 
 async def _status(process: asyncio.subprocess.Process) -> int:
     try:
-        return await asyncio.wait_for(asyncio.shield(process.wait()), _STORED_SECONDS)
+        async with asyncio.timeout(_STORED_SECONDS):
+            return await asyncio.shield(process.wait())
     except TimeoutError:
         process.kill()
         await asyncio.shield(process.wait())

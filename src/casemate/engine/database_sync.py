@@ -29,6 +29,9 @@ from casemate.wire.errors import DisconnectedError
 
 log = logging.getLogger(__name__)
 
+_AGAIN_SECONDS = 2.0
+"""Before a database that could not be reached is tried again: its qube may be starting, or its link be hanging."""
+
 
 class Databases(Protocol):
     """Reaches the databases of running qubes."""
@@ -52,6 +55,7 @@ class DatabaseSync:
         self._timezone = timezone
         self._rules = rules
         self._written: dict[str, dict[str, str]] = {}
+        self._unfinished: set[str] = set()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -74,34 +78,44 @@ class DatabaseSync:
                 await self._task
 
     async def _run(self) -> None:
+        failed = False
         while True:
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN_SECONDS if failed else None):
+                    await self._wake.wait()
             self._wake.clear()
+            failed = False
             system = self._store.snapshot()
             running = [name for name in self._states.all() if name in system.domains]
             for name in self._written.keys() - set(running):
                 del self._written[name]  # its next start has a new database
+            self._unfinished.intersection_update(running)
             # One after the other: a qube whose link hangs costs the others its time limit, once.
             for name in running:
                 try:
                     await self._bring_up_to_date(system.domains[name])
                 except DisconnectedError as error:
                     log.debug("%s: its database is not brought up to date: %s", name, error)
+                    failed = True
 
     async def _bring_up_to_date(self, domain: Domain) -> None:
         name = domain.name
         content = database_content(domain, b"", self._timezone(), self._rules)
         wanted = {key: value for key, value in content.items() if follows_changes(key)}
-        before = self._written.get(name)
-        if wanted == before:
+        before = self._written.get(name, {})
+        again = name in self._unfinished
+        if name in self._written and wanted == before and not again:
             return
         there = await self._databases.database(name, "/")
         write = {key: value for key, value in wanted.items() if there.get(key) != value.encode()}
         # Only what we wrote is taken back: a person may have put keys of another kind there.
-        remove = [key for key in before or () if key in there and key not in wanted]
+        remove = [key for key in before if key in there and key not in wanted]
+        self._unfinished.add(name)
         if write or remove:
             await self._databases.change_database(name, write, remove)
-            # Last: a net qube applies the rules of a qube when it is told that they are whole.
-            if whole := commits([*write, *remove]):
-                await self._databases.change_database(name, dict.fromkeys(whole, ""), [])
+        # Last: a net qube applies the rules of a qube when it is told that they are whole. An attempt that broke off
+        # may have written rules without telling of it, so the next one tells of all.
+        if whole := commits([*write, *remove, *(wanted if again else ())]):
+            await self._databases.change_database(name, dict.fromkeys(whole, ""), [])
         self._written[name] = wanted
+        self._unfinished.discard(name)

@@ -47,7 +47,8 @@ class Guests:
                 return database.multiread(prefix)
 
         try:
-            return await asyncio.wait_for(asyncio.to_thread(read), _DATABASE_SECONDS)
+            async with asyncio.timeout(_DATABASE_SECONDS):
+                return await asyncio.to_thread(read)
         except TimeoutError:
             raise DisconnectedError(f"The database of {name} does not answer") from None
 
@@ -63,7 +64,8 @@ class Guests:
                     database.rm(key)
 
         try:
-            await asyncio.wait_for(asyncio.to_thread(change), _DATABASE_SECONDS)
+            async with asyncio.timeout(_DATABASE_SECONDS):
+                await asyncio.to_thread(change)
         except TimeoutError:
             raise DisconnectedError(f"The database of {name} does not answer") from None
 

@@ -169,7 +169,8 @@ class Lifecycle:
 
     async def wait_until_halted(self, name: str, seconds: float) -> None:
         """Return when a qube that is on its way down has halted; TimeoutError."""
-        await asyncio.wait_for(self._halted[name].wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await self._halted[name].wait()
 
     # -- what happens by itself
 

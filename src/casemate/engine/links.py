@@ -92,7 +92,8 @@ class Links:
         try:
             child.stdin.write(spec.to_json())
             child.stdin.close()
-            line = await asyncio.wait_for(child.stdout.readline(), 20)
+            async with asyncio.timeout(20):
+                line = await child.stdout.readline()
         except (TimeoutError, OSError):
             line = b""
         if line != b"listening\n":
@@ -156,7 +157,8 @@ class Links:
         except ProcessLookupError:
             pass
         try:
-            await asyncio.wait_for(gone, 10)
+            async with asyncio.timeout(10):
+                await gone
         finally:
             self._forget(name)
 

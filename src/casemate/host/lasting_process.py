@@ -66,7 +66,8 @@ class LastingProcess:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        await asyncio.wait_for(self._gone.wait(), _END_SECONDS)
+        async with asyncio.timeout(_END_SECONDS):
+            await self._gone.wait()
         os.close(self._pidfd)
 
     def release(self) -> None:

@@ -223,7 +223,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         _signal_group(process.pid, signal.SIGTERM)
         try:
-            await asyncio.wait_for(asyncio.shield(process.wait()), _GRACE_SECONDS)
+            async with asyncio.timeout(_GRACE_SECONDS):
+                await asyncio.shield(process.wait())
         except TimeoutError:
             pass
     _signal_group(process.pid, signal.SIGKILL)
