@@ -285,6 +285,11 @@ def test_the_uplink_reaches_outside_and_not_this_host(lab: Lab) -> None:
     assert lab.passes("u3", from_work(f.tcp(NET, WORK, 1000, 22))) == set()
     counted = lab.counted()
     assert (counted["u3-host"], counted["u3-nowhere"]) == (1, 1)
+    lab.ask(anew=1)
+    lab.plan(wire(12, WORK, "d3"), uplink(), hosts=(HOST, "198.18.0.0/24"))  # a network that is this host
+    assert lab.passes("u3", from_work(f.tcp(NET, "198.18.0.9", 1000, 22))) == set()
+    assert lab.passes("u3", from_work(f.tcp(NET, OUTSIDE, 1000, 80))) == {"x3"}
+    lab.begin()
     assert lab.passes("x3", from_net(f.tcp(OUTSIDE, NET, 80, 1000, flags=0x12))) == {"u3"}
 
 

@@ -16,6 +16,7 @@ from casemate.api.methods import METHODS
 from casemate.client.transport import send_request
 from casemate.wire import admin
 from casemate.wire.errors import CasemateError, ValueInvalidError, all_errors
+from casemate.wire.events import NetworkStatistics
 from tests.contract.upstream import CALLS, STREAMS, fits, names
 from tests.fakes.daemon import FakeDaemon, running
 from tests.fakes.host_devices import add_block
@@ -219,3 +220,24 @@ def test_statistics_of_what_runs(daemon: FakeDaemon) -> None:
         }  # fmt: skip
     qubes.call("admin.vm.Kill", "", "busy")
     qubes.remove("busy")
+
+
+def test_statistics_of_the_network(daemon: FakeDaemon) -> None:
+    qubes = daemon.client()
+    qubes.set(None, "stats_interval", "1")
+    figures = (1, 2, 3, 4, 9, "spoof=2 firewall=7")
+    daemon.parts.network.carried = [
+        NetworkStatistics(name, tap, *figures) for name, tap in (("other", "u8"), ("deb", "u7"))
+    ]
+    with qubes.transport.connect() as connection:
+        send_request(connection, admin.build_request("admin.vm.Stats", "", "deb"))
+        connection.settimeout(20)
+        reader, events = admin.EventReader(), []
+        while not any(event.name == "vm-network-stats" for event in events):
+            events += reader.feed(connection.recv(65536))
+    daemon.parts.network.carried = []
+    assert {event.subject for event in events[1:]} == {"deb"}
+    assert events[-1][2] == {
+        "interface": "u7", "sent_bytes": "1", "sent_packets": "2", "received_bytes": "3", "received_packets": "4",
+        "dropped": "9", "causes": "spoof=2 firewall=7",
+    }  # fmt: skip

@@ -373,10 +373,16 @@ class FakeHostStatus:
 
 
 class FakeNetwork:
-    """No network."""
+    """No network, but what a test puts in ``carried``."""
+
+    def __init__(self) -> None:
+        self.carried: list[ev.NetworkStatistics] = []
 
     async def report(self) -> dict[str, object]:
         return {"why": "none here", "qubes": []}
+
+    async def statistics(self) -> list[ev.NetworkStatistics]:
+        return self.carried
 
     async def enforce(self) -> None:
         pass
@@ -406,6 +412,7 @@ class FakeParts:
         self.volumes = FakeVolumes(store, self.states)
         self.free_memory = 4096
         """MiB that the host has left."""
+        self.network = FakeNetwork()
         self.disks = FakeDisks()
         self.sys = store.path.parent / "sys"
         kernel = FakeKernel(self.sys, self.sys / "proc", self.sys / "dev")
@@ -444,7 +451,7 @@ class FakeParts:
             host=FakeHostStatus(),
             permissions=permissions or FakePermissions(),
             guests=guests,
-            network=FakeNetwork(),
+            network=self.network,
             firewalls=Firewalls(QubeFiles(directory / "qubes"), self.bus.say),
             policy=PolicyFiles(directory / "policy.d", run_policy if run_policy.is_dir() else None),
             backups=Backups(

@@ -234,4 +234,20 @@ MUTANTS = (
         ("tests/component/test_database_sync.py::test_rules_are_told_of_although_an_attempt_broke_off",),
         slow=True,
     ),
+    Mutant(
+        "host-anycast",
+        "N1: the host's anycast addresses are out of reach",
+        "src/casemate/host/own_addresses.py",
+        "0x80000000 | 0x00100000",
+        "0x80000000",
+        ("tests/component/test_own_addresses.py::test_the_anycast_address_of_a_router_is_this_host",),
+    ),
+    Mutant(
+        "host-networks",
+        "N1: networks that are the host are out of reach",
+        "src/casemate/host/own_addresses.py",
+        "int(address, 16), int(length, 16)",
+        "int(address, 16), 128",
+        ("tests/component/test_own_addresses.py::test_addresses_and_local_networks_are_this_host",),
+    ),
 )

@@ -64,7 +64,7 @@ class Context:
         object.__setattr__(self, "imports", Imports(self.store, self.states, self.volumes, self.events))
         object.__setattr__(self, "files", QubeFiles(self.store.path.parent / "qubes"))
         object.__setattr__(self, "possible", Possible(self.store.path.parent / "kernels"))
-        object.__setattr__(self, "stats", Stats(self.store, self.states))
+        object.__setattr__(self, "stats", Stats(self.store, self.states, self.network))
 
     def may_see(self, source: str, method: str, name: str) -> bool:
         """Whether ``source`` may have ``name`` in the answer to ``method``: itself, and what the policy allows."""

@@ -16,6 +16,7 @@ from casemate.model.domain import Domain
 from casemate.model.system import PoolConfig
 from casemate.network.explain import Place
 from casemate.storage.driver import Driver
+from casemate.wire.events import NetworkStatistics
 from casemate.wire.recipe import Recipe
 
 
@@ -209,6 +210,9 @@ class Network(Protocol):
 
     async def report(self) -> Mapping[str, Any]:
         """Every qube with its way out, ready to be written as JSON."""
+
+    async def statistics(self) -> Sequence[NetworkStatistics]:
+        """What each interface of a qube has carried until now."""
 
     async def enforce(self) -> None:
         """Have the newest firewall rules hold on this host when this returns."""

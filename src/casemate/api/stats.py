@@ -1,25 +1,33 @@
-"""Statistics of running qubes as a stream: each ``stats_interval`` all are sampled once, for all subscribers."""
+"""Statistics of running qubes as a stream: each ``stats_interval`` all are sampled once, for all subscribers.
+
+The wire room is another process, so figures of the network are not in a subscriber's first burst, but in all others.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
+from collections.abc import Sequence
 
 from casemate.api.events import MAX_SUBSCRIPTIONS, FrameSink, Subscription, Visible
-from casemate.api.parts import States
+from casemate.api.parts import Network, States
 from casemate.store.store import Store
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError
-from casemate.wire.events import Connected, Statistics
+from casemate.wire.events import Connected, NetworkStatistics, Statistics
+
+log = logging.getLogger(__name__)
 
 
 class Stats:
     """All subscribers of statistics. Nothing is sampled while there are none."""
 
-    def __init__(self, store: Store, states: States) -> None:
+    def __init__(self, store: Store, states: States, network: Network) -> None:
         self._store = store
         self._states = states
+        self._network = network
         self._subscribers: list[Subscription] = []
         self._task: asyncio.Task[None] | None = None
         self._before: dict[str, tuple[float, int]] = {}
@@ -56,11 +64,19 @@ class Stats:
     async def _run(self) -> None:
         while self._subscribers:
             await asyncio.sleep(self._store.snapshot().stats_interval)
+            carried = await self._carried()
             self._subscribers = [s for s in self._subscribers if not s.gone()]
-            for event in self.sample():
+            for event in (*self.sample(), *carried):
                 for subscription in list(self._subscribers):
                     if subscription.wants(event.subject):
                         subscription.send_all(event)
+
+    async def _carried(self) -> Sequence[NetworkStatistics]:
+        try:
+            return await self._network.statistics()
+        except CasemateError as error:
+            log.warning("statistics of the network: %s", error)  # the room is being started anew
+            return ()
 
     def sample(self) -> list[Statistics]:
         """An event for the host and each running qube, as things are now."""

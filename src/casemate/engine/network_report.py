@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +17,7 @@ from casemate.network.explain import Place, explain
 from casemate.network.guard import DROPS
 from casemate.network.plan import has_uplink, has_wire, served_tap, uplink_tap, upstream_tap
 from casemate.store.store import Store
+from casemate.wire.events import NetworkStatistics
 
 
 class NetworkReport:
@@ -42,7 +43,7 @@ class NetworkReport:
         for domain in self._store.snapshot().domains.ordered():
             if not domain.has("netvm"):
                 continue
-            taps = (upstream_tap(domain.qid), served_tap(domain.qid), uplink_tap(domain.qid))
+            taps = _taps(domain)
             rules = self._firewalls.rules_or_none(domain) if has_wire(domain) else []
             qubes.append(
                 {
@@ -63,6 +64,24 @@ class NetworkReport:
             )
         return {"why": wires.why, "qubes": qubes}
 
+    async def statistics(self) -> list[NetworkStatistics]:
+        """What each interface of a qube has carried until now."""
+        wires = self._network.wires
+        traffic, counters = await wires.traffic(), await wires.counters()
+        found = []
+        for domain in self._store.snapshot().domains.ordered():
+            taps = [tap for tap in _taps(domain) if tap in traffic] if domain.has("netvm") else []
+            dropped = _dropped(taps, counters)
+            for tap in taps:
+                one, causes = traffic[tap], dropped.get(tap, {})
+                found.append(
+                    NetworkStatistics(
+                        domain.name, tap, one.sent_bytes, one.sent_packets, one.received_bytes, one.received_packets,
+                        sum(causes.values()), " ".join(f"{cause}={packets}" for cause, packets in causes.items()),
+                    )
+                )  # fmt: skip
+        return found
+
     async def enforce(self) -> None:
         """Have the newest rules hold on this host."""
         await self._network.enforce()
@@ -78,7 +97,12 @@ class NetworkReport:
         return [asdict(step) for step in steps]
 
 
-def _dropped(taps: tuple[str, ...], counters: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
+def _taps(domain: Domain) -> tuple[str, ...]:
+    """All interfaces that the host may have for a qube."""
+    return upstream_tap(domain.qid), served_tap(domain.qid), uplink_tap(domain.qid)
+
+
+def _dropped(taps: Sequence[str], counters: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
     """Packets by tap and cause, without those of which there were none."""
     found: dict[str, dict[str, int]] = {}
     for tap in taps:

@@ -67,7 +67,7 @@ def explain(
 ) -> list[Step]:
     """The way from a qube to a place, up to the first step that stops it.
 
-    ``own`` are this host's addresses. ``now`` is the time that rules with an end are measured by.
+    ``own`` are this host's addresses and networks. ``now`` is the time that rules with an end are measured by.
     """
     found: list[Step] = []
     for step in _steps(domain, place, rules, running, own, now):
@@ -112,7 +112,7 @@ def _never(place: Place, own: frozenset[str]) -> Iterator[Step]:
     address = place.address
     if address is None or str(address) in DNS:
         return
-    if str(address) in own:
+    if any(address in ip_network(one) for one in own):
         yield Step("this host", False, "it is an address of this host, which no qube reaches")
     inner, nowhere = ((QUBES6,), NOWHERE6) if address.version == 6 else (QUBES, NOWHERE)
     if any(address in ip_network(one) for one in nowhere):

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from casemate.wire.nft import network
+
 if TYPE_CHECKING:
     from casemate.wire.nft import Expression
 
@@ -92,18 +94,18 @@ def table() -> list[Command]:
     """The table and the sets that all parts share."""
     return [
         {"add": {"table": {"family": "netdev", "name": TABLE}}},
-        _add("set", name=HOST_SET[4], type="ipv4_addr"),
-        _add("set", name=HOST_SET[6], type="ipv6_addr"),
+        _add("set", name=HOST_SET[4], type="ipv4_addr", flags=["interval"]),
+        _add("set", name=HOST_SET[6], type="ipv6_addr", flags=["interval"]),
     ]
 
 
 def host_addresses(four: Iterable[str], six: Iterable[str]) -> list[Command]:
-    """Commands that replace the sets of this host's addresses."""
+    """Commands that replace the sets of this host's addresses and networks, of which no two may overlap."""
     commands: list[Command] = []
     for family, addresses in ((4, sorted(four)), (6, sorted(six))):
         commands.append({"flush": {"set": _named(HOST_SET[family])}})
         if addresses:
-            commands.append(_add("element", name=HOST_SET[family], elem=addresses))
+            commands.append(_add("element", name=HOST_SET[family], elem=[network(one) for one in addresses]))
     return commands
 
 

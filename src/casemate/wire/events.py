@@ -364,3 +364,21 @@ class Statistics(QubeEvent, names="vm-stats"):
     cpu_time: int
     cpu_usage: int
     online_vcpus: int
+
+
+class NetworkStatistics(QubeEvent, names="vm-network-stats"):
+    """As often, and on the same stream: one event for each network interface that the host has for the qube.
+
+    `interface` is the name of its tap. Bytes and packets since the tap was made, as the qube sees it: it `sent` or
+    `received` them. `dropped` are packets that the host's guard did not let pass, `causes` how many of them by cause,
+    such as `spoof=2 firewall=7`. Not an event of Qubes OS.
+    """
+
+    group = "Statistics"
+    interface: str
+    sent_bytes: int
+    sent_packets: int
+    received_bytes: int
+    received_packets: int
+    dropped: int
+    causes: str

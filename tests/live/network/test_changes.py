@@ -247,6 +247,17 @@ def test_drops_are_counted_and_shown(net: Net) -> None:
     assert net.run("casemate", "net", "show", "--svg").stdout.startswith(b"<svg")
     assert b"firewall" in net.run("casemate", "net", "stats").stdout
 
+    # And as events, for who follows them.
+    with net.start("qubesd-query", "-e", "dom0", "admin.vm.Stats", "shut") as query:
+        events = b""
+        try:
+            while b"firewall=" not in events:
+                events += (piece := os.read(query.stdout.fileno(), 65536))
+                assert piece, events
+        finally:
+            query.kill()
+    assert b"shut\0vm-network-stats\0" in events
+
 
 def test_explain_says_what_really_happens(net: Net) -> None:
     for qube, place, proto in (
