@@ -45,12 +45,13 @@ fix: setup ## format the code and mend what the linter can
 	@.venv/bin/ruff format src tests
 	@.venv/bin/ruff check --fix src tests
 
-bench: setup ## measure, as ratios within one run; the table goes to docs/reference/performance.md
+bench: setup-tests ## measure, as ratios within one run; the table goes to docs/reference/performance.md
 	@$(PYTHON) -m tests.bench
 	@$(PYTHON) -m tests.bench.store --write
 	@$(PYTHON) -m tests.bench.files_and_keys --write
 	@$(PYTHON) -m tests.bench.policy --write
 	@$(PYTHON) -m tests.bench.disposables --write
+	@$(PYTHON) -m tests.bench.network --write
 	@$(PYTHON) -m tests.bench.backup --write
 	@$(PYTHON) -m tests.bench.vchan --write
 	@$(PYTHON) -m tests.bench.api --write

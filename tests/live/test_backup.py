@@ -105,3 +105,47 @@ def test_only_what_a_run_has_written_is_backed_up_again(
     world.run("qvm-start", lab)
     assert world.inside(lab, "cat note") == "meanwhile"
     assert world.inside(lab, "sha256sum noise") == noise
+
+
+def loops(world: World) -> list[str]:
+    """Loop devices of files below the state directory."""
+    found = Path("/sys/block").glob("loop*/loop/backing_file")
+    return [str(path) for path in found if str(world.settings.state) in path.read_text()]
+
+
+@pytest.fixture
+def opener(world: World) -> Iterator[str]:
+    """A disposable template."""
+    world.run("qvm-create", "--label", "red", "--prop", "template_for_dispvms=True", "opener")
+    yield "opener"
+    wait_for(lambda: world.run("qvm-remove", "-f", "opener", status=None).returncode == 0)
+
+
+def test_a_file_of_a_backup_is_looked_at_in_a_disposable(
+    world: World, lab: str, opener: str, passphrase: str, tmp_path: Path
+) -> None:
+    repository = str(tmp_path / "repository")
+    base = ["casemate", "backup"]
+    world.run(*base, "init", "-p", passphrase, repository)
+    noise = world.inside(lab, "sha256sum noise")
+    world.run("qvm-shutdown", "--wait", lab)
+    world.run(*base, "create", "-y", "-p", passphrase, repository, lab)
+    before = set(world.qubes())
+    options = [*base, "open", "-p", passphrase, "--dispvm", opener]
+
+    # One word is a command line; its output, and its status, are the tool's. There is no network.
+    done = world.run(*options, repository, lab, "cat home/user/note; ls /sys/class/net; exit 7", status=7)
+    assert done.stdout == b"meanwhile\nlo\n"
+    assert world.run(*options, repository, lab, "sha256sum", "home/user/noise").stdout.split()[0].decode() in noise
+    done = world.run(*options, repository, lab, "touch home/user/new", status=1)
+    assert b"Read-only" in done.stderr
+    for words, why in (((lab, "--volume", "root"), b"no volume root"), (("nobody",), b"nobody is not in the backup")):
+        done = world.run(*options, *words[1:], repository, words[0], status=1)
+        assert why in done.stderr
+    # Without a command it waits for a line, or the end of the input. Killed, it leaves nothing either.
+    assert b"Press Enter" in world.run(*options, repository, lab).stderr
+    with world.start(*options, repository, lab, "echo there; sleep 1000") as tool:
+        assert tool.stdout is not None and tool.stdout.readline() == b"there\n"
+        assert loops(world)
+        tool.kill()
+    wait_for(lambda: set(world.qubes()) == before and not loops(world), 60)

@@ -140,6 +140,20 @@ def _restore(args: argparse.Namespace, qubes: Qubes) -> int:
     return _with_backup(args, qubes, lambda backup: restore_from(PROG, args, backup, qubes))
 
 
+def _open(args: argparse.Namespace, qubes: Qubes) -> int:
+    from tempfile import TemporaryFile
+
+    from casemate.cli.backup_open import fetch, show
+    from casemate.cli.calling import Disposable
+    from casemate.cli.loop_device import check_possible
+
+    check_possible()
+    # The disposable first: what is wrong with its template is known before a volume has been read for minutes.
+    with TemporaryFile(dir=qubes.transport.settings.state) as file, Disposable(qubes, args.dispvm) as name:
+        _with_backup(args, qubes, lambda backup: fetch(args, backup, file.fileno()))
+        return show(args, qubes, name, file.fileno())  # others may use the repository meanwhile
+
+
 def _with_backup(args: argparse.Namespace, qubes: Qubes, use: Callable[[IncrementalBackup], int]) -> int:
     from casemate.backup.incremental.reader import IncrementalBackup
 
@@ -239,6 +253,15 @@ def add_to(commands: argparse._SubParsersAction[tool.Subparser]) -> None:
             add_options(one)
         else:
             one.add_argument("-x", "--exclude", action="append", default=[], metavar="VMNAME", help="not this qube")
+    opened = verb("open", _open, "look into a volume of a backup, read-only, in a disposable without a network")
+    opened.add_argument("VMNAME", help="the qube whose volume it is")
+    opened.add_argument(
+        "COMMAND", nargs=argparse.REMAINDER,
+        help="what to run in the disposable, with the volume as its directory (default: wait until Enter is pressed)",
+    )  # fmt: skip
+    opened.add_argument("--backup", metavar="BACKUP", help="a backup's id (default: the newest)")
+    opened.add_argument("--volume", default="private", metavar="NAME", help="private (default) or root")
+    opened.add_argument("--dispvm", default="", metavar="TEMPLATE", help="of this disposable template")
     pruned = verb("prune", _prune, "remove backups that no rule keeps, and give their room back")
     pruned.add_argument("-y", "--yes", action="store_true", help="do not ask")
     pruned.add_argument("-n", "--dry-run", action="store_true", help="only show what would be removed")

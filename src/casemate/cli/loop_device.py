@@ -21,6 +21,13 @@ _INFO = struct.Struct("=56x64s112x")
 """struct loop_info64: what matters here is the name that the device shows, and the flags at 52."""
 _FLAGS_AT, _NAME_BYTES = 52, 63
 _TRIES = 20
+_CONTROL = "/dev/loop-control"
+
+
+def check_possible() -> None:
+    """CasemateError where this user cannot make a loop device: sooner than by trying."""
+    if not os.access(_CONTROL, os.R_OK | os.W_OK):
+        raise CasemateError(f"This needs a loop device, and {_CONTROL} is root's")
 
 
 class LoopDevice:
@@ -49,7 +56,7 @@ class LoopDevice:
 
     def _bind(self, file: int) -> str:
         for _try in range(_TRIES):
-            control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+            control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
             try:
                 number = fcntl.ioctl(control, _GET_FREE)
             finally:

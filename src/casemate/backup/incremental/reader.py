@@ -52,6 +52,21 @@ class IncrementalBackup:
                 verdict.why = "it was not reached"
         return report
 
+    def volumes_of(self, qube: StoredQube) -> dict[str, int]:
+        """The sizes of a qube's volumes that are in the backup, in bytes, by name."""
+        volumes = self.snapshot.volumes
+        return {
+            image.name: volumes[f"{qube.path}{name}"].size
+            for name, image in qube.images.items()
+            if f"{qube.path}{name}" in volumes
+        }
+
+    def read_volume(self, qube: StoredQube, name: str, target: Target) -> None:
+        """Read one volume that ``volumes_of`` has; DamagedError when it is not whole."""
+        for file, image in qube.images.items():
+            if image.name == name:
+                self._volume(qube, name, image.size, self.snapshot.volumes[f"{qube.path}{file}"], target)
+
     def _qube(self, qube: StoredQube, target: Target) -> None:
         volumes, small = self.snapshot.volumes, self.snapshot.small
         missing = [name for name in qube.images if f"{qube.path}{name}" not in volumes]
