@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def gone(world: World, name: str) -> None:
     world.run("qvm-remove", "-f", name, status=None)
 
 
+def running(world: World, name: str, pattern: str) -> list[str]:
+    """Processes in a qube with that in their command line; ``[]`` in the pattern keep the question itself out."""
+    found = world.inside(name, f"grep -ls '{pattern}' /proc/[0-9]*/cmdline || true")
+    return [line.split("/")[2] for line in found.splitlines()]
+
+
 @pytest.fixture
 def passphrase(tmp_path: Path) -> str:
     path = tmp_path / "passphrase"
@@ -66,7 +73,26 @@ def test_into_a_qube_and_back(world: World, lab: str, usable: str, passphrase: s
     wrong.write_text("no\n")
     done = world.run(*verify[:2], "-p", str(wrong), "-d", usable, f"{PLACE}/{name}", status=1)
     assert b"passphrase is wrong" in done.stderr
-    world.inside(usable, "! pgrep -f tar2qfile")  # told that we have had enough, it has ended
+    wait_for(lambda: not running(world, usable, "tar2[q]file"))  # told that we have had enough, it has ended
+
+    # By an id, which lasts as long as the call that registered the place.
+    by_id = ["qvm-backup-restore", "--verify-only", "-p", passphrase, "-d", usable, "--location-is-service"]
+    register = ["qvm-run", "--pass-io", "--service", "--", usable, "qubes.RegisterBackupLocation"]
+    with subprocess.Popen(register, env=world.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as registered:
+        assert registered.stdin is not None and registered.stdout is not None
+        registered.stdin.write(f"{PLACE}/{name}\n".encode())
+        registered.stdin.flush()
+        ident = registered.stdout.readline().decode().strip()
+        assert len(ident) == 8
+        world.run(*by_id, f"qubes.RestoreById+{ident}")
+        for wrong_id in ("", "../../etc/passwd", "nothing0"):
+            done = world.run(*by_id, f"qubes.RestoreById+{wrong_id}", status=None)
+            assert done.returncode != 0, wrong_id
+        # Killed, it leaves the file of its id behind; the id is worth nothing all the same.
+        (pid,) = running(world, usable, "Register[B]ackupLocation")
+        world.inside(usable, f"kill -9 {pid}")
+    done = world.run(*by_id, f"qubes.RestoreById+{ident}", status=1)
+    assert b"there is no backup of this id" in done.stderr
 
     world.run("qvm-backup-restore", "-y", "-p", passphrase, "-d", usable, f"{PLACE}/{name}")
     world.run("qvm-start", lab)

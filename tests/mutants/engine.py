@@ -144,7 +144,7 @@ MUTANTS = (
     ),
     Mutant(
         "expired-rule-allows", "a rule of the firewall ends when it says", "src/casemate/engine/qube_files.py",
-        "return [rule for rule in found if \"expire\" not in rule or int(rule[\"expire\"]) > now]", "return found",
+        "for rule in known[1] if \"expire\" not in rule or int(rule[\"expire\"]) > now]", "for rule in known[1]]",
         ("tests/unit/test_qube_files.py::test_rules_come_back_and_expire",),
     ),
     Mutant(

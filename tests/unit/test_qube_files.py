@@ -23,6 +23,10 @@ def test_rules_come_back_and_expire(tmp_path: Path) -> None:
     files.set_rules(uuid(1), [DROP, old, later])
     assert files.rules(uuid(1)) == [DROP, later] and files.has_rules(uuid(1))
     assert files.rules(uuid(2)) == [dict(ALLOW_ALL)], "rules are of one qube"
+    files.rules(uuid(1))[0]["action"] = "accept"
+    assert files.rules(uuid(1)) == [DROP, later], "nobody changes what others get"
+    QubeFiles(tmp_path).set_rules(uuid(1), [later])
+    assert files.rules(uuid(1)) == [later], "somebody else replaced them"
 
 
 @pytest.mark.parametrize(

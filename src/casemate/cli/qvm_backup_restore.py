@@ -31,7 +31,9 @@ def _members(args: argparse.Namespace) -> contextlib.AbstractContextManager[Iter
     if args.dest_vm not in (None, ADMIN):
         from casemate.client.backup_in_qube import backup_in_qube  # imports subprocess, which takes time
 
-        return backup_in_qube(args.dest_vm, args.backup_location)
+        return backup_in_qube(args.dest_vm, args.backup_location, args.location_is_service)
+    if args.location_is_service:
+        raise tool.UsageError("--location-is-service needs --dest-vm: the qube that has the service")
     return _of_this_host(args.backup_location)
 
 
@@ -63,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--ignore-size-limit", action=tool.Ignored, why="there is none: a backup is read as a stream")
     add("--auto-close", action=tool.Ignored, why="it opens no window")
     add("--paranoid-mode", "--plan-b", action=tool.Refused, why="a backup is read on this host, not in a disposable")
-    add("--location-is-service", action=tool.Refused, why="with --dest-vm a location is a file or a command there")
+    add(
+        "--location-is-service", action="store_true",
+        help="the location is a service of that qube, such as qubes.RestoreById+ID",
+    )  # fmt: skip
     add("backup_location", help="the backup: a file, or - for standard input")
     add("VMNAME", nargs="*", help="only these qubes of the backup")
     return tool.run(parser, _body, argv)

@@ -1,4 +1,4 @@
-"""Reads a backup that a qube keeps, by its service ``qubes.Restore``."""
+"""Reads a backup that a qube keeps, by its service ``qubes.Restore`` or another that answers in the same way."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ class QubeBackupError(CasemateError):
 
 
 @contextlib.contextmanager
-def backup_in_qube(qube: str, place: str) -> Iterator[Iterator[Member]]:
+def backup_in_qube(qube: str, place: str, is_service: bool = False) -> Iterator[Iterator[Member]]:
     """The members of a backup: ``place`` is its file in the qube, or a command that writes it.
+
+    With ``is_service`` it is a service that knows the place, such as ``qubes.RestoreById+ID``.
 
     What the qube says on its standard error is told, when it fails. However the reading ends, the qube hears of it and
     its service ends.
     """
     if "\n" in place or not place:
         raise QubeBackupError("The place of a backup in a qube must be one line")
+    service, begin = (place, "\n") if is_service else (SERVICE, f"{place}\n\n")
     process = subprocess.Popen(
-        [*_TOOL, qube, SERVICE], env={**os.environ, "PYTHONPATH": python_path()}, start_new_session=True,
+        [*_TOOL, qube, service], env={**os.environ, "PYTHONPATH": python_path()}, start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
@@ -46,7 +49,7 @@ def backup_in_qube(qube: str, place: str) -> Iterator[Iterator[Member]]:
     source = QfileSource(process.stdout, lambda data: os.write(process.stdin.fileno(), data))  # type: ignore[union-attr]
     try:
         with contextlib.suppress(BrokenPipeError):  # it has failed already; its status and words tell
-            os.write(process.stdin.fileno(), place.encode("utf-8", "surrogateescape") + b"\n\n")
+            os.write(process.stdin.fileno(), begin.encode("utf-8", "surrogateescape"))
         failed: CasemateError | None = None
         try:
             yield source.members()

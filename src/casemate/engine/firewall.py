@@ -41,10 +41,9 @@ class Firewalls:
             log.error("%s has no network until this is mended: %s", domain.name, error)
             return None
 
-    async def replace(self, domain: Domain, rules: Sequence[Rule]) -> None:
-        """Replace all rules of the qube and announce it."""
+    async def write(self, domain: Domain, rules: Sequence[Rule]) -> None:
+        """Replace all rules of the qube. Nobody hears of it before ``announce``."""
         await asyncio.to_thread(self._files.set_rules, domain.uuid, rules)
-        self.announce(domain)
 
     def announce(self, domain: Domain) -> None:
         """Have everybody read the rules again."""

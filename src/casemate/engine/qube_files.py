@@ -34,6 +34,7 @@ class QubeFiles:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._writing = threading.Lock()
+        self._parsed: dict[UUID, tuple[bytes, list[Rule]]] = {}
 
     def _path(self, uuid: UUID, name: str) -> Path:
         return self._directory / str(uuid) / name
@@ -69,10 +70,19 @@ class QubeFiles:
         data = self._read(uuid, "firewall.xml", MAX_FIREWALL)
         if data is None:
             return [dict(ALLOW_ALL)]
+        # Each change of the collection asks for the rules of all running qubes. Parsing 256 takes 5 ms; the file itself
+        # is read each time, so nothing old is ever returned.
+        known = self._parsed.get(uuid)
+        if known is None or known[0] != data:
+            known = self._parsed[uuid] = data, self._parse(uuid, data)
+        now = time.time()
+        return [dict(rule) for rule in known[1] if "expire" not in rule or int(rule["expire"]) > now]
+
+    def _parse(self, uuid: UUID, data: bytes) -> list[Rule]:
         parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
         try:
             root = etree.fromstring(data, parser)
-            found = [
+            return [
                 firewall.rule_of(
                     firewall.stored_part(str(p.get("name")), p.text or "") for p in rule.iterfind("properties/property")
                 )
@@ -80,8 +90,6 @@ class QubeFiles:
             ]
         except (etree.XMLSyntaxError, ValueInvalidError) as error:
             raise StoreError(f"{self._path(uuid, 'firewall.xml')}: {error}") from error
-        now = time.time()
-        return [rule for rule in found if "expire" not in rule or int(rule["expire"]) > now]
 
     def set_rules(self, uuid: UUID, rules: Sequence[Rule]) -> None:
         """Replace the qube's firewall rules."""
@@ -141,6 +149,7 @@ class QubeFiles:
     def remove(self, uuid: UUID) -> None:
         """Remove the files of a qube that was removed."""
         remove_tree(self._directory / str(uuid))
+        self._parsed.pop(uuid, None)
 
 
 def _firewall_file(rules: Sequence[Rule]) -> bytes:

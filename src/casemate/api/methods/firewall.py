@@ -26,8 +26,11 @@ async def set_rules(context: Context, dest: Domain, payload: str = "") -> None:
     """Replace all rules of the qube; where one is wrong, nothing is changed. They hold on this host when this returns,
     in the net qube a moment later."""
     _need_firewall(dest)
-    await context.firewalls.replace(dest, parse_rules(payload))
-    await context.network.enforce()
+    await context.firewalls.write(dest, parse_rules(payload))
+    try:
+        await context.network.enforce()  # before others hear of it: the caller waits for this alone
+    finally:
+        context.firewalls.announce(dest)
 
 
 @method("admin.vm.firewall.Reload", Access.EXECUTE)
