@@ -136,7 +136,10 @@ def test_machine_outlives_its_owner_and_is_found_again(
     assert "casemate: a guest runs here" in console(machine)
     assert second.do("await", **machine, kind="stopped") == ["work", "stopped"]
     assert second.do("info", **machine) == ["work", "Halted", False]
+    log = settings.state / "libvirt/log/qemu" / f"{settings.prefix}work.log"
+    assert log.exists()
     assert second.do("undefine", **machine) is None
+    assert not log.exists()
     assert second.do("undefine", **machine) is None
     assert second.do("list") == []
 

@@ -114,6 +114,11 @@ def prepare(settings: Settings) -> str:
     return f"qemu:///embed?root={quote(str(short))}"
 
 
+def logs(settings: Settings) -> Path:
+    """Where the driver writes down how each machine was started, and what its QEMU said."""
+    return settings.state / "libvirt" / "log" / "qemu"
+
+
 def _fits(directory: Path) -> bool:
     return len(os.fsencode(f"{directory}{_LONGEST_BELOW_ROOT}")) <= SOCKET_PATH_MAX
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -87,8 +88,10 @@ class LibvirtMachines(Hypervisor):
     undefine_flags: int = _UNDEFINE
     """What is removed with a definition."""
 
-    def __init__(self, uri: str, prefix: str) -> None:
+    def __init__(self, uri: str, prefix: str, logs: Path | None = None) -> None:
+        """``logs``: where the driver keeps a log of each machine for us alone: we remove it with the machine."""
         self._prefix = prefix
+        self._logs = logs
         self._loop = asyncio.get_running_loop()
         self._libvirt = LibvirtConnection(uri, self._hear)
         self._callbacks: list[Callable[[MachineEvent], None]] = []
@@ -114,10 +117,14 @@ class LibvirtMachines(Hypervisor):
 
         def work(connection: Any) -> None:
             try:
-                connection.lookupByUUID(uuid.bytes).undefineFlags(self.undefine_flags)
+                domain = connection.lookupByUUID(uuid.bytes)
+                domain.undefineFlags(self.undefine_flags)
             except libvirt.libvirtError as error:
                 if code_of(error) not in _ABSENT:
                     raise
+                return
+            if self._logs is not None:
+                (self._logs / f"{domain.name()}.log").unlink(missing_ok=True)
 
         await self._libvirt.call("undefine a machine", work)
 
@@ -369,12 +376,13 @@ def _with_clock(spec: MachineSpec) -> MachineSpec:
 
 async def connect(settings: Settings) -> Hypervisor:
     """The hypervisor of an installation. Machines that an earlier process started are found again."""
+    logs = None
     if settings.hypervisor == "embed":
-        uri = libvirt_embed.prepare(settings)
+        uri, logs = libvirt_embed.prepare(settings), libvirt_embed.logs(settings)
     else:
         uri = f"qemu:///{settings.hypervisor}"
     EventThread.start()
-    machines = LibvirtMachines(uri, settings.prefix)
+    machines = LibvirtMachines(uri, settings.prefix, logs)
     await machines.open()
     if is_subreaper() and threading.current_thread() is threading.main_thread():
         watch_orphans(asyncio.get_running_loop())

@@ -1,0 +1,90 @@
+"""Many disposables, one after the other and at once: none is lost, and nothing of any is left. ``CASEMATE_FULL=1``: a
+thousand, and twenty at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from casemate.cli.clean import machines_of
+from tests.builders import wait_for
+from tests.live.world import World
+
+pytestmark = pytest.mark.live
+
+FULL = os.environ.get("CASEMATE_FULL", "") not in ("", "0")
+IN_A_ROW, AT_ONCE = (1000, 20) if FULL else (3, 4)
+GROWTH_KIB = 32 << 10
+"""What the daemon may be larger afterwards: memory that Python keeps for later, not a part of each disposable."""
+
+
+@pytest.fixture
+def base(world: World) -> Iterator[str]:
+    """A disposable template."""
+    world.run("qvm-create", "--label", "red", "--prop", "template_for_dispvms=True", "--prop", "memory=200", "storm")
+    yield "storm"
+    wait_for(lambda: world.run("qvm-remove", "-f", "storm", status=None).returncode == 0)
+
+
+def left(world: World) -> dict[str, object]:
+    """Everything that a disposable has while it lives."""
+    state, run, daemon = world.settings.state, world.settings.run, world.daemon_pid()
+    processes = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(world.settings.prefix.encode() in word for word in words):
+            processes.append(path.parent.name)
+    return {
+        "qubes": sorted(world.qubes()),
+        "machines": sorted(machines_of(world.settings).values()),
+        "processes": sorted(processes),
+        "files": sorted(
+            str(path.relative_to(state))
+            for path in state.rglob("*")
+            if not path.is_relative_to(run / "log") and not path.name.startswith("qubes.xml")
+        ),
+        "descriptors": len(os.listdir(f"/proc/{daemon}/fd")),
+    }
+
+
+def resident(pid: int) -> int:
+    """KiB of memory that a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * (os.sysconf("SC_PAGESIZE") >> 10)
+
+
+def settled(world: World, before: dict[str, object]) -> None:
+    """Wait until all is as it was; says what is not."""
+    now: dict[str, object] = {}
+
+    def same() -> bool:
+        now.update(left(world))
+        return now == before
+
+    try:
+        wait_for(same, 120)
+    except AssertionError:
+        assert now == before
+
+
+def test_many_disposables_leave_nothing(world: World, base: str) -> None:
+    def one(number: int) -> None:
+        done = world.run("qvm-run", "--pass-io", f"--dispvm={base}", f"echo disposable {number}", timeout=600)
+        assert done.stdout == f"disposable {number}\n".encode()
+
+    one(0)  # what is made once is there
+    wait_for(lambda: "disp" not in str(left(world)), 60)
+    before, size = left(world), resident(world.daemon_pid())
+    for number in range(1, IN_A_ROW + 1):
+        one(number)
+    settled(world, before)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(one, range(AT_ONCE)))
+    settled(world, before)
+    assert resident(world.daemon_pid()) < size + GROWTH_KIB
