@@ -203,6 +203,10 @@ class Settings:
         """Run-time directory of one running qube: its channel, link, database and console sockets."""
         return self.run / "qubes" / name
 
+    def qube_log(self, process: str, name: str) -> Path:
+        """What a process of a qube has said: its ``link``, or its ``uplink``."""
+        return self.run / "log" / f"{process}-{name}.log"
+
     def link_address(self, name: str) -> str:
         """The path of a qube's link's socket, as text."""
         return f"{self._run}/qubes/{name}/link.sock"

@@ -32,7 +32,7 @@ def base(world: World) -> Iterator[str]:
 
 def left(world: World) -> dict[str, object]:
     """Everything that a disposable has while it lives."""
-    state, run, daemon = world.settings.state, world.settings.run, world.daemon_pid()
+    state, daemon = world.settings.state, world.daemon_pid()
     processes = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -48,7 +48,7 @@ def left(world: World) -> dict[str, object]:
         "files": sorted(
             str(path.relative_to(state))
             for path in state.rglob("*")
-            if not path.is_relative_to(run / "log") and not path.name.startswith("qubes.xml")
+            if not path.name.startswith(("qubes.xml", "casemated.log"))
         ),
         "descriptors": len(os.listdir(f"/proc/{daemon}/fd")),
     }

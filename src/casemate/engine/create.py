@@ -136,7 +136,13 @@ class Creator:
                 await pool.stop(volume)
                 await pool.remove(volume)
             await self._hypervisor.undefine(domain.uuid)
+            self._remove_logs(name)
             self._journal.end(entry)
+
+    def _remove_logs(self, name: str) -> None:
+        """Nothing tells of a qube that is gone; and disposables have many names."""
+        for process in ("link", "uplink"):
+            self._settings.qube_log(process, name).unlink(missing_ok=True)
 
     def _remove_entry(self, name: str) -> None:
         with self._store.write() as transaction:
@@ -178,6 +184,8 @@ class Creator:
             await self._pools.of(volume).stop(volume)
             await self._pools.of(volume).remove(volume)
         await self._hypervisor.undefine(UUID(entry.uuid))
+        if stored is None:
+            self._remove_logs(entry.name)
 
 
 def _entry(kind: str, domain: Domain, volumes: list[Volume]) -> JournalEntry:

@@ -76,7 +76,7 @@ class Links:
 
     async def start(self, spec: LinkSpec) -> None:
         """Spawn the link; returns when its sockets listen. It outlives this process."""
-        log_file = self._settings.run / "log" / f"link-{spec.name}.log"
+        log_file = self._settings.qube_log("link", spec.name)
         log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(log_file, "ab") as output:
             if output.tell() > 1 << 20:

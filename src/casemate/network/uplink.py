@@ -80,7 +80,7 @@ class Uplinks:
         """
         if self.adopt(name):
             return
-        log_file = self._settings.run / "log" / f"uplink-{name}.log"
+        log_file = self._settings.qube_log("uplink", name)
         # The namespaces are its standard input and output: from 2024 on pasta closes what else it inherits, at once.
         # They have no name that could be taken away, so it need not look whether theirs is still there.
         argv = [
