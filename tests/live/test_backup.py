@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from casemate.host import qemu_access
 from tests.builders import wait_for
 from tests.live.world import World
 
@@ -175,3 +178,9 @@ def test_a_file_of_a_backup_is_looked_at_in_a_disposable(
         assert loops(world)
         tool.kill()
     wait_for(lambda: set(world.qubes()) == before and not loops(world), 60)
+    # The devices' nodes stay, and will be other files': nobody who had one may open them.
+    users = qemu_access.users_of(world.settings)
+    for node in Path("/dev").glob("loop[0-9]*"):
+        if "system.posix_acl_access" in os.listxattr(node):
+            entries = struct.iter_unpack("<HHI", os.getxattr(node, "system.posix_acl_access")[4:])
+            assert not [ident for tag, _bits, ident in entries if tag == 2 and ident in users], node

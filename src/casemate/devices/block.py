@@ -117,7 +117,7 @@ class BlockDevices:
 
     def release(self, machine: Machine) -> None:
         """Take back what the machine's user was lent."""
-        self._disks.release(machine, self.list())
+        self._disks.release(machine)
 
 
 def _node_name(node: str) -> str:

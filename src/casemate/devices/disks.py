@@ -122,11 +122,12 @@ class Disks:
         await self._hypervisor.detach_disk(machine.uuid, disk.target)
         self._take_back(machine, disk.node.name)
 
-    def release(self, machine: Machine, devices: Iterable[HostDevice]) -> None:
-        """Take back what the machine's user was lent of these devices: the machine has ended."""
-        for device in devices:
-            if device.node:
-                self._take_back(machine, device.node)
+    def release(self, machine: Machine) -> None:
+        """Take back what the machine's user was lent: the machine has ended."""
+        # Of all nodes that the kernel has, not of the devices that can be given now: a loop device without its file is
+        # none of those, but its node stays, and will be another file's.
+        for directory in self._kernel.directories("class/block"):
+            self._take_back(machine, directory.name)
 
     def _take_back(self, machine: Machine, name: str) -> None:
         if machine.uid is not None:

@@ -82,7 +82,7 @@ class UsbDevices:
 
     def release(self, machine: Machine) -> None:
         """Take back what the machine's user was lent."""
-        self._disks.release(machine, self.list())
+        self._disks.release(machine)
 
 
 def _disk(directory: Path) -> Path | None:
