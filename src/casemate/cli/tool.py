@@ -42,6 +42,14 @@ class _Formatter(argparse.HelpFormatter):
         value = self._format_args(action, self._get_default_metavar_for_optional(action))
         return f"{', '.join(action.option_strings)} {value}"
 
+    def add_argument(self, action: argparse.Action) -> None:
+        """Leave room for the names of commands with their indent, as argparse does since Python 3.13."""
+        super().add_argument(action)
+        if action.help is not argparse.SUPPRESS:
+            for command in self._iter_indented_subactions(action):
+                length = len(self._format_action_invocation(command)) + self._current_indent
+                self._action_max_length = max(self._action_max_length, length)
+
 
 def _width() -> int:
     """As shutil finds it: ``COLUMNS``, else the terminal's, else 80; two less, as argparse has it."""

@@ -40,8 +40,8 @@ from casemate.wire.recipe import Recipe
 log = logging.getLogger(__name__)
 
 _PACKAGES: dict[str, tuple[str, ...]] = {
-    "lean": ("python3", "iproute2", "nftables"),
-    "systemd": ("python3", "iproute2", "nftables", "systemd-sysv", "udev", "dbus"),
+    "lean": ("python3", "iproute2", "nftables", "e2fsprogs"),
+    "systemd": ("python3", "iproute2", "nftables", "e2fsprogs", "systemd-sysv", "udev", "dbus"),
 }
 """What each kind of template has beyond Debian's minimal system."""
 
