@@ -6,17 +6,13 @@ measured in turn; a running qube is the limit.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport
-from tests.bench import caller, figures
+from tests.bench import caller, figures, of_world
 from tests.builders import wait_for
 from tests.live.world import World
 
@@ -112,30 +108,18 @@ class Bench:
         ]  # fmt: skip
 
 
+def _rows(world: World) -> list[figures.Row]:
+    world.run("casemate", "template", "build", timeout=1800)
+    world.run("qvm-create", "--label", "blue", "work")
+    world.run("qvm-start", "work")
+    world.run("qvm-create", "--label", "red", "--prop", "template_for_dispvms=True", TEMPLATE)
+    world.run("qvm-features", TEMPLATE, "preload-dispvm-delay", "0")
+    return Bench(world).run()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; 0."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write the table to the page")
-    args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="cm") as directory:
-        Path(directory).chmod(0o755)  # qubes run as users of their own
-        world = World(Path(directory))
-        try:
-            world.run("casemate", "template", "build", timeout=1800)
-            world.run("qvm-create", "--label", "blue", "work")
-            world.run("qvm-start", "work")
-            world.run("qvm-create", "--label", "red", "--prop", "template_for_dispvms=True", TEMPLATE)
-            world.run("qvm-features", TEMPLATE, "preload-dispvm-delay", "0")
-            rows = Bench(world).run()
-            status = Qubes(Transport(world.settings, daemon=())).call("admin.casemate.Status")
-            kind = json.loads(status)["acceleration"].split()[0]
-            text = f"`python -m tests.bench.disposables --write`. {figures.host(kind)}.\n\n{figures.table(rows)}"
-        finally:
-            world.clean()
-    sys.stdout.write(text + "\n")
-    if args.write:
-        figures.write("bench disposables", "Disposables", text)
-    return 0
+    return of_world.main(__doc__ or "", "disposables", _rows, argv)
 
 
 if __name__ == "__main__":

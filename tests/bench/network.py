@@ -6,21 +6,17 @@ wire room to put the bridge there.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport
-from tests.bench import figures
+from tests.bench import figures, of_world
 from tests.bench.figures import Row, middle, seconds
 from tests.live.world import World
 
@@ -34,7 +30,6 @@ RULES = 256
 PORT = 7000
 NET, QUBE = "net", "work"
 PROGRESS = sys.stderr
-MIB = 1 << 20
 
 SERVER = f"""
 import os, socket, threading, time
@@ -149,12 +144,8 @@ class Bench:
 
     def in_room(self, *argv: str, data: str = "") -> str:
         """Run a program in the wire room."""
-        for path in Path(f"/proc/{self.world.daemon_pid()}/task").glob("*/children"):
-            for pid in path.read_text().split():
-                if b"casemate.host.room" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    command = ["nsenter", f"--net=/proc/{pid}/ns/net", *argv]
-                    return subprocess.run(command, input=data, capture_output=True, text=True, check=True).stdout
-        raise AssertionError("there is no wire room")
+        command = ["nsenter", f"--net=/proc/{self.world.room_pid()}/ns/net", *argv]
+        return subprocess.run(command, input=data, capture_output=True, text=True, check=True).stdout
 
     def property(self, name: str, key: str) -> str:
         """A property of a qube."""
@@ -297,25 +288,13 @@ class Bench:
         return [*self.wires(), self.rules(), self.share_of_start(), self.attaching(), self.many()]
 
 
+def _rows(world: World) -> list[figures.Row]:
+    return Bench(world).run()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; 0."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write the table to the page")
-    args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="cm") as directory:
-        Path(directory).chmod(0o755)  # qubes run as users of their own
-        world = World(Path(directory))
-        try:
-            bench = Bench(world)
-            rows = bench.run()
-            kind = json.loads(bench.qubes.call("admin.casemate.Status"))["acceleration"].split()[0]
-            text = f"`python -m tests.bench.network --write`. {figures.host(kind)}.\n\n{figures.table(rows)}"
-        finally:
-            world.clean()
-    sys.stdout.write(text + "\n")
-    if args.write:
-        figures.write("bench network", "Network", text)
-    return 0
+    return of_world.main(__doc__ or "", "network", _rows, argv)
 
 
 if __name__ == "__main__":

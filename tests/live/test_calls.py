@@ -230,11 +230,7 @@ def test_an_interrupt_reaches_the_program_and_detached_ones_go_on(world: World, 
         )
 
     def ended(words: list[str], mark: str) -> subprocess.Popen[bytes]:
-        tool = subprocess.Popen(
-            words, env=world.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            # Where the tests run in a shell's background, programs ignore interrupts; a person's tools do not.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
-        )  # fmt: skip
+        tool = world.start(*words, stdin=subprocess.PIPE)
         wait_for(lambda: runs(mark))
         tool.send_signal(signal.SIGINT)
         tool.wait(30)

@@ -48,12 +48,12 @@ class World:
         )
         return done
 
-    def start(self, *argv: str, **options: object) -> subprocess.Popen[bytes]:
+    def start(self, *argv: str, stdin: int = subprocess.DEVNULL, **options: object) -> subprocess.Popen[bytes]:
         """Start a tool and leave it running."""
         return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
             argv,
             env=self.environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             # A shell in the background makes its programs ignore interrupts; a person's tools do not.
@@ -91,6 +91,14 @@ class World:
             assert select.select([pidfd], [], [], 30)[0]
         finally:
             os.close(pidfd)
+
+    def room_pid(self) -> int:
+        """The process in the wire room: the child of this world's daemon that is called so; 0 when there is none."""
+        for path in Path(f"/proc/{self.daemon_pid()}/task").glob("*/children"):
+            for pid in path.read_text().split():
+                if b"casemate.host.room" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+        return 0
 
     def link_pid(self, qube: str) -> int:
         """The qube's link process."""

@@ -57,15 +57,6 @@ def watched(net: Net) -> Iterator[None]:
     assert seen and not any(any(one) for one in seen)
 
 
-def _room_pid(net: Net) -> int:
-    """The process in the wire room: the child of this world's daemon that is called so."""
-    for path in Path(f"/proc/{net.daemon_pid()}/task").glob("*/children"):
-        for pid in path.read_text().split():
-            if b"casemate.host.room" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return int(pid)
-    return 0
-
-
 def _uplink_pid(net: Net) -> int:
     try:
         return int((net.settings.run / "qubes" / "sys-net.uplink").read_text().split()[0])
@@ -76,7 +67,7 @@ def _uplink_pid(net: Net) -> int:
 def test_the_room_is_another_namespace_and_the_host_has_no_tap(net: Net) -> None:
     here = Path("/proc/self/ns/net").readlink()
     host = Path(f"/proc/{net.outside.host}/ns/net").readlink()
-    room = {Path(f"/proc/{_room_pid(net)}/ns/net").readlink()}
+    room = {Path(f"/proc/{net.room_pid()}/ns/net").readlink()}
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if net.settings.prefix.encode() in line.read_bytes() and b"qemu" in line.read_bytes():
@@ -279,9 +270,9 @@ def test_a_kill_opens_nothing_and_all_comes_back(net: Net, who: str) -> None:
             net.kill_daemon()
             net.run("qvm-ls")
         elif who == "room":
-            before = _room_pid(net)
+            before = net.room_pid()
             os.kill(before, signal.SIGKILL)
-            wait_for(lambda: _room_pid(net) not in (0, before), 60)
+            wait_for(lambda: net.room_pid() not in (0, before), 60)
         elif who == "uplink":
             before = _uplink_pid(net)
             os.kill(before, signal.SIGKILL)
@@ -322,7 +313,7 @@ def test_nothing_is_left_of_what_ends(net: Net) -> None:
         import subprocess
 
         return subprocess.run(
-            ["nsenter", f"--net=/proc/{_room_pid(net)}/ns/net", *argv], capture_output=True, text=True, check=True
+            ["nsenter", f"--net=/proc/{net.room_pid()}/ns/net", *argv], capture_output=True, text=True, check=True
         ).stdout
 
     assert f"u{qid}" in room("nft", "list", "ruleset") and f"u{qid}:" in room("ip", "link")
