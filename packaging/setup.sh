@@ -149,7 +149,7 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$want" ]; then
     # The system's own libvirt binding fits the system's libvirt; nothing else of the system's Python is let in.
     site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     binding=$("$python" -c 'import libvirt, os; print(os.path.dirname(os.path.abspath(libvirt.__file__)))')
-    for file in "$binding"/libvirt.py "$binding"/libvirtaio.py "$binding"/libvirtmod*.so; do
+    for file in "$binding"/libvirt.py "$binding"/libvirt_qemu.py "$binding"/libvirtaio.py "$binding"/libvirtmod*.so; do
         [ ! -e "$file" ] || ln -s "$file" "$site/"
     done
     # So does the binding of nftables: it is one module over the system's libnftables.

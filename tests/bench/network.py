@@ -251,7 +251,7 @@ class Bench:
     def share_of_start(self) -> Row:
         """The network's step of a start, from the daemon's log."""
         log = (self.world.settings.run / "log" / "casemated.log").read_text()
-        found = re.findall(rf"{re.escape(QUBE)}: started: (.*)", log)
+        found = re.findall(rf"{re.escape(QUBE)}: booted: (.*)", log)
         assert found, "the daemon's log does not tell of the start"
         steps = {step.split()[0]: float(step.split()[1]) for step in found[-1].split(", ")}
         whole = sum(steps.values())

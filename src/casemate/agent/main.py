@@ -8,6 +8,7 @@ import socket
 import sys
 
 from casemate.agent.port import find_port, open_port
+from casemate.agent.renewal import SEED_KEY, renew
 from casemate.agent.service import NoServiceError, Service, failure_status, find_service
 from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
@@ -24,7 +25,7 @@ from casemate.streams.loop import Loop
 from casemate.streams.mux_stream import MuxStream
 from casemate.streams.stream import Handler
 from casemate.wire.errors import CasemateError, ProtocolError
-from casemate.wire.link import CALL, DATABASE, POWER, READY
+from casemate.wire.link import CALL, DATABASE, IMAGE_KEY, NONE_YET, POWER, READY, RENEWED
 from casemate.wire.qrexec import (
     EXIT_FAILED,
     EXIT_NO_SERVICE,
@@ -69,6 +70,9 @@ class Agent:
         self._database.on_change = self._changed
         self._network: Network | None = None
         self._seeded = False
+        self._is_image = False
+        self._identity_is = "own"
+        self._has_old_mac = False
         os.makedirs(run, mode=0o755, exist_ok=True)
         os.chmod(run, 0o755)
         Listener(loop, listen(f"{run}/qrexec-agent.sock", 0o666), self._connection)
@@ -100,6 +104,17 @@ class Agent:
         SessionStream(self._loop, self._channel.open(DATABASE, Handler()), mirror, lambda _why: None)
 
     def _synced(self) -> None:
+        if self._database.tree.read(IMAGE_KEY) is not None:
+            # We are to become an image. What is one guest's own comes later, in each that goes on from here.
+            self._is_image = True
+            self._identity_is = NONE_YET
+            self._tell_ready()
+            return
+        if self._is_image:
+            self._is_image = False
+            renew(self._database.tree.read)
+            self._has_old_mac = True
+            self._identity_is = RENEWED
         self._configure()
         if not self._need_network(self._tell_ready):
             self._tell_ready()
@@ -121,7 +136,7 @@ class Agent:
             return False
         from casemate.agent.network import Network
 
-        self._network = Network(self._loop, self._database.tree, self._children)
+        self._network = Network(self._loop, self._database.tree, self._children, self._has_old_mac)
         self._network.begin(ready)
         return True
 
@@ -134,11 +149,13 @@ class Agent:
             self._need_network(lambda: None)
 
     def _tell_ready(self) -> None:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot_id = file.read().strip()
+        boot_id = ""
+        if not self._is_image:  # the kernel makes it up when it is first read, and all guests of an image would have it
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                boot_id = file.read().strip()
         if self._channel is not None:
             # Written by hand: the json module takes a guest longer to import than all of this.
-            body = f'{{"boot_id": "{boot_id}", "pid": {os.getpid()}}}'
+            body = f'{{"boot_id": "{boot_id}", "pid": {os.getpid()}, "identity": "{self._identity_is}"}}'
             self._channel.open(READY + body.encode(), Handler())
 
     def _configure(self) -> None:
@@ -161,11 +178,11 @@ class Agent:
                     file.write(b"127.0.0.1 localhost\n127.0.1.1 " + name + b"\n")
             except OSError:
                 pass
-        seed = tree.read("/qubes-random-seed")
+        seed = tree.read(SEED_KEY)
         if seed:
             with open("/dev/urandom", "wb") as file:
                 file.write(seed)
-            tree.remove("/qubes-random-seed")
+            tree.remove(SEED_KEY)
         zone = (tree.read("/qubes-timezone") or b"").decode("ascii", "replace")
         if zone and ".." not in zone and os.path.exists(f"/usr/share/zoneinfo/{zone}"):
             try:

@@ -21,6 +21,7 @@ from casemate.api.parts import (
     States,
     Templates,
     Volumes,
+    Warm,
 )
 from casemate.api.stats import Stats
 from casemate.engine.firewall import Firewalls
@@ -42,6 +43,7 @@ class Context:
     power: Power
     qubes: Qubes
     disposables: Disposables
+    warm: Warm
     volumes: Volumes
     pools: Pools
     devices: Devices

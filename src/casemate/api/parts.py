@@ -51,6 +51,43 @@ class States(Protocol):
         """The qubes that are not halted, from memory."""
 
 
+class Image(Protocol):
+    """A warm image, from which disposables go on; times are seconds since the epoch, ``bytes`` those of its files."""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+
+    @property
+    def template(self) -> str:
+        """The disposable template."""
+
+    @property
+    def made(self) -> float:
+        """When it was made."""
+
+    @property
+    def used(self) -> float:
+        """When a disposable last went on from it."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size on disk."""
+
+
+class Warm(Protocol):
+    """Keeps warm images."""
+
+    def list(self) -> Sequence[Image]:
+        """All of them, oldest first."""
+
+    async def build(self, template: str) -> Image:
+        """Make the one of a disposable template, where it is not there."""
+
+    async def drop(self, key: str) -> bool:
+        """Remove one; False when there is none of that key."""
+
+
 class Power(Protocol):
     """Starts and stops qubes."""
 

@@ -61,6 +61,8 @@ from casemate.engine.states import States
 from casemate.engine.templates import Templates
 from casemate.engine.upstream_databases import UpstreamDatabases
 from casemate.engine.volumes import Volumes
+from casemate.engine.warm_builds import WarmBuilds
+from casemate.engine.warm_images import WarmImages
 from casemate.engine.wires import NoWires, Wires
 from casemate.host import memory
 from casemate.host.files import replace_file
@@ -112,6 +114,8 @@ class Parts:
     autostart: Autostart
     database_sync: DatabaseSync
     preloads: Preloads
+    images: WarmImages
+    builds: WarmBuilds
     network: Network
     upstream_databases: UpstreamDatabases
 
@@ -164,7 +168,8 @@ def build(
         upstream_databases,
         AgentStep(hypervisor, links),
     )
-    lifecycle = Lifecycle(store, hypervisor, links, bus, states, locks, StartMarks(settings), steps, link)
+    images = WarmImages(settings, store, hypervisor, pools, acceleration, devices.controllers)
+    lifecycle = Lifecycle(store, hypervisor, links, bus, states, locks, StartMarks(settings), steps, link, images)
     guests = Guests(settings)
     database_sync = DatabaseSync(store, states, guests, host_timezone, firewalls.rules_or_none)
     bus.subscribe(database_sync.heard)
@@ -177,6 +182,7 @@ def build(
     volumes = Volumes(store, pools, locks, states, hypervisor, guests)
     preloads = Preloads(store, states, bus, power, disposables, guests, volumes.is_outdated, memory.available)
     bus.subscribe(preloads.heard)
+    builds = WarmBuilds(store, states, power, disposables, guests, images, memory.available)
 
     report = NetworkReport(store, network, firewalls, states)
 
@@ -190,6 +196,7 @@ def build(
         power=power,
         qubes=creator,
         disposables=preloads,
+        warm=builds,
         volumes=volumes,
         pools=pools,
         devices=devices,
@@ -236,6 +243,8 @@ def build(
         autostart=Autostart(settings, store.snapshot, power.start),
         database_sync=database_sync,
         preloads=preloads,
+        images=images,
+        builds=builds,
         network=network,
         upstream_databases=upstream_databases,
     )
@@ -253,6 +262,7 @@ async def begin(settings: Settings, parts: Parts) -> None:
         parts.disposables,
     )
     await _take_over_network(parts)
+    await parts.images.open()
     parts.upstream_databases.refresh(parts.context.states.all())
     parts.figures.start()
     parts.database_sync.start()
@@ -268,6 +278,7 @@ async def _take_over_network(parts: Parts) -> None:
 async def end(parts: Parts) -> None:
     """Let go of everything; qubes and their links go on. In the order opposite to use: callers first."""
     await parts.autostart.close()
+    await parts.builds.close()
     await parts.preloads.close()
     await parts.network.close()
     await parts.database_sync.close()
@@ -352,8 +363,9 @@ class Daemon:
             for server in (self._server, *self._others.values()):
                 await server.also(UPSTREAM_DIRECTORY / server.name)
         self._follower = Follower(store)
-        # Last: what these two start may make calls at once.
+        # Last: what these three start may make calls at once.
         await parts.preloads.start()
+        parts.builds.start()
         parts.autostart.begin()
         return self
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import base64
 
+from casemate.engine.warm_image import is_being_made
 from casemate.model.domain import Domain
 from casemate.network.keys import Rules, network_keys
+from casemate.wire.link import IMAGE_KEY
 
 _SERVICE = "service."
 _CONFIG = "vm-config."
@@ -54,6 +56,8 @@ def database_content(domain: Domain, seed: bytes, timezone: str | None, rules: R
         "/qubes-block-devices": "",
         "/qubes-usb-devices": "",
     }
+    if is_being_made(domain):
+        content[IMAGE_KEY] = "1"
     template = domain.template
     if template is not None:
         content["/qubes-base-template"] = template.name

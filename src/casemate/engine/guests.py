@@ -87,6 +87,10 @@ class Guests:
             raise DisconnectedError(f"{name} did not come to rest within {SETTLE_SECONDS:g} s") from None
         if status not in (0, NO_SERVICE):
             raise DisconnectedError(f"{name}: qubes.WaitForRunningSystem ended with status {status}")
+        await self.warm_up(name)
+
+    async def warm_up(self, name: str) -> None:
+        """Set the clock and run a command that does nothing; a qube that does not answer is no error."""
         # What the first user of the qube would wait for is done now: pages are read, an emulated guest's code is
         # translated. Both services do nothing that lasts.
         try:

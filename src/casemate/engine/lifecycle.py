@@ -26,6 +26,7 @@ from casemate.engine.start_marks import StartMarks
 from casemate.engine.start_steps import LinkStep
 from casemate.engine.states import STUCK, States
 from casemate.engine.steps import Start, Step, take_down, take_up
+from casemate.engine.warm_images import WarmImages
 from casemate.host.hypervisor import EventKind, Hypervisor, MachineEvent, MachineInfo, PowerState
 from casemate.model.domain import Domain
 from casemate.model.qube_settings import MACHINE_PROPERTIES
@@ -63,8 +64,10 @@ class Lifecycle:
         marks: StartMarks,
         steps: Sequence[Step],
         link_step: LinkStep,
+        images: WarmImages,
     ) -> None:
         """``steps`` in the order in which a start takes them, ``link_step`` among them."""
+        self._images = images
         self._store = store
         self._hypervisor = hypervisor
         self._links = links
@@ -146,15 +149,15 @@ class Lifecycle:
         self._halted[name].clear()
         self._states.put(name, domain.uuid, PowerState.TRANSIENT)
         self._bus.say(ev.DomainPreStart(name, guid, domain.memory << 20))
-        start = Start(domain, self._bus.say, guid)
         try:
-            await take_up(self._steps, start)
+            start = await self._go_on_or_boot(domain, guid)
         except BaseException as error:
             self._states.put(name, domain.uuid, PowerState.HALTED)
             self._halted[name].set()
             self._bus.say(ev.DomainStartFailed(name, printable(str(error))))
             raise
-        log.info("%s: started: %s", name, ", ".join(f"{k} {v:.2f} s" for k, v in start.seconds.items()))
+        how = "booted" if start.image is None else f"went on from warm image {start.image.key}"
+        log.info("%s: %s: %s", name, how, ", ".join(f"{k} {v:.2f} s" for k, v in start.seconds.items()))
         self._marks.write(name, self._states.all()[name].start_time)
         self._states.put(name, domain.uuid, PowerState.RUNNING)
         info = await self._hypervisor.info(domain.uuid)
@@ -162,6 +165,21 @@ class Lifecycle:
         for announce in start.later:
             announce()
         return info
+
+    async def _go_on_or_boot(self, domain: Domain, guid: str) -> Start:
+        """Take all steps up from a warm image, where there is one; else, or if that fails, with a boot."""
+        start = Start(domain, self._bus.say, guid, await self._images.find(domain))
+        if start.image is not None:
+            try:
+                await take_up(self._steps, start)
+                return start
+            except CasemateError as error:
+                # The image may be damaged, or something of the host may have changed: another one is made in time.
+                log.warning("%s boots, its warm image is of no use: %s", domain.name, printable(str(error)))
+                await self._images.drop(start.image.key)
+            start = Start(domain, self._bus.say, guid)
+        await take_up(self._steps, start)
+        return start
 
     @staticmethod
     def _must_not_start(domain: Domain) -> bool:

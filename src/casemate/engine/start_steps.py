@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,8 @@ from casemate.engine.machine import TARGETS, machine_spec
 from casemate.engine.possible import Possible
 from casemate.engine.states import States
 from casemate.engine.steps import Start
-from casemate.host.hypervisor import Disk, Hypervisor
+from casemate.engine.warm_image import is_being_made
+from casemate.host.hypervisor import Disk, GuestMemory, Hypervisor
 from casemate.model.classes import Template
 from casemate.model.domain import Domain
 from casemate.model.qube_settings import MACHINE_PROPERTIES
@@ -29,7 +31,10 @@ from casemate.settings import Settings
 from casemate.storage.pools import Pools
 from casemate.wire import events as ev
 from casemate.wire.errors import DisconnectedError, StartError, printable
+from casemate.wire.link import NONE_YET, RENEWED
 
+_WARM_SECONDS = 30
+"""Seconds that an agent has that goes on from a warm image: it needs a tenth of one. After that the qube boots."""
 CONSOLE_LINES = 8
 """Last lines of a qube's console that an error of its start shows."""
 
@@ -52,7 +57,8 @@ class VolumesStep:
             shared = (name == "root" and domain.klass == Template.class_name) or (
                 name == "private" and bool(getattr(domain, "template_for_dispvms", False))
             )
-            source = await self._pools.of(volume).start(volume, owner, shared)
+            image = start.image.key if start.image is not None else None
+            source = await self._pools.of(volume).start(volume, owner, shared, image)
             start.disks[name] = Disk(
                 target=TARGETS[name],
                 serial=name,
@@ -129,6 +135,10 @@ class MachineStep:
         kind = (await self._acceleration.get()).kind
         owner, controllers = self._accounts.of(domain), self._controllers(domain)
         spec = machine_spec(self._settings, domain, start.disks, kind, owner, controllers)
+        if start.image is not None:
+            spec = replace(spec, memory=GuestMemory(start.image.directory))
+        elif is_being_made(domain):
+            spec = replace(spec, memory=GuestMemory())
         start.say(ev.DomainPreSpawn(domain.name, start.guid))
         await self._hypervisor.start_paused(spec)
         info = await self._hypervisor.info(domain.uuid)
@@ -208,12 +218,19 @@ class AgentStep:
         start.say(ev.DomainUnpaused(domain.name))
         try:
             within = domain.qrexec_timeout  # the link waits so long; 5 s more, so that its answer comes first
+            if start.image is not None:
+                within = min(within, _WARM_SECONDS)
             answer = await self._links.ask(domain.name, within + 5, op="ready", within=within)
         except DisconnectedError as error:
             answer = {"ready": False, "why": str(error)}
         if answer.get("ready") is not True:
             why = printable(str(answer.get("why", "its agent does not answer")))
             raise StartError(f"Cannot start {domain.name}: {why}{await self._console(domain.name)}")
+        expected = NONE_YET if is_being_made(domain) else RENEWED if start.image is not None else None
+        told = answer.get("agent")
+        if expected is not None and not (isinstance(told, dict) and told.get("identity") == expected):
+            # Two guests with one identity would give out the same random numbers.
+            raise StartError(f"Cannot start {domain.name}: the agent of its template knows no warm images")
 
     async def _console(self, name: str) -> str:
         """The end of a qube's console, as an error shows it; empty when the link cannot be asked."""

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from casemate.engine.warm_image import WarmImage
 from casemate.host.hypervisor import Disk
 from casemate.model.domain import Domain
 from casemate.wire.api_event import ApiEvent
@@ -22,6 +23,8 @@ class Start:
     """Announces an event of the qube: (event, **details)."""
     guid: str = ""
     """The id of this start, in its events."""
+    image: WarmImage | None = None
+    """What the machine goes on from; None for one that boots."""
     later: list[Callable[[], None]] = field(default_factory=list)
     """Called when the start is complete, to announce what clients must not hear before."""
     disks: dict[str, Disk] = field(default_factory=dict)

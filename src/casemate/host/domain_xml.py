@@ -22,9 +22,13 @@ def child(parent: etree._Element, tag: str, text: str | None = None, **attribute
     return element
 
 
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+"""Namespace of what is handed to QEMU as it is (libvirt's formatdomain, "QEMU command-line passthrough")."""
+
+
 def head(spec: MachineSpec, prefix: str, kind: str) -> etree._Element:
     """The domain element with name, UUID, title, fixed memory and processors; ``kind`` is ``kvm`` or ``qemu``."""
-    domain = etree.Element("domain", type=kind)
+    domain = etree.Element("domain", {"type": kind}, {"qemu": QEMU} if spec.memory is not None else None)
     child(domain, "name", prefix + spec.name)
     child(domain, "uuid", str(spec.uuid))
     child(domain, "title", spec.title)

@@ -5,9 +5,13 @@ Ids such as D4 are rows of the hardening table in docs/explanation/security.md.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from lxml import etree
 
-from casemate.host.domain_xml import child, endings, head, to_text
+from casemate.host import guest_memory
+from casemate.host.domain_xml import QEMU, child, endings, head, to_text
 from casemate.host.domain_xml_nic import nic_element
 from casemate.host.hypervisor import Disk, MachineSpec
 
@@ -22,6 +26,9 @@ start."""
 
 USB_PORTS = 4
 """How many USB devices a running machine can be given at a time."""
+
+MEMORY_ID = "casemate.ram"
+"""Name of a memory that is a file; a saved state knows its memory by this name."""
 
 _MODERN = "virtio-non-transitional"
 _FIRST_SLOT = 2
@@ -44,8 +51,8 @@ class _Slots:
         child(element, "address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{self.take():02x}", function="0x0")
 
 
-def qemu_xml(spec: MachineSpec, prefix: str) -> str:
-    """The definition of a machine."""
+def qemu_xml(spec: MachineSpec, prefix: str, launcher: Path | None = None) -> str:
+    """The definition of a machine. ``launcher`` starts QEMU for machines whose memory is a file of its own."""
     kvm = spec.acceleration == "kvm"
     domain = head(spec, prefix, "kvm" if kvm else "qemu")
     _boot(domain, spec)
@@ -54,6 +61,8 @@ def qemu_xml(spec: MachineSpec, prefix: str) -> str:
     child(clock, "timer", name="hpet", present="no")
     endings(domain)
     devices = child(domain, "devices")
+    if spec.memory is not None:
+        child(devices, "emulator", str(launcher))
     slots = _Slots()
     # D2, D3: libvirt adds a USB controller and a balloon unless it is told that there are none.
     if spec.usb:
@@ -79,7 +88,28 @@ def qemu_xml(spec: MachineSpec, prefix: str) -> str:
         # V2: a user of its own. No relabelling: shared templates must never change hands (host/qemu_access.py).
         label = child(domain, "seclabel", type="static", model="dac", relabel="no")
         child(label, "label", f"+{spec.uid}:+{spec.gid}")
+    if spec.memory is not None:
+        _memory_file(domain, spec, from_image=spec.memory.image is not None)
     return to_text(domain)
+
+
+def _memory_file(domain: etree._Element, spec: MachineSpec, from_image: bool) -> None:
+    """Memory that is a file (guest_memory.py): mapped shared to save an image, mapped private to go on from one.
+
+    Not by libvirt's own ``memoryBacking``, which always has QEMU make the file. The memory that libvirt asks for is
+    there too; nothing uses it, so it takes none of the host's.
+    """
+    backend = {
+        "qom-type": "memory-backend-file", "id": MEMORY_ID, "size": spec.memory_mib << 20,
+        "mem-path": guest_memory.PATH, "share": not from_image, "merge": False, "dump": False,
+    }  # fmt: skip
+    words = ["-object", json.dumps(backend), "-machine", f"memory-backend={MEMORY_ID}"]
+    if from_image:
+        words += ["-incoming", "defer"]
+    commandline = etree.SubElement(domain, f"{{{QEMU}}}commandline")
+    for word in words:
+        etree.SubElement(commandline, f"{{{QEMU}}}arg", value=word)
+    etree.SubElement(commandline, f"{{{QEMU}}}env", name=guest_memory.VARIABLE, value=str(guest_memory.socket_of(spec)))
 
 
 def _boot(domain: etree._Element, spec: MachineSpec) -> None:

@@ -87,7 +87,7 @@ def copy_file(source: Path, target: Path, mode: int = 0o600) -> None:
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM):
                     raise
-                _copy_data(from_file.fileno(), fd)
+                copy_data(from_file.fileno(), fd)
             os.fsync(fd)
         except BaseException:
             target.unlink(missing_ok=True)
@@ -96,7 +96,8 @@ def copy_file(source: Path, target: Path, mode: int = 0o600) -> None:
             os.close(fd)
 
 
-def _copy_data(source: int, target: int) -> None:
+def copy_data(source: int, target: int) -> None:
+    """Make an empty file a copy of another, with holes where that has holes; both are open descriptors."""
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
     at = 0

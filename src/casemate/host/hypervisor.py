@@ -92,6 +92,17 @@ class Nic:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestMemory:
+    """That a machine's memory is a file of its own (see host/guest_memory.py).
+
+    ``image``: the directory of a saved image that the machine goes on from; None for a machine that boots and from
+    which an image can be saved.
+    """
+
+    image: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """A machine to define. ``uid`` and ``gid`` are who runs its QEMU; None where we are not root ourselves."""
 
@@ -113,6 +124,8 @@ class MachineSpec:
     """Whether the machine has a USB controller, with free ports."""
     nics: tuple[Nic, ...] = ()
     """Network interfaces that are there from the start. Their taps must be there before, with their rules loaded."""
+    memory: GuestMemory | None = None
+    """None: memory of QEMU's own, of a machine that boots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +153,15 @@ class Hypervisor(Protocol):
         """Remove a definition. Absent is fine."""
 
     async def start_paused(self, spec: MachineSpec) -> None:
-        """Define anew and create the machine; it does not run yet, its sockets exist."""
+        """Define anew and create the machine; it does not run yet, its sockets exist. With an image as its memory it is
+        where the image was saved."""
+
+    async def save_image(self, uuid: UUID, directory: Path) -> None:
+        """Stop a machine that was started with ``GuestMemory()``, and write its memory and the state of its devices
+        into an empty directory. Its disks are whole then, and it must not run again."""
+
+    async def release_image(self, directory: Path) -> None:
+        """Hold nothing of an image in memory any more; machines that came from it run on."""
 
     async def resume(self, uuid: UUID) -> None:
         """Let a paused machine run."""

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +15,11 @@ from uuid import UUID
 
 import libvirt
 
-from casemate.host import libvirt_embed, qemu_access
+from casemate.host import libvirt_embed, libvirt_images, qemu_access
 from casemate.host.domain_xml_disk import disk_xml, disks_of, element_of, has_usb
 from casemate.host.domain_xml_nic import element_of_nic, nic_xml, nics_of
 from casemate.host.domain_xml_qemu import HOTPLUG_PORTS, USB_PORTS, qemu_xml
+from casemate.host.guest_memory import GuestMemories, make_launcher, waiting_for_launcher
 from casemate.host.hypervisor import (
     EventKind,
     HostDisk,
@@ -88,10 +90,15 @@ class LibvirtMachines(Hypervisor):
     undefine_flags: int = _UNDEFINE
     """What is removed with a definition."""
 
-    def __init__(self, uri: str, prefix: str, logs: Path | None = None) -> None:
-        """``logs``: where the driver keeps a log of each machine for us alone: we remove it with the machine."""
+    def __init__(self, uri: str, prefix: str, logs: Path | None = None, launcher: Path | None = None) -> None:
+        """``logs``: where the driver keeps a log of each machine for us alone: we remove it with the machine.
+
+        ``launcher``: what libvirt starts for a machine whose memory is a file; None where no machine can have that.
+        """
         self._prefix = prefix
         self._logs = logs
+        self._launcher = launcher
+        self._memories = GuestMemories()
         self._loop = asyncio.get_running_loop()
         self._libvirt = LibvirtConnection(uri, self._hear)
         self._callbacks: list[Callable[[MachineEvent], None]] = []
@@ -136,14 +143,49 @@ class LibvirtMachines(Hypervisor):
             if domain.isActive():
                 raise NotHaltedError(f"{spec.name} is running")
             qemu_access.grant(spec)
-            self._create(domain)
+            with self._memory(spec):
+                self._create(domain)
             try:
                 qemu_access.hand_over(spec)
+                if spec.memory is not None and spec.memory.image is not None:
+                    libvirt_images.load_state(domain, spec.memory.image)
             except OSError as error:
                 domain.destroy()
                 raise HypervisorError(f"Cannot start {spec.name}: {error}") from error
 
         await self._libvirt.call(f"start {spec.name}", work)
+
+    @contextmanager
+    def _memory(self, spec: MachineSpec) -> Iterator[None]:
+        """While the block runs, the machine's QEMU can get its memory, if that is a file."""
+        if spec.memory is None:
+            yield
+            return
+        if self._launcher is None:
+            raise HypervisorError(f"{spec.name} cannot have a file as its memory: libvirt is not embedded here")
+        try:
+            with waiting_for_launcher(spec, self._memories.for_machine(spec)):
+                yield
+        except OSError as error:
+            raise HypervisorError(f"Cannot start {spec.name}: its memory: {error}") from error
+
+    async def save_image(self, uuid: UUID, directory: Path) -> None:
+        """Stop the machine, then the state of its devices, then its memory, into the directory."""
+
+        def work(connection: Any) -> None:
+            domain = connection.lookupByUUID(uuid.bytes)
+            domain.suspend()
+            try:
+                libvirt_images.save_state(domain, directory)
+                self._memories.save(uuid, directory)
+            except OSError as error:
+                raise HypervisorError(f"The image of {domain.name()} cannot be saved: {error.strerror}") from error
+
+        await self._libvirt.call("save an image of a machine", work)
+
+    async def release_image(self, directory: Path) -> None:
+        """Close our descriptor of the image's memory."""
+        self._memories.release(directory)
 
     def _create(self, domain: Any) -> None:
         """Create a defined machine, paused: libvirt's drivers differ in how."""
@@ -152,7 +194,7 @@ class LibvirtMachines(Hypervisor):
     def _xml(self, spec: MachineSpec) -> str:
         libvirt_embed.check_socket_path(spec.channel, f"the channel of {spec.name}")
         libvirt_embed.check_socket_path(spec.console, f"the console of {spec.name}")
-        return qemu_xml(spec, self._prefix)
+        return qemu_xml(spec, self._prefix, self._launcher)
 
     def _define(self, connection: Any, spec: MachineSpec, xml: str) -> Any:
         try:
@@ -193,6 +235,7 @@ class LibvirtMachines(Hypervisor):
                     raise
 
         await self._libvirt.call("end a machine", work)
+        self._memories.drop_own(uuid)
 
     async def info(self, uuid: UUID) -> MachineInfo | None:
         """One machine; None when libvirt does not know it."""
@@ -376,13 +419,14 @@ def _with_clock(spec: MachineSpec) -> MachineSpec:
 
 async def connect(settings: Settings) -> Hypervisor:
     """The hypervisor of an installation. Machines that an earlier process started are found again."""
-    logs = None
+    logs = launcher = None
     if settings.hypervisor == "embed":
         uri, logs = libvirt_embed.prepare(settings), libvirt_embed.logs(settings)
+        launcher = make_launcher(settings.cache / "libvirt")
     else:
         uri = f"qemu:///{settings.hypervisor}"
     EventThread.start()
-    machines = LibvirtMachines(uri, settings.prefix, logs)
+    machines = LibvirtMachines(uri, settings.prefix, logs, launcher)
     await machines.open()
     if is_subreaper() and threading.current_thread() is threading.main_thread():
         watch_orphans(asyncio.get_running_loop())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 
 from casemate.link.console import Console
 from casemate.link.guest_calls import GuestCalls
@@ -18,7 +19,7 @@ from casemate.streams.loop import Loop
 from casemate.streams.mux_stream import MuxStream
 from casemate.streams.stream import Handler
 from casemate.wire.errors import ProtocolError, printable
-from casemate.wire.link import CALL, DATABASE, POWER, READY, parse_object
+from casemate.wire.link import CALL, DATABASE, POWER, READY, TIME_KEY, parse_object
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class Link:
 
     def _session(self) -> None:
         self._log("the agent answers")
+        self._database.write(TIME_KEY, f"{time.time():.3f}".encode())
         self.agent = None
         self._mirrored = False
 

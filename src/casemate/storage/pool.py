@@ -101,12 +101,28 @@ class Pool(Protocol):
         above. Nothing is copied, so this takes no room.
         """
 
-    async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
+    async def start(self, volume: Volume, owner: Owner | None, shared: bool, image: str | None = None) -> Image:
         """Make the volume ready for a machine that ``owner`` runs (None: this process's user does).
 
         ``shared``: others are based on the volume, even while it runs; they must see none of what it writes before it
-        has stopped.
+        has stopped. ``image``: begin with what ``keep_for_image`` kept under that name, for a volume of that name.
         """
+
+    def start_content(self, volume: Volume) -> str | None:
+        """What identifies the content that the next start of the volume begins with; None where the volume is kept, or
+        where this pool cannot keep anything for an image."""
+
+    async def keep_for_image(self, volume: Volume, image: str) -> None:
+        """Keep what the volume shows now, after its machine has stopped for good, as the start of other volumes.
+
+        Nothing is copied. ``image`` is a name of hexadecimal digits.
+        """
+
+    async def drop_image(self, image: str) -> None:
+        """Remove what was kept under that name. Volumes that were started from it go on. Absent is fine."""
+
+    def images(self) -> list[str]:
+        """The names under which something is kept."""
 
     async def stop(self, volume: Volume) -> None:
         """Give it back: what is not kept is thrown away. Also after a crash, and when it was never started."""

@@ -35,6 +35,10 @@ class Pools:
             raise PoolNotFoundError(f"No such pool: {printable(volume.pool)!r}")
         return self._open(config)
 
+    def named(self, name: str) -> Pool:
+        """The pool of that name; PoolNotFoundError."""
+        return self._open(self._store.snapshot().pool(name))
+
     async def prepare(self, config: PoolConfig) -> None:
         """See that a pool could hold volumes, before it is in the store; StorageError says why it could not."""
         directory = self._settings.state / "pools" / config.name

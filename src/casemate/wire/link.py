@@ -6,7 +6,7 @@ A stream of the channel starts with one byte that says what it is for, then the 
 ``CALL``   host        an EXEC_CMDLINE or JUST_EXEC message; then the data phase of qrexec
 ``CALL``   guest       a TRIGGER_SERVICE4 message; answered with SERVICE_CONNECT or _REFUSED
 ``DATA``   guest       the QubesDB session (one at a time)
-``READY``  guest       JSON ``{"boot_id": ..., "version": ...}``: services can be called now
+``READY``  guest       JSON ``{"boot_id": ..., "identity": ...}``: services can be called now
 ``POWER``  host        ``off``: power off in an orderly way
 ``PING``   host        nothing: the agent gives the stream up at once, which is a sign of life
 =========  ==========  =======================================================================
@@ -32,6 +32,15 @@ READY = b"r"
 POWER = b"p"
 PING = b"i"
 """No agent knows it: what it does not know it gives up, and so do agents of before there was such a question."""
+
+IMAGE_KEY = "/casemate-image"
+"""Key of the database that a guest has while it boots to become a warm image: its agent takes no identity then."""
+NONE_YET, RENEWED = "none", "renewed"
+"""What an agent says of its guest's identity: it has taken none, because it is to become an image; it has taken one of
+its own after it went on from an image. An agent that knows nothing of images says neither."""
+TIME_KEY = "/casemate-time"
+"""Key of the database: the host's time when the session began, in seconds since the epoch. A guest that goes on from a
+warm image has the time of its image until then."""
 
 CONTROL = 0x401
 """Type of a control message; outside the range that qrexec uses."""

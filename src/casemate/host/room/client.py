@@ -279,6 +279,12 @@ class RoomMachines(Hypervisor):
         self._known[spec.uuid] = spec.name
         await self._process.ask("machines", "start_paused", spec)
 
+    async def save_image(self, uuid: UUID, directory: Path) -> None:
+        await self._process.ask("machines", "save_image", uuid, directory)
+
+    async def release_image(self, directory: Path) -> None:
+        await self._process.ask("machines", "release_image", directory)
+
     async def resume(self, uuid: UUID) -> None:
         await self._process.ask("machines", "resume", uuid)
 

@@ -187,8 +187,25 @@ class FileReflinkPool:
 
     # -- starting and stopping
 
-    async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
+    def start_content(self, _volume: Volume) -> None:
+        """This driver keeps nothing for images."""
+        return
+
+    async def keep_for_image(self, volume: Volume, _image: str) -> None:
+        """StorageError: this driver keeps nothing for images."""
+        raise StorageError(f"volume {volume.vid} lies in a pool that keeps nothing for warm images")
+
+    async def drop_image(self, _image: str) -> None:
+        """There is none."""
+
+    def images(self) -> list[str]:
+        """None."""
+        return []
+
+    async def start(self, volume: Volume, owner: Owner | None, shared: bool, image: str | None = None) -> Image:
         """The volume itself, or the copy that the machine writes."""
+        if image is not None:
+            raise StorageError(f"volume {volume.vid} lies in a pool that keeps nothing for warm images")
         account = None if owner is None else (owner.uid, owner.gid)
         run = self._files.path(volume.vid, ".run")
         if volume.snap_on_start:

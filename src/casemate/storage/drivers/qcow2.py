@@ -6,6 +6,7 @@
                           or the changes of a volume that others are based on even while it runs
 - ``VOLUME.base.qcow2``   the pin: a second name (hard link) of the file below the overlay. The file stays for this
                           machine when the source is replaced, and its link count says whether anybody reads it
+- ``VOLUME.below.qcow2``  the pin of the file below ``.base``, where that is a layer of a warm image
 - ``VOLUME.merge.qcow2``  changes that are being merged into the volume in place; until they are, nobody may read it
 - ``VOLUME.live.qcow2``   a mark: a machine writes the volume itself, and there is no saved state
 - ``VOLUME@TIME.qcow2``   an older state of the volume (qcow2_revisions.py)
@@ -14,6 +15,7 @@
 ::
 
     thrown away    source.qcow2 ◀── VOLUME.run.qcow2 ◀── the machine writes         stop: .run is removed
+    from an image  source.qcow2 ◀── .warm-IMAGE/VOLUME.qcow2 ◀── VOLUME.run.qcow2   stop: .run is removed
     kept           VOLUME@TIME.qcow2 ◀── VOLUME.qcow2 ◀── the machine writes        stop: nothing to do
     kept, shared   VOLUME.qcow2 ◀── VOLUME.run.qcow2 ◀── the machine writes         stop: .run is merged into VOLUME
                      ◀── overlays of qubes that are based on it
@@ -35,7 +37,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from casemate.host.files import fsync_dir, fsync_file
+from casemate.host.files import fsync_dir, fsync_file, remove_tree
 from casemate.model.volumes import Volume
 from casemate.storage.driver import DIR_PATH, EPHEMERAL_VOLATILE, REVISIONS_TO_KEEP, Driver, Opening
 from casemate.storage.nbd_export import nbd_export
@@ -49,7 +51,9 @@ from casemate.wire.errors import RevisionNotFoundError, StorageError
 FORMAT = "qcow2"
 _FORMATTED = "private"
 """The volume that begins with a file system; others are filled by import or are used raw."""
-_SUFFIXES = ("", ".run", ".base", ".merge", LIVE)
+_SUFFIXES = ("", ".run", ".base", ".below", ".merge", LIVE)
+_IMAGE = ".warm-"
+"""Prefix of the directories in which layers of warm images lie. No qube's name begins with a dot."""
 
 
 class Qcow2Pool:
@@ -105,7 +109,8 @@ class Qcow2Pool:
 
     def is_outdated(self, volume: Volume) -> bool:
         """Whether a machine runs on a state of the origin that is not the newest."""
-        pin = self._files.path(volume.vid, ".base")
+        below, pin = self._files.path(volume.vid, ".below"), self._files.path(volume.vid, ".base")
+        pin = below if below.exists() else pin
         if not volume.snap_on_start or volume.source is None or not pin.exists():
             return False
         source = self._files.path(volume.source)
@@ -314,10 +319,12 @@ class Qcow2Pool:
 
     # -- starting and stopping
 
-    async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Image:
+    async def start(self, volume: Volume, owner: Owner | None, shared: bool, image: str | None = None) -> Image:
         """The volume itself, or what stands for it while it runs."""
         account = None if owner is None else (owner.uid, owner.gid)
         run = self._files.path(volume.vid, ".run")
+        if image is not None:
+            return await self._start_from_image(volume, image, account)
         if volume.snap_on_start:
             if volume.source is None:
                 raise StorageError(f"volume {volume.vid} has nothing that it is a snapshot of")
@@ -362,6 +369,61 @@ class Qcow2Pool:
         with self._files.making(run, account) as fresh:
             await self._files.tool("qemu-img", "create", "-q", "-f", FORMAT, "-b", base, "-F", FORMAT, fresh)
 
+    # -- layers of warm images
+
+    def _of_image(self, image: str, volume: str, mark: str = "") -> Path:
+        return self._files.directory / f"{_IMAGE}{int(image, 16):x}" / f"{volume}{mark}.{FORMAT}"
+
+    def start_content(self, volume: Volume) -> str | None:
+        """The source's file; the size of a volume that begins empty."""
+        if volume.save_on_stop:
+            return None
+        if not volume.snap_on_start:
+            return f"empty-{volume.size}"
+        return None if volume.source is None else identity(self._existing(volume.source))
+
+    async def keep_for_image(self, volume: Volume, image: str) -> None:
+        """Give what the machine wrote, and the file below it, second names."""
+        run, base = self._files.path(volume.vid, ".run"), self._files.path(volume.vid, ".base")
+        check_file(run, base if volume.snap_on_start else None)
+        kept = self._of_image(image, volume.name)
+        self._files.make_directory(kept.parent)
+        os.link(run, kept, follow_symlinks=False)
+        self._files.share(kept)
+        if volume.snap_on_start:
+            os.link(base, self._of_image(image, volume.name, ".base"), follow_symlinks=False)
+
+    async def _start_from_image(self, volume: Volume, image: str, account: tuple[int, int] | None) -> Image:
+        """A layer over the image's layer. Both below it are pinned, so that the image can be dropped meanwhile."""
+        run = self._files.path(volume.vid, ".run")
+        kept = self._of_image(image, volume.name)
+        if volume.save_on_stop or not kept.exists():
+            raise StorageError(f"volume {volume.vid} cannot begin from the warm image {image}")
+        self._files.make_directory(run.parent)
+        pins = []
+        for mark, name in (("", ".base"), (".base", ".below")):
+            source, pin = self._of_image(image, volume.name, mark), self._files.path(volume.vid, name)
+            pin.unlink(missing_ok=True)
+            if mark == "" or volume.snap_on_start:
+                os.link(source, pin, follow_symlinks=False)
+                pins.append((pin, FORMAT))
+        run.unlink(missing_ok=True)
+        with self._files.making(run, account) as fresh:
+            # Without a look at what is below (-u): a tool would follow the names in the files, which are of others.
+            await self._files.tool(
+                "qemu-img", "create", "-q", "-u", "-f", FORMAT, "-b", pins[0][0], "-F", FORMAT,
+                fresh, str(facts(kept).size),
+            )  # fmt: skip
+        return Image(run, FORMAT, backing=tuple(pins), scratch=True)
+
+    async def drop_image(self, image: str) -> None:
+        """Remove the image's names of its layers."""
+        remove_tree(self._of_image(image, "").parent)
+
+    def images(self) -> list[str]:
+        """From the names of directories."""
+        return sorted(path.name.removeprefix(_IMAGE) for path in self._files.directory.glob(f"{_IMAGE}*"))
+
     async def stop(self, volume: Volume) -> None:
         """Throw away or merge what stood for the volume while it ran. Also after a crash, and when it never ran."""
         if volume.save_on_stop:
@@ -371,8 +433,8 @@ class Qcow2Pool:
                 if self._files.path(volume.vid).is_file():
                     await self._prune(volume)
         else:
-            self._files.path(volume.vid, ".run").unlink(missing_ok=True)
-            self._files.path(volume.vid, ".base").unlink(missing_ok=True)
+            for suffix in (".run", ".base", ".below"):
+                self._files.path(volume.vid, suffix).unlink(missing_ok=True)
 
     async def _merge(self, volume: Volume) -> None:
         """Put the changes of a run (``.run``) into the kept volume.

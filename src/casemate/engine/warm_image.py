@@ -1,0 +1,79 @@
+"""What a warm image is: a booted guest that stands still, from which disposables go on; and what makes it outdated.
+
+An image holds for a *shape* of machine and the content of its disks. Its key is a digest of both, so an image whose
+template has changed is not found any more, and nothing has to tell it so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import UUID
+
+from casemate.engine.machine import init_kind
+from casemate.host.domain_xml_qemu import qemu_xml
+from casemate.host.hypervisor import GuestMemory, MachineSpec, Nic
+from casemate.model.domain import Domain
+
+BUILDING = "casemate-warm-image"
+"""Feature of the disposable that boots to become an image. Its agent takes no identity (agent/main.py)."""
+WARM = "casemate-warm"
+"""Feature of a disposable template, or of dom0 for all: empty for disposables that always boot."""
+DIGITS = 16
+"""Hexadecimal digits of a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmImage:
+    """An image that is ready. ``bytes`` are those of its files; ``made`` and ``used``: seconds since the epoch."""
+
+    key: str
+    directory: Path
+    template: str
+    pools: tuple[str, ...]
+    made: float
+    used: float
+    bytes: int
+
+
+def is_being_made(domain: Domain) -> bool:
+    """Whether this qube boots in order to become an image."""
+    return bool(domain.features.get(BUILDING))
+
+
+def is_wanted(domain: Domain, admin: Domain) -> bool:
+    """Whether a qube may go on from an image: a disposable with our agent as process 1 that serves no network, unless a
+    person wants its disposables to boot.
+
+    Under systemd, programs of the guest hold what an identity is made of; a net qube has rules of its own.
+    """
+    if domain.klass != "DispVM" or domain.provides_network or init_kind(domain) != "lean" or not domain.kernel:
+        return False
+    base = domain.template
+    asked = next((of.features[WARM] for of in (base, admin) if of is not None and WARM in of.features), "1")
+    return bool(asked)
+
+
+def shape(spec: MachineSpec) -> str:
+    """The machine without what is one qube's own: the XML of an anonymous one."""
+    nowhere = Path("/")
+    same = replace(
+        spec, name="", uuid=UUID(int=0), title="", channel=nowhere / "channel", console=nowhere / "console",
+        uid=None, gid=None, disks=(), memory=GuestMemory(),
+        nics=tuple(Nic(f"wire{number}", "", nic.fixed) for number, nic in enumerate(spec.nics)),
+    )  # fmt: skip
+    return qemu_xml(same, "")
+
+
+def key_of(spec: MachineSpec, disks: Mapping[str, str], host: str) -> str:
+    """The key of images for a machine. ``disks``: what each begins with. ``host``: QEMU and the host's boot."""
+    files = [_identity(path) for path in (spec.kernel, spec.initrd)]
+    words = [shape(spec), host, *files, *(f"{name}={content}" for name, content in sorted(disks.items()))]
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:DIGITS]
+
+
+def _identity(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
