@@ -31,6 +31,7 @@ from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
 from casemate.engine.preloads import Preloads
 from casemate.engine.qube_files import QubeFiles
+from casemate.engine.warm_image import WarmImage
 from casemate.host.hypervisor import PowerState
 from casemate.host.process import Runner
 from casemate.model.domain import Domain
@@ -372,6 +373,27 @@ class FakeHostStatus:
         return {"acceleration": "none"}
 
 
+class FakeWarm:
+    """Warm images that are there when they are asked for; none is a file."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, WarmImage] = {}
+
+    def has(self, template: str) -> bool:
+        return any(image.template == template for image in self.images.values())
+
+    def list(self) -> list[WarmImage]:
+        return list(self.images.values())
+
+    async def build(self, template: str) -> WarmImage:
+        key = f"{len(self.images):016x}"
+        self.images[key] = WarmImage(key, Path("/nowhere"), template, ("default",), 1.0, 2.0, 3 << 20)
+        return self.images[key]
+
+    async def drop(self, key: str) -> bool:
+        return self.images.pop(key, None) is not None
+
+
 class FakeNetwork:
     """No network, but what a test puts in ``carried``."""
 
@@ -413,6 +435,7 @@ class FakeParts:
         self.free_memory = 4096
         """MiB that the host has left."""
         self.network = FakeNetwork()
+        self.warm = FakeWarm()
         self.disks = FakeDisks()
         self.sys = store.path.parent / "sys"
         kernel = FakeKernel(self.sys, self.sys / "proc", self.sys / "dev")
@@ -426,7 +449,7 @@ class FakeParts:
         """The real part that gives disposables away; it starts none before ``start`` is awaited."""
         made = Preloads(
             self.store, self.states, self.bus, self.power, self.disposables, guests,  # type: ignore[arg-type]
-            lambda name, volume: self.volumes.is_outdated(name, volume), lambda: self.free_memory,
+            lambda name, volume: self.volumes.is_outdated(name, volume), lambda: self.free_memory, self.warm.has,
         )  # fmt: skip
         self.bus.subscribe(made.heard)
         return made
@@ -444,6 +467,7 @@ class FakeParts:
             power=self.power,
             qubes=self.qubes,
             disposables=self.preloads(guests),
+            warm=self.warm,
             volumes=self.volumes,
             pools=FakePools(),
             devices=self.devices,

@@ -104,8 +104,8 @@ MUTANTS = (
     ),
     Mutant(
         "looking-defines", "law 1", "src/casemate/host/libvirt_machines.py",
-        "machines = (self._machine(domain, stats) for domain, stats in connection.getAllDomainStats(_STATS))",
-        "machines = [self._machine(domain, stats) for domain, stats in connection.getAllDomainStats(_STATS)]\n"
+        "machines = (self._machine(domain, stats) for domain, stats in connection.getAllDomainStats(STATS))",
+        "machines = [self._machine(domain, stats) for domain, stats in connection.getAllDomainStats(STATS)]\n"
         "            for domain in connection.listAllDomains():\n"
         "                connection.defineXMLFlags(domain.XMLDesc(0), 0)",
         ("tests/component/laws/test_law1_lazy_definition.py"

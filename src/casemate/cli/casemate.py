@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from casemate.cli import backup, interop, net, store_tool, template, tool
+from casemate.cli import backup, interop, net, store_tool, template, tool, warm
 from casemate.client.qubes import Qubes
 from casemate.settings import load
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
@@ -119,6 +119,7 @@ def make_parser() -> tool.Parser:
         body=_status
     )
     template.add_to(commands)
+    warm.add_to(commands)
     database = commands.add_parser("qubesdb", help="read, write, list or watch the database of a running qube")
     database.add_argument("VMNAME")
     database.add_argument("command", choices=("read", "write", "list", "watch"))

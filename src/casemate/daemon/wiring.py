@@ -180,8 +180,11 @@ def build(
     lifecycle.after_halt.append(disposables.remove_halted)
 
     volumes = Volumes(store, pools, locks, states, hypervisor, guests)
-    preloads = Preloads(store, states, bus, power, disposables, guests, volumes.is_outdated, memory.available)
+    preloads = Preloads(
+        store, states, bus, power, disposables, guests, volumes.is_outdated, memory.available, images.has
+    )
     bus.subscribe(preloads.heard)
+    images.on_made = preloads.look
     builds = WarmBuilds(store, states, power, disposables, guests, images, memory.available)
 
     report = NetworkReport(store, network, firewalls, states)

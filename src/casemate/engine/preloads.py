@@ -10,6 +10,9 @@
              └─▶ one that is being started: waited for                   (the rest of a start)
              └─▶ none: a new one, which its caller starts                (a whole start)
 
+How many wait, a person says. Where nobody does, and a warm image makes a start cheap, as many wait as were used lately,
+at most two (engine/preload_uses.py).
+
 Which wait is kept in the store (``model/preloading.py``), so that the next daemon finds them again. A disposable waits
 paused. Whoever unpauses it uses it, also a person with ``qvm-unpause``: it is then a disposable like any other.
 """
@@ -17,17 +20,17 @@ paused. Whoever unpauses it uses it, also a person with ``qvm-unpause``: it is t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from casemate.engine.bus import Bus
 from casemate.engine.commits import after_each
 from casemate.engine.disposables import Disposables
 from casemate.engine.guests import Guests
 from casemate.engine.power import Power
+from casemate.engine.preload_uses import Wanted
 from casemate.engine.states import States
 from casemate.host.hypervisor import PowerState
 from casemate.model import preloading
@@ -65,8 +68,10 @@ class Preloads:
         guests: Guests,
         is_outdated: Callable[[str, str], bool],
         free_memory: Callable[[], int],
+        is_warm: Callable[[str], bool],
     ) -> None:
-        """``is_outdated(qube, volume)``: see Volumes. ``free_memory()``: what the host has left, in MiB."""
+        """``is_outdated(qube, volume)``: see Volumes. ``free_memory()``: what the host has left, in MiB.
+        ``is_warm(template)``: whether its disposables have a warm image to go on from."""
         self._store = store
         self._states = states
         self._bus = bus
@@ -75,6 +80,7 @@ class Preloads:
         self._guests = guests
         self._is_outdated = is_outdated
         self._free_memory = free_memory
+        self._wanted = Wanted(is_warm)
         self._taken: set[str] = set()
         """Disposables that are listed still, but are somebody's already, or on their way out."""
         self._starting: dict[str, asyncio.Task[bool]] = {}
@@ -97,6 +103,10 @@ class Preloads:
         for domain in list(self._store.snapshot().domains.values()):
             if domain.klass == "DispVM" and not self._may_stay(domain):
                 await self._discard([domain.name], "the daemon ended before it was given away")
+        for template in preloading.templates(self._store.snapshot()):
+            # Those that wait by use go on waiting, as if they had just been wanted.
+            for _one in preloading.listed(template):
+                self._wanted.note(template.name)
         after_each(self._store, self._wake.set)
         self._first = time.monotonic() + GAP_SECONDS
         self._worker = asyncio.create_task(self._run())
@@ -143,9 +153,13 @@ class Preloads:
         system = self._store.snapshot()
         return [
             (one.name, len([n for n in preloading.listed(one) if self._states.of(n) is PowerState.PAUSED]), wanted)
-            for one in preloading.templates(system)
-            if (wanted := preloading.wanted(system, one))
+            for one in self._wanted.templates(system)
+            if (wanted := self._wanted.count(system, one))
         ]
+
+    def look(self) -> None:
+        """Look again what is wanted: a template has a warm image now."""
+        self._wake.set()
 
     # -- giving away
 
@@ -153,6 +167,7 @@ class Preloads:
         """A disposable of the template (None: the default one) for ``creator``: one that waits, which then runs, or a
         new halted one. Returns its name."""
         base = self._disposables.base(template)
+        self._wanted.note(base.name)
         for name in self._ready(base):
             if await self._give_away(name, base.name, creator):
                 return name
@@ -282,7 +297,7 @@ class Preloads:
     async def _run(self) -> None:
         wait: float | None = 0.0
         while True:
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
             self._wake.clear()
@@ -298,7 +313,7 @@ class Preloads:
     async def _round(self) -> float | None:
         """Remove what is of no use, start one that is lacking. Seconds until the next look; None: until woken."""
         system = self._store.snapshot()
-        templates = preloading.templates(system)
+        templates = self._wanted.templates(system)
         for template in templates:
             await self._prune(system, template)
         waits: list[float] = []
@@ -306,7 +321,9 @@ class Preloads:
             names = preloading.listed(template)
             if not names:
                 self._draining.discard(template.name)
-            if len(names) >= preloading.wanted(system, template) or template.name in self._held | self._draining:
+            if (fewer := self._wanted.seconds_until_fewer(template.name)) is not None:
+                waits.append(fewer)
+            if len(names) >= self._wanted.count(system, template) or template.name in self._held | self._draining:
                 continue
             if (wait := self._due.get(template.name, self._first) - time.monotonic()) > 0:
                 waits.append(wait)
@@ -328,7 +345,7 @@ class Preloads:
         names = [name for name in preloading.listed(template) if name not in self._taken]
         useless = {name: why for name in names if name not in self._starting and (why := self._why_useless(name))}
         good = [name for name in names if name not in useless]
-        useless |= dict.fromkeys(good[preloading.wanted(system, template) :], "it is one too many")
+        useless |= dict.fromkeys(good[self._wanted.count(system, template) :], "it is one too many")
         for name, why in useless.items():
             await self._discard([name], why)
 

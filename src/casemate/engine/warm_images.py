@@ -68,6 +68,8 @@ class WarmImages:
         self._host = f"{guest_memory.qemu_identity()} {_BOOT_ID.read_text().strip()}"
         self.on_lack: Callable[[str], None] = lambda template: None
         """Called with the template of a disposable that has to boot because there is no image for it."""
+        self.on_made: Callable[[], None] = lambda: None
+        """Called when there is a new image."""
 
     @property
     def why_not(self) -> str:
@@ -96,6 +98,10 @@ class WarmImages:
     def list(self) -> list[WarmImage]:
         """The images that there are, in the order of their making."""
         return sorted(self._images.values(), key=lambda image: image.made)
+
+    def has(self, template: str) -> bool:
+        """Whether a disposable template has an image. It may be outdated; the next start finds out."""
+        return any(image.template == template for image in self._images.values())
 
     async def key(self, domain: Domain) -> str | None:
         """The key of images for a disposable; None where it must boot."""
@@ -162,6 +168,7 @@ class WarmImages:
             raise
         self._images[key] = image = _read(complete)
         await self._drop_too_many(key)
+        self.on_made()
         return image
 
     def _make_room(self, domain: Domain) -> None:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -32,8 +31,9 @@ from casemate.host.hypervisor import (
 )
 from casemate.host.libvirt_connection import EventThread, LibvirtConnection
 from casemate.host.libvirt_errors import code_of
+from casemate.host.libvirt_states import CRASHES, EVENTS, STATES, STATS, UNDEFINE
 from casemate.host.process import is_subreaper, watch_orphans
-from casemate.host.tsc import tsc_khz
+from casemate.host.tsc import with_known_frequency
 from casemate.settings import Settings
 from casemate.wire.errors import DeviceBusyError, HypervisorError, NotHaltedError
 
@@ -51,43 +51,11 @@ _ABSENT = (libvirt.VIR_ERR_NO_DOMAIN,)
 _OFF = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 """Codes that mean: the machine does not run."""
 
-_STATES = {
-    libvirt.VIR_DOMAIN_NOSTATE: PowerState.RUNNING,
-    libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
-    libvirt.VIR_DOMAIN_BLOCKED: PowerState.RUNNING,
-    libvirt.VIR_DOMAIN_PAUSED: PowerState.PAUSED,
-    libvirt.VIR_DOMAIN_SHUTDOWN: PowerState.DYING,
-    libvirt.VIR_DOMAIN_SHUTOFF: PowerState.HALTED,
-    libvirt.VIR_DOMAIN_CRASHED: PowerState.CRASHED,
-    libvirt.VIR_DOMAIN_PMSUSPENDED: PowerState.SUSPENDED,
-}
-
-_EVENTS = {
-    libvirt.VIR_DOMAIN_EVENT_STARTED: EventKind.STARTED,
-    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: EventKind.PAUSED,
-    libvirt.VIR_DOMAIN_EVENT_RESUMED: EventKind.RESUMED,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED: EventKind.STOPPED,
-    libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: EventKind.SUSPENDED,
-    libvirt.VIR_DOMAIN_EVENT_CRASHED: EventKind.CRASHED,
-}
-"""Lifecycle events that are passed on. Reboot events are not: they fire several times in a normal start."""
-
-_CRASHES = (libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED)
-
-_STATS = libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_BALLOON
-
-_UNDEFINE = (
-    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
-)
-
 
 class LibvirtMachines(Hypervisor):
     """Machines of one installation, by the prefix of their names. Make one with connect()."""
 
-    undefine_flags: int = _UNDEFINE
+    undefine_flags: int = UNDEFINE
     """What is removed with a definition."""
 
     def __init__(self, uri: str, prefix: str, logs: Path | None = None, launcher: Path | None = None) -> None:
@@ -139,7 +107,7 @@ class LibvirtMachines(Hypervisor):
         """Define anew and create, paused; then its sockets belong to the machine's user."""
 
         def work(connection: Any) -> None:
-            domain = self._define(connection, spec, self._xml(_with_clock(spec)))
+            domain = self._define(connection, spec, self._xml(with_known_frequency(spec)))
             if domain.isActive():
                 raise NotHaltedError(f"{spec.name} is running")
             qemu_access.grant(spec)
@@ -243,7 +211,7 @@ class LibvirtMachines(Hypervisor):
         def work(connection: Any) -> MachineInfo | None:
             try:
                 domain = connection.lookupByUUID(uuid.bytes)
-                found = connection.domainListGetStats([domain], _STATS)
+                found = connection.domainListGetStats([domain], STATS)
             except libvirt.libvirtError as error:
                 if code_of(error) in _ABSENT:
                     return None
@@ -256,7 +224,7 @@ class LibvirtMachines(Hypervisor):
         """All machines of ours, in one call."""
 
         def work(connection: Any) -> list[MachineInfo]:
-            machines = (self._machine(domain, stats) for domain, stats in connection.getAllDomainStats(_STATS))
+            machines = (self._machine(domain, stats) for domain, stats in connection.getAllDomainStats(STATS))
             return [machine for machine in machines if machine is not None]
 
         return await self._libvirt.call("list machines", work)
@@ -265,7 +233,7 @@ class LibvirtMachines(Hypervisor):
         name = domain.name()
         if not name.startswith(self._prefix):
             return None
-        state = _STATES.get(stats.get("state.state"), PowerState.NA)
+        state = STATES.get(stats.get("state.state"), PowerState.NA)
         halted = state is PowerState.HALTED
         return MachineInfo(
             name=name.removeprefix(self._prefix),
@@ -394,11 +362,11 @@ class LibvirtMachines(Hypervisor):
 
     def _hear(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: Any) -> None:
         """In libvirt's event thread."""
-        kind = _EVENTS.get(event)
+        kind = EVENTS.get(event)
         name = domain.name()
         if kind is None or not name.startswith(self._prefix):
             return
-        if kind is EventKind.STOPPED and detail in _CRASHES:
+        if kind is EventKind.STOPPED and detail in CRASHES:
             kind = EventKind.CRASHED
         told = MachineEvent(name.removeprefix(self._prefix), UUID(bytes=domain.UUID()), kind)
         try:
@@ -409,12 +377,6 @@ class LibvirtMachines(Hypervisor):
     def _tell(self, event: MachineEvent) -> None:
         for callback in self._callbacks:
             callback(event)
-
-
-def _with_clock(spec: MachineSpec) -> MachineSpec:
-    """Tell an emulated machine the frequency of its time stamp counter: it would measure it wrongly on a busy host."""
-    khz = tsc_khz() if spec.acceleration == "tcg" else None
-    return spec if khz is None else replace(spec, cmdline=f"{spec.cmdline} tsc_early_khz={khz}".strip())
 
 
 async def connect(settings: Settings) -> Hypervisor:

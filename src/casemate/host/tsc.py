@@ -12,6 +12,9 @@ import mmap
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
+
+from casemate.host.hypervisor import MachineSpec
 
 _READ = bytes.fromhex("0f31" "48c1e220" "4809d0" "c3")  # rdtsc; shl rdx, 32; or rax, rdx; ret
 _APART = 0.05
@@ -47,3 +50,9 @@ def _sample(read: Callable[[], int]) -> tuple[int, int] | None:
         if after - before < _CLOSE_NS:
             return (before + after) // 2, counter
     return None
+
+
+def with_known_frequency(spec: MachineSpec) -> MachineSpec:
+    """Tell an emulated machine the frequency of its time stamp counter: it would measure it wrongly on a busy host."""
+    khz = tsc_khz() if spec.acceleration == "tcg" else None
+    return spec if khz is None else replace(spec, cmdline=f"{spec.cmdline} tsc_early_khz={khz}".strip())

@@ -55,17 +55,19 @@ def listed(template: Domain) -> list[str]:
     return template.features.get(PRELOADED, "").split()
 
 
-def wanted(system: System, template: Domain) -> int:
-    """How many disposables of a template are to wait.
+def wanted(system: System, template: Domain) -> int | None:
+    """How many disposables of a template are to wait; None where nobody has said.
 
     dom0's feature decides for the default disposable template; that of any other template is its own.
     """
     if not template.template_for_dispvms:
         return 0
     default = system.default_dispvm
-    value = template.features.get(MAX, "")
+    value = template.features.get(MAX)
     if default is not None and default.name == template.name:
         value = system.admin.features.get(MAX, value)
+    if value is None:
+        return None
     return min(int(value), MOST) if _NUMBER.fullmatch(value) else 0
 
 

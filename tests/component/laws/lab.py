@@ -143,7 +143,13 @@ class TouchPool:
     async def clone(self, source: Volume, target: Volume, running: bool = False) -> None:
         await self.create(target)
 
-    async def start(self, volume: Volume, owner: Owner | None, shared: bool) -> Any:
+    def start_content(self, volume: Volume) -> None:
+        return None
+
+    def images(self) -> list[str]:
+        return []
+
+    async def start(self, volume: Volume, owner: Owner | None, shared: bool, image: str | None = None) -> Any:
         if volume.save_on_stop and not self.path(volume).exists():
             raise StorageError(f"volume {volume.vid} is missing")
         if not volume.save_on_stop:

@@ -24,7 +24,7 @@ async def warm_build(context: Context, dest: Domain) -> str:
     return (await context.warm.build(dest.name)).key
 
 
-@method("admin.casemate.warm.Drop", Access.WRITE)
+@method("admin.casemate.warm.Drop", Access.EXECUTE)
 async def warm_drop(context: Context, arg: str) -> None:
     """Remove the warm image of that key. Disposables that came from it run on."""
     if not await context.warm.drop(arg):

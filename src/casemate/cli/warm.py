@@ -1,0 +1,67 @@
+"""``casemate warm``: the warm images, from which disposables go on instead of booting."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+from casemate.cli import tool
+from casemate.cli.table import table
+from casemate.client.qubes import Qubes
+from casemate.wire.errors import CasemateError, printable
+
+
+def add_to(commands: Any) -> None:
+    """Add the command ``warm``."""
+    warm = commands.add_parser("warm", help="list, make and drop warm images, from which disposables go on")
+    verbs = warm.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=tool.Subparser)
+    show = verbs.add_parser("list", help="the images that there are")
+    show.add_argument("--json", action="store_true", help="as JSON")
+    show.set_defaults(body=_list)
+    build = verbs.add_parser("build", help="make the image of a disposable template now")
+    build.add_argument("QUBE", nargs="?", help="default: the default disposable template")
+    build.set_defaults(body=_build)
+    drop = verbs.add_parser("drop", help="remove images; a start that misses one has it made again")
+    which = drop.add_mutually_exclusive_group(required=True)
+    which.add_argument("KEY", nargs="?", help="as list shows it")
+    which.add_argument("--all", action="store_true", help="all of them")
+    drop.set_defaults(body=_drop)
+
+
+def _images(qubes: Qubes) -> list[dict[str, str]]:
+    found = []
+    for line in qubes.call("admin.casemate.warm.List").splitlines():
+        key, *words = line.split(" ")
+        found.append({"key": key} | dict(word.split("=", 1) for word in words))
+    return found
+
+
+def _list(args: argparse.Namespace, qubes: Qubes) -> int:
+    images = _images(qubes)
+    if args.json:
+        numbers = ("made", "used", "bytes")
+        print(json.dumps([{k: int(v) if k in numbers else v for k, v in image.items()} for image in images], indent=2))
+        return 0
+    rows = [["KEY", "TEMPLATE", "MADE", "USED", "SIZE"]]
+    for image in images:
+        made, used = (time.strftime("%Y-%m-%d %H:%M", time.localtime(int(image[name]))) for name in ("made", "used"))
+        size = f"{int(image['bytes']) >> 20} MiB"
+        rows.append([printable(image["key"]), printable(image["template"]), made, used, size])
+    print(table(rows), end="")
+    return 0
+
+
+def _build(args: argparse.Namespace, qubes: Qubes) -> int:
+    name = args.QUBE or qubes.get(None, "default_dispvm").text
+    if not name:
+        raise CasemateError("Name a disposable template: there is no default one (qubes-prefs default_dispvm)")
+    print(f"Warm image {printable(qubes.call('admin.casemate.warm.Build', '', name))} of {name} is there")
+    return 0
+
+
+def _drop(args: argparse.Namespace, qubes: Qubes) -> int:
+    for key in [image["key"] for image in _images(qubes)] if args.all else [args.KEY]:
+        qubes.call("admin.casemate.warm.Drop", key)
+    return 0
