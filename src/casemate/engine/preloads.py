@@ -1,5 +1,7 @@
 """Disposables that are started before they are asked for, and stand still until they are.
 
+One file although it is long: giving away, discarding and starting share which disposable is in whose hands.
+
 ::
 
     store ── a commit ──▶ ┐                      ┌─▶ removes those that are too many, or outdated
@@ -95,6 +97,8 @@ class Preloads:
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._worker: asyncio.Task[None] | None = None
+        self.before_none: Callable[[str], Awaitable[None]] = _nothing
+        """Awaited before ``none_of`` ends those that wait: others have disposables of a template too."""
 
     # -- beginning and end
 
@@ -274,6 +278,7 @@ class Preloads:
         """While the block runs, no disposable of the template waits: it is being removed, or made another."""
         self._held.add(template)
         try:
+            await self.before_none(template)
             async with self._making:  # one that is being made has a name, and is in our hands, when we have the lock
                 domains = self._store.snapshot().domains
                 starting = {
@@ -394,6 +399,10 @@ class Preloads:
                 change(transaction.system, *words)
 
         await asyncio.to_thread(commit)
+
+
+async def _nothing(_template: str) -> None:
+    return
 
 
 def _succeeded(task: asyncio.Task[bool]) -> bool:

@@ -61,6 +61,8 @@ class WarmBuilds:
         self._failed: dict[str, float] = {}
         """Templates whose image could not be made: no attempt by itself before this moment."""
         self._building = asyncio.Lock()
+        self._builds: dict[asyncio.Task[WarmImage], str] = {}
+        """Builds that are under way, or wait for their turn, and their templates."""
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         images.on_lack = self._want
@@ -70,10 +72,11 @@ class WarmBuilds:
         self._worker = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Stop; one that is being made is given up."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.wait([self._worker])
+        """Stop; one that is being made is given up, and its disposable ended."""
+        tasks = [*self._builds, *([self._worker] if self._worker else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _want(self, template: str) -> None:
         now = time.monotonic()
@@ -115,8 +118,29 @@ class WarmBuilds:
         """Remove an image; False when there is none of that key."""
         return await self._images.drop(key)
 
+    async def give_up(self, template: str) -> None:
+        """Make no image of a template, and end what was made for it: the template is being removed, or changed."""
+        self._wanted.pop(template, None)
+        mine = [task for task, of in self._builds.items() if of == template]
+        for task in mine:
+            task.cancel()
+        if mine:
+            await asyncio.wait(mine)
+
     async def build(self, template: str) -> WarmImage:
         """Boot a disposable of the template and make an image of it; the image that is there already, where it fits."""
+        task = asyncio.create_task(self._build(template))
+        self._builds[task] = template
+        task.add_done_callback(lambda _task: self._builds.pop(task))
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()  # when whoever asked has gone
+        if task.cancelled():
+            raise HypervisorError(f"No warm image of {template} was made: {template} is being changed")
+        return task.result()
+
+    async def _build(self, template: str) -> WarmImage:
         if why := self._images.why_not:
             raise HypervisorError(f"There can be no warm images: {why}")
         async with self._building:

@@ -65,6 +65,8 @@ class WarmImages:
         self._controllers = controllers
         self._directory = settings.state / "warm"
         self._images: dict[str, WarmImage] = {}
+        self._lacking: set[str] = set()
+        """Templates of which the last start found no image: those that there are are outdated, until there is a new."""
         self._host = f"{guest_memory.qemu_identity()} {_BOOT_ID.read_text().strip()}"
         self.on_lack: Callable[[str], None] = lambda template: None
         """Called with the template of a disposable that has to boot because there is no image for it."""
@@ -83,7 +85,10 @@ class WarmImages:
         pools = [config.name for config in self._store.snapshot().pools.values()]
         for path in sorted(self._directory.iterdir()) if self._directory.is_dir() else []:
             try:
-                self._images[path.name] = _read(path)
+                image = _read(path)
+                if image.template not in self._store.snapshot().domains:
+                    raise ValueError("its template is gone")
+                self._images[path.name] = image
             except (OSError, ValueError, KeyError, TypeError):
                 remove_tree(path)
         for pool in pools:
@@ -100,8 +105,8 @@ class WarmImages:
         return sorted(self._images.values(), key=lambda image: image.made)
 
     def has(self, template: str) -> bool:
-        """Whether a disposable template has an image. It may be outdated; the next start finds out."""
-        return any(image.template == template for image in self._images.values())
+        """Whether a disposable template has an image, which was not outdated at the last start."""
+        return template not in self._lacking and any(image.template == template for image in self._images.values())
 
     async def key(self, domain: Domain) -> str | None:
         """The key of images for a disposable; None where it must boot."""
@@ -133,6 +138,7 @@ class WarmImages:
         image = self._images.get(key)
         if image is None:
             assert domain.template is not None, "a disposable has one"
+            self._lacking.add(domain.template.name)
             self.on_lack(domain.template.name)
             return None
         os.utime(image.directory)
@@ -144,12 +150,12 @@ class WarmImages:
         key = await self.key(domain)
         if key is None:
             raise HypervisorError(f"{domain.name} can be no warm image")
+        assert domain.template is not None, "a disposable has one"
         if key in self._images:
             return self._images[key]
         self._make_room(domain)
         fresh, complete = self._directory / f".{key}", self._directory / key
         volumes = [volume for name, volume in domain.volumes.items() if volume is not None and name in TARGETS]
-        assert domain.template is not None, "a disposable has one"
         remove_tree(fresh)
         fresh.mkdir(mode=0o700, parents=True)
         try:
@@ -167,6 +173,7 @@ class WarmImages:
                 raise HypervisorError(f"The image of {domain.name} cannot be kept: {error.strerror}") from error
             raise
         self._images[key] = image = _read(complete)
+        self._lacking.discard(domain.template.name)
         await self._drop_too_many(key)
         self.on_made()
         return image

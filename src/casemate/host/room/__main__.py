@@ -54,8 +54,9 @@ async def _serve(connection: socket.socket, room: Room | None, why: str) -> None
             machines = await connect(load())
             break
         except HypervisorError as error:
-            # An earlier process of ours that has not ended yet holds libvirt's pid file.
-            if "pid file" not in str(error) or time.monotonic() > end:
+            # An earlier process of ours that has not ended yet holds libvirt's pid file. Which of the two libvirt says
+            # depends on how far its driver got.
+            if not any(hint in str(error) for hint in ("pid file", "is not active")) or time.monotonic() > end:
                 answer["error"] = str(error)
                 machines = None
                 break
