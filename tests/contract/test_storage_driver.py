@@ -9,6 +9,7 @@ One file although it is long: whoever writes a driver runs one file.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import tempfile
@@ -61,10 +62,14 @@ class Rig:
 
 
 async def io(image: Image, command: str, account: Account | None) -> bytes:
-    """What a machine does to its disk: qemu-io as the machine's user, with the format that the pool says."""
+    """What a machine does to its disk: qemu-io as the machine's user, with formats and layers as the pool says."""
     readonly = ("-r",) if image.readonly else ()
+    disk: dict[str, object] | None = None
+    for path, image_format in reversed([(image.path, image.format), *image.backing]):
+        below: dict[str, object] = {"backing": disk} if image_format == "qcow2" else {}
+        disk = {"driver": image_format, "file": {"driver": "file", "filename": str(path)}} | below
     done = await Runner().run(
-        ["qemu-io", *readonly, "-f", image.format, "-c", command, image.path], timeout=60, check=False,
+        ["qemu-io", *readonly, "-c", command, f"json:{json.dumps(disk)}"], timeout=60, check=False,
         user=account.uid if account else None, group=account.gid if account else None,
     )  # fmt: skip
     return done.stdout + done.stderr
@@ -420,3 +425,80 @@ def test_a_directory_that_is_no_use_is_found_when_the_pool_is_added(driver: Driv
         assert list((place / "a/pool").iterdir()) == []
     finally:
         shutil.rmtree(place)
+
+
+# -- layers of warm images
+
+
+IMAGE = "0123456789abcdef"
+
+
+def test_a_volume_begins_with_what_was_kept_for_an_image(rig: Rig) -> None:
+    async def scenario() -> None:
+        await rig.imported()
+        if rig.pool.start_content(work_root) is None:
+            with pytest.raises(StorageError, match="keeps nothing for warm images"):
+                await rig.pool.keep_for_image(work_root, IMAGE)
+            with pytest.raises(StorageError, match="keeps nothing for warm images"):
+                await rig.pool.start(work_root, WORK, False, IMAGE)
+            return
+        for volume in (work_root, volatile):
+            image = await rig.pool.start(volume, WORK, False)
+            await write(image, 0x22, at=65536)
+            await rig.pool.keep_for_image(volume, IMAGE)
+            await rig.pool.stop(volume)
+        assert [int(name, 16) for name in rig.pool.images()] == [int(IMAGE, 16)]
+        for volume in (mail_root, replace(volatile, vid="mail/volatile")):
+            image = await rig.pool.start(volume, WORK, False, IMAGE)
+            assert await shows(image, 0x22, at=65536)
+            if volume is mail_root:
+                assert await shows(image, 0x11), "below it is the source"
+                assert not rig.pool.is_outdated(volume)
+            await write(image, 0x33, at=65536)
+            # The image may go while machines run that came from it.
+            if volume is mail_root:
+                again = await rig.pool.start(replace(mail_root, vid="third/root"), WORK, False, IMAGE)
+                assert await shows(again, 0x22, at=65536), "nobody sees what another has written"
+                await rig.pool.stop(replace(mail_root, vid="third/root"))
+        await rig.pool.drop_image(IMAGE)
+        await rig.pool.drop_image(IMAGE)
+        assert rig.pool.images() == []
+        assert await shows(image, 0x33, at=65536)
+        with pytest.raises(StorageError, match="cannot begin from the warm image"):
+            await rig.pool.start(replace(mail_root, vid="third/root"), WORK, False, IMAGE)
+        for volume in (mail_root, replace(volatile, vid="mail/volatile"), replace(mail_root, vid="third/root")):
+            await rig.pool.stop(volume)
+            assert not rig.pool.has_left_overs(volume)
+
+    asyncio.run(scenario())
+
+
+def test_what_a_start_begins_with_changes_when_its_source_does(rig: Rig) -> None:
+    async def scenario() -> None:
+        await rig.imported()
+        before = rig.pool.start_content(work_root)
+        assert rig.pool.start_content(mail_root) == before and rig.pool.start_content(template_root) is None
+        await rig.imported(0x44)
+        if before is not None:
+            assert rig.pool.start_content(work_root) != before
+            assert rig.pool.start_content(volatile) != rig.pool.start_content(replace(volatile, size=8 * MIB))
+
+    asyncio.run(scenario())
+
+
+def test_a_layer_whose_header_was_changed_becomes_no_part_of_an_image(rig: Rig) -> None:
+    """A guest that has broken out could name any file of the host there, and every disposable would open it."""
+
+    async def scenario() -> None:
+        await rig.imported()
+        if rig.pool.start_content(work_root) is None:
+            return
+        image = await rig.pool.start(work_root, WORK, False)
+        content = image.path.read_bytes()
+        image.path.write_bytes(content.replace(b"root.base.qcow2", b"hostile.x.qcow2"))
+        with pytest.raises(StorageError, match="names another file"):
+            await rig.pool.keep_for_image(work_root, IMAGE)
+        assert rig.pool.images() == []
+        await rig.pool.stop(work_root)
+
+    asyncio.run(scenario())

@@ -13,6 +13,8 @@
                                 │ streams.channel
                         virtio-serial port (port.py) ── the host's link
 
+A guest that boots to become a warm image takes no identity; one that goes on from it takes its own (``renewal``).
+
 The agent is one zipapp (``host/agent_package.py``). In a lean guest it is process 1, started by ``host/initrd/init.c``,
 else a service of systemd. It owns the guest's end of the channel, the guest's copy of the database and the programs of
 calls that are served. It trusts its host and no program of the guest: each connection has a deadline for its first

@@ -45,11 +45,9 @@ def no_own_addresses(name: str, ip6: bool) -> None:
 class Interface:
     """What the interface was last made to be; ``bring`` makes it what the database says now."""
 
-    def __init__(self, read: Callable[[str], bytes | None], has_old_mac: bool = False) -> None:
-        """``read`` gives the value of a key. ``has_old_mac``: the guest goes on from a warm image, so the interface
-        that it has still goes by the address of the machine that the image was made of."""
+    def __init__(self, read: Callable[[str], bytes | None]) -> None:
+        """``read`` gives the value of a key."""
         self._read = read
-        self._has_old_mac = has_old_mac
         self._done: tuple[str, ...] = ()
         self._index = -1
 
@@ -64,15 +62,7 @@ class Interface:
         if not mac or not ip:
             self._take_down()
             return False
-        there = interfaces()
-        if self._has_old_mac and mac not in there and len(there) == 1:
-            (_name, index), self._has_old_mac = next(iter(there.values())), False
-            try:
-                Netlink().set_mac(index, mac)
-                there = interfaces()
-            except OSError as error:
-                sys.stderr.write(f"casemate-agent: network: {error}\n")
-        found = there.get(mac)
+        found = interfaces().get(mac)
         if found is None:
             self._done, self._index = (), -1
             return False

@@ -72,7 +72,6 @@ class Agent:
         self._seeded = False
         self._is_image = False
         self._identity_is = "own"
-        self._has_old_mac = False
         os.makedirs(run, mode=0o755, exist_ok=True)
         os.chmod(run, 0o755)
         Listener(loop, listen(f"{run}/qrexec-agent.sock", 0o666), self._connection)
@@ -113,7 +112,6 @@ class Agent:
         if self._is_image:
             self._is_image = False
             renew(self._database.tree.read)
-            self._has_old_mac = True
             self._identity_is = RENEWED
         self._configure()
         if not self._need_network(self._tell_ready):
@@ -136,7 +134,7 @@ class Agent:
             return False
         from casemate.agent.network import Network
 
-        self._network = Network(self._loop, self._database.tree, self._children, self._has_old_mac)
+        self._network = Network(self._loop, self._database.tree, self._children)
         self._network.begin(ready)
         return True
 

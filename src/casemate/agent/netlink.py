@@ -72,12 +72,6 @@ class Netlink:
         self.set_up(index, False)
         self._ask(_NEW_LINK, 0, _LINK.pack(0, 0, index, 0, 0) + _attribute(3, name.encode() + b"\0"))
 
-    def set_mac(self, index: int, mac: str) -> None:
-        """Give an interface another MAC address, which takes it down."""
-        self.set_up(index, False)
-        address = _attribute(1, bytes.fromhex(mac.replace(":", "")))
-        self._ask(_NEW_LINK, 0, _LINK.pack(0, 0, index, 0, 0) + address)
-
     def set_up(self, index: int, up: bool = True) -> None:
         """Let an interface send and receive, or not."""
         self._ask(_NEW_LINK, 0, _LINK.pack(0, 0, index, _UP if up else 0, _UP))

@@ -33,11 +33,11 @@ before they are loaded, so a longer wait would only hold up the start."""
 class Network:
     """One per agent. Owns the interface's state and, in a net qube, the process that serves other qubes."""
 
-    def __init__(self, loop: Loop, tree: Tree, children: Children, has_old_mac: bool = False) -> None:
+    def __init__(self, loop: Loop, tree: Tree, children: Children) -> None:
         self._loop = loop
         self._tree = tree
         self._children = children
-        self._interface = Interface(tree.read, has_old_mac)
+        self._interface = Interface(tree.read)
         self._pending = False
         self._serving = False
         self._on_ready: Callable[[], None] | None = None

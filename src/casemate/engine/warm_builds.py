@@ -18,7 +18,7 @@ from casemate.engine.disposables import Disposables
 from casemate.engine.guests import Guests
 from casemate.engine.power import Power
 from casemate.engine.states import States
-from casemate.engine.warm_image import BUILDING, WarmImage
+from casemate.engine.warm_image import BUILDING, EXEC, WarmImage
 from casemate.engine.warm_images import WarmImages
 from casemate.host.hypervisor import PowerState
 from casemate.model import preloading
@@ -31,6 +31,8 @@ QUIET_SECONDS = 3.0
 """After the last start that had to boot, until an image is made: whoever asked for that qube uses it now."""
 RETRY_SECONDS = 600.0
 """After an image that could not be made, until the next attempt with that template."""
+EXEC_SECONDS = 120.0
+"""Limit of warm images (seconds): time that a command has that is run before an image is saved."""
 _LOOK_SECONDS = 1.0
 """Between two looks at whether some qube is starting."""
 
@@ -161,9 +163,20 @@ class WarmBuilds:
                 begin = time.monotonic()
                 await self._power.start(name)
                 await self._guests.warm_up(name)
+                if command := base.features.get(EXEC):
+                    await self._run_before(name, command)
                 await self._power.pause(name)
                 image = await self._images.save(self._store.snapshot().domains[name])
                 log.info("warm image %s of %s: made in %.1f s", image.key, template, time.monotonic() - begin)
                 return image
             finally:
                 await self._disposables.end(name)
+
+    async def _run_before(self, name: str, command: str) -> None:
+        """Run what the template wants in its image. It must end by itself; what it started in the background stays."""
+        try:
+            status = await self._guests.run(name, "qubes.VMShell", "DEFAULT", EXEC_SECONDS, f"{command}\n".encode())
+        except TimeoutError:
+            raise HypervisorError(f"{EXEC} of its template did not end within {EXEC_SECONDS:g} s") from None
+        if status != 0:
+            raise HypervisorError(f"{EXEC} of its template ended with status {status}: {printable(command, 80)}")

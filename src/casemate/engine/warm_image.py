@@ -14,13 +14,16 @@ from uuid import UUID
 
 from casemate.engine.machine import init_kind
 from casemate.host.domain_xml_qemu import qemu_xml
-from casemate.host.hypervisor import GuestMemory, MachineSpec, Nic
+from casemate.host.hypervisor import GuestMemory, MachineSpec
 from casemate.model.domain import Domain
 
 BUILDING = "casemate-warm-image"
 """Feature of the disposable that boots to become an image. Its agent takes no identity (agent/main.py)."""
 WARM = "casemate-warm"
 """Feature of a disposable template, or of dom0 for all: empty for disposables that always boot."""
+EXEC = "warm-exec"
+"""Feature of a disposable template: a shell command that runs in the guest before its image is saved, as the default
+user. What it leaves running, and what it has read from disk, is there in each disposable from the beginning."""
 DIGITS = 16
 """Hexadecimal digits of a key."""
 
@@ -62,15 +65,16 @@ def shape(spec: MachineSpec) -> str:
     same = replace(
         spec, name="", uuid=UUID(int=0), title="", channel=nowhere / "channel", console=nowhere / "console",
         uid=None, gid=None, disks=(), memory=GuestMemory(),
-        nics=tuple(Nic(f"wire{number}", "", nic.fixed) for number, nic in enumerate(spec.nics)),
+        nics=tuple(replace(nic, tap=f"wire{number}") for number, nic in enumerate(spec.nics)),
     )  # fmt: skip
     return qemu_xml(same, "")
 
 
-def key_of(spec: MachineSpec, disks: Mapping[str, str], host: str) -> str:
-    """The key of images for a machine. ``disks``: what each begins with. ``host``: QEMU and the host's boot."""
+def key_of(spec: MachineSpec, disks: Mapping[str, str], command: str, host: str) -> str:
+    """The key of images for a machine. ``disks``: what each begins with. ``command``: what has run in it (EXEC).
+    ``host``: QEMU and the host's boot."""
     files = [_identity(path) for path in (spec.kernel, spec.initrd)]
-    words = [shape(spec), host, *files, *(f"{name}={content}" for name, content in sorted(disks.items()))]
+    words = [shape(spec), host, command, *files, *(f"{name}={content}" for name, content in sorted(disks.items()))]
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:DIGITS]
 
 

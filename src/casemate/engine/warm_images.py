@@ -24,7 +24,7 @@ from pathlib import Path
 
 from casemate.engine.acceleration import AccelerationProbe
 from casemate.engine.machine import TARGETS, machine_spec
-from casemate.engine.warm_image import WarmImage, is_wanted, key_of
+from casemate.engine.warm_image import EXEC, WarmImage, is_wanted, key_of
 from casemate.host import guest_memory
 from casemate.host.files import free_bytes, remove_tree, replace_file
 from casemate.host.hypervisor import Hypervisor
@@ -122,7 +122,8 @@ class WarmImages:
                 disks[name] = f"{volume.pool}:{content}"
         spec = machine_spec(self._settings, domain, {}, kind, None, self._controllers(domain))
         try:
-            return key_of(spec, disks, self._host)
+            command = domain.template.features.get(EXEC, "") if domain.template is not None else ""
+            return key_of(spec, disks, command, self._host)
         except OSError as error:
             raise HypervisorError(f"{domain.name} has no kernel: {error}") from None
 

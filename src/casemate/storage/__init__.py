@@ -5,7 +5,7 @@
     engine (VolumesStep, Creator, Volumes)
         │ Pools.of(volume): the pool that the store names, opened once
         ▼
-    Pool (pool.py): create, import_image, clone, start, stop, remove, revert, resize ...
+    Pool (pool.py): create, import_image, clone, start, stop, remove, revert, resize, keep_for_image ...
         ├── drivers/qcow2.py           layers: overlays, revisions without copies; works anywhere
         │     └── qcow2_header.py      checks what a hijacked machine could have written
         │         qcow2_revisions.py   older states as layers
