@@ -20,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import select
 import shutil
 import socket
 import sys
@@ -179,29 +180,34 @@ def waiting_for_launcher(spec: MachineSpec, memory: int) -> Iterator[None]:
     """While the block runs, the first who connects to the machine's socket gets the memory: its launcher."""
     path = socket_of(spec)
     path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as listener:
+    # A thread in accept(2) is not woken by a shutdown of its socket, so it waits for two things at once.
+    given_up = os.eventfd(0, os.EFD_CLOEXEC)
+    with os.fdopen(given_up), socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         try:
             path.chmod(0o600)
             if spec.uid is not None and spec.gid is not None:
                 os.chown(path, spec.uid, spec.gid, follow_symlinks=False)
             listener.listen(1)
-            listener.settimeout(_HAND_OVER_SECONDS)
-            thread = threading.Thread(target=_hand_over, args=(listener, memory, spec.name), daemon=True)
+            thread = threading.Thread(target=_hand_over, args=(listener, given_up, memory, spec.name), daemon=True)
             thread.start()
             try:
                 yield
             finally:
-                listener.shutdown(socket.SHUT_RDWR)  # wakes a thread that still waits: QEMU was never started
+                os.eventfd_write(given_up, 1)
                 thread.join()
         finally:
             path.unlink(missing_ok=True)
 
 
-def _hand_over(listener: socket.socket, memory: int, name: str) -> None:
+def _hand_over(listener: socket.socket, given_up: int, memory: int, name: str) -> None:
+    """Serve one, then nobody."""
+    ready, _, _ = select.select([listener, given_up], [], [], _HAND_OVER_SECONDS)
     try:
-        connection, _address = listener.accept()
-        with connection:
+        if listener not in ready:
+            raise TimeoutError("its QEMU was not started")
+        with listener.accept()[0] as connection:
+            listener.close()
             socket.send_fds(connection, [b"m"], [memory])
     except OSError as error:
         log.info("nobody came for the memory of %s: %s", name, error)

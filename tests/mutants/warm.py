@@ -1,0 +1,49 @@
+"""Mutants of warm images: what keeps disposables of one image apart.
+
+That a guest renews its identity is tested on real machines only (tests/live/test_warm.py), and mutants have none.
+"""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+_MEMORY = "tests/component/test_guest_memory.py::"
+_START = "tests/unit/test_warm_start.py::"
+_KEY = "tests/unit/test_warm_image.py::"
+
+MUTANTS = (
+    Mutant(
+        "image-not-sealed", "a clone cannot write its image", "src/casemate/host/guest_memory.py",
+        " | fcntl.F_SEAL_WRITE", "", (f"{_MEMORY}test_nobody_can_write_an_image",),
+    ),
+    Mutant(
+        "memory-for-all", "a qube's memory is for its launcher alone", "src/casemate/host/guest_memory.py",
+        "path.chmod(0o600)", "path.chmod(0o666)",
+        (f"{_MEMORY}test_the_first_who_comes_gets_the_memory_and_nobody_after_him",),
+    ),
+    Mutant(
+        "image-of-another-size", "a clone's memory is whole", "src/casemate/host/guest_memory.py",
+        "if key[-1] != size:", "if False:", (f"{_MEMORY}test_an_image_of_another_size_is_refused",),
+    ),
+    Mutant(
+        "any-agent-is-believed", "no two guests have one identity", "src/casemate/engine/start_steps.py",
+        'if expected is not None and not', 'if False and not',
+        (f"{_START}test_one_that_does_not_say_so_is_ended_and_the_qube_boots",
+         f"{_START}test_an_agent_that_knows_no_images_becomes_none"),
+    ),
+    Mutant(
+        "outdated-image", "an image is of its template's present state", "src/casemate/engine/warm_image.py",
+        '*(f"{name}={content}" for name, content in sorted(disks.items()))', "",
+        (f"{_KEY}test_whatever_the_memory_holds_makes_another_key",),
+    ),
+    Mutant(
+        "image-outlives-the-boot", "an image is of this host's boot", "src/casemate/engine/warm_image.py",
+        "words = [shape(spec), host, command,", "words = [shape(spec), command,",
+        (f"{_KEY}test_whatever_the_memory_holds_makes_another_key",),
+    ),
+    Mutant(
+        "layer-of-an-image-unchecked", "S3", "src/casemate/storage/drivers/qcow2.py",
+        "        check_file(run, base if volume.snap_on_start else None)\n", "",
+        ("tests/contract/test_storage_driver.py::test_a_layer_whose_header_was_changed_becomes_no_part_of_an_image",),
+    ),
+)  # fmt: skip
