@@ -1,15 +1,19 @@
-"""``python -m tests.bench.disposables``: how soon a disposable answers, cold and when it waited, in one run.
+"""``python -m tests.bench.disposables``: how soon a disposable answers: booted, from a warm image, waiting; in one run.
 
-With ``--write`` the table goes to docs/reference/performance.md, section "Disposables". Cold and waiting ones are
-measured in turn; a running qube is the limit.
+With ``--write`` the table goes to docs/reference/performance.md, section "Disposables". The three are measured in turn;
+a running qube is the limit.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from casemate.cli.clean import machines_of
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport
 from tests.bench import caller, figures, of_world
@@ -48,6 +52,21 @@ class Bench:
             SECONDS,
         )
 
+    def warm(self, wanted: bool) -> None:
+        """Let the next disposables go on from the image, or boot."""
+        self.world.run("qvm-features", TEMPLATE, "casemate-warm", "1" if wanted else "")
+
+    def one_from_the_image(self) -> tuple[float, float]:
+        """MiB and processor seconds of a disposable's own QEMU, when it waits."""
+        names = self.world.run(
+            "qvm-ls", "--raw-data", "--fields", "name", "--internal", "y", "--paused"
+        ).stdout.decode()
+        (pid,) = [pid for pid, name in machines_of(self.world.settings).items() if name == names.split()[0]]
+        memory = re.search(r"Private_Dirty:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text())
+        assert memory is not None
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(memory[1]) / 1024, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def tool(self) -> None:
         """A call by the tool."""
         done = self.world.run("qvm-run", "--pass-io", f"--dispvm={TEMPLATE}", "echo hi")
@@ -68,12 +87,16 @@ class Bench:
     def run(self) -> list[figures.Row]:
         """All rows."""
         running = self.world.settings.link_socket("work")
-        cold, warm, tool, call, gone = [], [], [], [], []
+        cold, image, warm, tool, call, gone, own = [], [], [], [], [], [], []
         for number in range(ROUNDS):
             PROGRESS.write(f"round {number + 1} of {ROUNDS}\n")
             self.waiting(0)
+            self.warm(False)
             cold.append(timed(self.tool))
+            self.warm(True)
+            image.append(timed(self.tool))
             self.waiting(2)
+            own.append(self.one_from_the_image())
             tool.append(timed(self.tool))
             self.waiting(2)
             warm.append(timed(self.socket))
@@ -85,14 +108,18 @@ class Bench:
             return f"{figures.seconds(figures.middle(values))}, {figures.seconds(figures.percentile(values, 95))}"
 
         how = (
-            f"`qvm-run --pass-io --dispvm={TEMPLATE} 'echo hi'` as a process until its end, {ROUNDS} times with no "
-            "disposable waiting and as often with two, in turn."
+            f"`qvm-run --pass-io --dispvm={TEMPLATE} 'echo hi'` as a process until its end, {ROUNDS} times each: none "
+            "waits and the disposable boots; none waits and it goes on from the warm image; two wait."
         )
         row, at_call = figures.Row, figures.middle(call)
         return [
-            row("`qvm-run --dispvm`, none waits, p50", figures.seconds(boot), how=how),
+            row("`qvm-run --dispvm`, it boots, p50", figures.seconds(boot), how=how),
             row(
-                "`qvm-run --dispvm`, some wait, p50 and p95", both(tool), f"none waits {figures.seconds(boot)}",
+                "`qvm-run --dispvm`, from a warm image, p50 and p95", both(image), f"it boots {figures.seconds(boot)}",
+                f"{figures.middle(image) / boot:.2f}", how=how,
+            ),
+            row(
+                "`qvm-run --dispvm`, some wait, p50 and p95", both(tool), f"it boots {figures.seconds(boot)}",
                 f"{figures.middle(tool) / boot:.2f}", how=how,
             ),
             row(
@@ -100,6 +127,11 @@ class Bench:
                 f"{figures.middle(warm) / at_call:.1f}",
                 how="admin.vm.CreateDisposable, admin.vm.Start and the call, from one process; beside it the same call "
                 "to a qube that runs.",
+            ),
+            row(
+                "a waiting one's own memory; its start's processor time",
+                f"{figures.middle([one[0] for one in own]):.0f} MiB; {figures.middle([one[1] for one in own]):.2f} s",
+                how="Private_Dirty of /proc/PID/smaps_rollup and the times of /proc/PID/stat, of its QEMU.",
             ),
             row(
                 "kill and removal, p50", figures.seconds(figures.middle(gone)),
@@ -114,6 +146,7 @@ def _rows(world: World) -> list[figures.Row]:
     world.run("qvm-start", "work")
     world.run("qvm-create", "--label", "red", "--prop", "template_for_dispvms=True", TEMPLATE)
     world.run("qvm-features", TEMPLATE, "preload-dispvm-delay", "0")
+    world.run("casemate", "warm", "build", TEMPLATE, timeout=SECONDS)
     return Bench(world).run()
 
 
