@@ -8,7 +8,7 @@ import socket
 import sys
 
 from casemate.agent.port import find_port, open_port
-from casemate.agent.renewal import SEED_KEY, renew
+from casemate.agent.renewal import SEED_KEY, prepare, renew
 from casemate.agent.service import NoServiceError, Service, failure_status, find_service
 from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
@@ -25,7 +25,7 @@ from casemate.streams.loop import Loop
 from casemate.streams.mux_stream import MuxStream
 from casemate.streams.stream import Handler
 from casemate.wire.errors import CasemateError, ProtocolError
-from casemate.wire.link import CALL, DATABASE, IMAGE_KEY, NONE_YET, POWER, READY, RENEWED
+from casemate.wire.link import CALL, DATABASE, IMAGE_KEY, POWER, READY, RENEWED
 from casemate.wire.qrexec import (
     EXIT_FAILED,
     EXIT_NO_SERVICE,
@@ -106,7 +106,7 @@ class Agent:
         if self._database.tree.read(IMAGE_KEY) is not None:
             # We are to become an image. What is one guest's own comes later, in each that goes on from here.
             self._is_image = True
-            self._identity_is = NONE_YET
+            self._identity_is = prepare()
             self._tell_ready()
             return
         if self._is_image:

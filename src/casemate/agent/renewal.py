@@ -1,4 +1,4 @@
-"""Makes a guest that goes on from a warm image one of its own, before it serves anything: randomness and clock.
+"""Makes a guest that goes on from a warm image one of its own, before it serves anything: randomness, clock, disk.
 
 The kernel's random generator was saved with the image, so every guest of the image would give out the same numbers.
 Writing to /dev/urandom changes what comes later, but not at once: the generator uses its key until it is reseeded,
@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 
-from casemate.wire.link import TIME_KEY
+from casemate.wire.link import NONE_YET, NOTHING_MOUNTED, TIME_KEY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,13 +22,31 @@ SEED_KEY = "/qubes-random-seed"
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207  # linux/random.h
 
 
+def prepare() -> str:
+    """In the guest that becomes an image: what the agent says of its identity. Loads what ``renew`` needs, so that no
+    guest that goes on has to."""
+    import ctypes  # noqa: F401
+    import fcntl  # noqa: F401
+    import time  # noqa: F401
+
+    from casemate.agent import private_disk
+
+    if not private_disk.is_later():
+        return NONE_YET
+    return "private is mounted" if private_disk.is_mounted() else NOTHING_MOUNTED
+
+
 def renew(read: Callable[[str], bytes | None]) -> None:
-    """Reseed and set the clock; ``read`` gives the value of a key. OSError where the kernel refuses the seed."""
+    """Reseed, set the clock, mount what was not mounted; ``read`` gives the value of a key. OSError."""
+    from casemate.agent import private_disk
+
     seed = read(SEED_KEY)
     if not seed:
         raise OSError("the host sent no randomness")
     add_entropy(seed)
     set_clock(read(TIME_KEY))
+    if private_disk.is_later():
+        private_disk.mount_private(read)
 
 
 def add_entropy(seed: bytes) -> None:

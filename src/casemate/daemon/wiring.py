@@ -185,7 +185,7 @@ def build(
     )
     bus.subscribe(preloads.heard)
     images.on_made = preloads.look
-    builds = WarmBuilds(store, states, power, disposables, guests, images, memory.available)
+    builds = WarmBuilds(store, states, power, creator, disposables, guests, images, memory.available)
     preloads.before_none = builds.give_up
 
     report = NetworkReport(store, network, firewalls, states)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 
-from casemate.engine.warm_image import is_being_made
+from casemate.engine.warm_image import is_being_made, mounts_later
 from casemate.model.domain import Domain
 from casemate.network.keys import Rules, network_keys
-from casemate.wire.link import IMAGE_KEY
+from casemate.wire.link import IMAGE_KEY, PRIVATE_SIZE_KEY
 
 _SERVICE = "service."
 _CONFIG = "vm-config."
@@ -33,7 +33,7 @@ def machine_type(domain: Domain) -> str:
     return "AppVM"
 
 
-_ONCE = frozenset({"/qubes-random-seed", "/qubes-block-devices", "/qubes-usb-devices"})
+_ONCE = frozenset({"/qubes-random-seed", "/qubes-block-devices", "/qubes-usb-devices", PRIVATE_SIZE_KEY})
 """Written at the start only: the seed is used up then, and the qube itself fills the lists of its devices."""
 
 
@@ -58,6 +58,9 @@ def database_content(domain: Domain, seed: bytes, timezone: str | None, rules: R
     }
     if is_being_made(domain):
         content[IMAGE_KEY] = "1"
+    private = domain.volumes.get("private")
+    if private is not None and mounts_later(domain):
+        content[PRIVATE_SIZE_KEY] = str(private.size)
     template = domain.template
     if template is not None:
         content["/qubes-base-template"] = template.name

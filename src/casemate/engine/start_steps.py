@@ -21,7 +21,7 @@ from casemate.engine.machine import TARGETS, machine_spec
 from casemate.engine.possible import Possible
 from casemate.engine.states import States
 from casemate.engine.steps import Start
-from casemate.engine.warm_image import is_being_made
+from casemate.engine.warm_image import is_being_made, mounts_later
 from casemate.host.hypervisor import Disk, GuestMemory, Hypervisor
 from casemate.model.classes import Template
 from casemate.model.domain import Domain
@@ -31,7 +31,7 @@ from casemate.settings import Settings
 from casemate.storage.pools import Pools
 from casemate.wire import events as ev
 from casemate.wire.errors import DisconnectedError, StartError, printable
-from casemate.wire.link import NONE_YET, RENEWED
+from casemate.wire.link import NONE_YET, NOTHING_MOUNTED, PRIVATE_LATER, RENEWED
 
 _WARM_SECONDS = 30
 """Seconds that an agent has that goes on from a warm image: it needs a tenth of one. After that the qube boots."""
@@ -57,7 +57,7 @@ class VolumesStep:
             shared = (name == "root" and domain.klass == Template.class_name) or (
                 name == "private" and bool(getattr(domain, "template_for_dispvms", False))
             )
-            image = start.image.key if start.image is not None else None
+            image = start.image.key if start.image is not None and not volume.save_on_stop else None
             source = await self._pools.of(volume).start(volume, owner, shared, image)
             start.disks[name] = Disk(
                 target=TARGETS[name],
@@ -136,9 +136,11 @@ class MachineStep:
         owner, controllers = self._accounts.of(domain), self._controllers(domain)
         spec = machine_spec(self._settings, domain, start.disks, kind, owner, controllers)
         if start.image is not None:
-            spec = replace(spec, memory=GuestMemory(start.image.directory))
+            # What keeps data shares no memory with other qubes, not even what none of them has written.
+            spec = replace(spec, memory=GuestMemory(start.image.directory, copied=mounts_later(domain)))
         elif is_being_made(domain):
-            spec = replace(spec, memory=GuestMemory())
+            later = f" {PRIVATE_LATER}" if mounts_later(domain) else ""
+            spec = replace(spec, memory=GuestMemory(), cmdline=f"{spec.cmdline}{later}")
         start.say(ev.DomainPreSpawn(domain.name, start.guid))
         await self._hypervisor.start_paused(spec)
         info = await self._hypervisor.info(domain.uuid)
@@ -228,6 +230,8 @@ class AgentStep:
             raise StartError(f"Cannot start {domain.name}: {why}{await self._console(domain.name)}")
         expected = NONE_YET if is_being_made(domain) else RENEWED if start.image is not None else None
         told = answer.get("agent")
+        if expected == NONE_YET and mounts_later(domain):
+            expected = NOTHING_MOUNTED
         if expected is not None and not (isinstance(told, dict) and told.get("identity") == expected):
             # Two guests with one identity would give out the same random numbers.
             raise StartError(f"Cannot start {domain.name}: the agent of its template knows no warm images")

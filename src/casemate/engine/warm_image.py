@@ -1,7 +1,10 @@
-"""What a warm image is: a booted guest that stands still, from which disposables go on; and what makes it outdated.
+"""What a warm image is: a booted guest that stands still, from which qubes go on; and what makes it outdated.
 
 An image holds for a *shape* of machine and the content of its disks. Its key is a digest of both, so an image whose
 template has changed is not found any more, and nothing has to tell it so.
+
+Images are of two kinds. Disposables of one disposable template begin with the same home, so its file system is mounted
+in their image. App qubes of one template have a private disk each: in their image it is not mounted yet.
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ from casemate.host.hypervisor import GuestMemory, MachineSpec
 from casemate.model.domain import Domain
 
 BUILDING = "casemate-warm-image"
-"""Feature of the disposable that boots to become an image. Its agent takes no identity (agent/main.py)."""
+"""Feature of the qube that boots to become an image. Its agent takes no identity (agent/main.py)."""
 WARM = "casemate-warm"
-"""Feature of a disposable template, or of dom0 for all: empty for disposables that always boot."""
+"""Feature of a qube, of its template for all qubes of it, or of dom0 for all: empty for those that always boot."""
 EXEC = "warm-exec"
 """Feature of a disposable template: a shell command that runs in the guest before its image is saved, as the default
 user. What it leaves running, and what it has read from disk, is there in each disposable from the beginning."""
@@ -46,16 +49,24 @@ def is_being_made(domain: Domain) -> bool:
     return bool(domain.features.get(BUILDING))
 
 
+def mounts_later(domain: Domain) -> bool:
+    """Whether the private disk is the qube's own, so that an image cannot have it mounted."""
+    private = domain.volumes.get("private")
+    return private is not None and private.save_on_stop
+
+
 def is_wanted(domain: Domain, admin: Domain) -> bool:
-    """Whether a qube may go on from an image: a disposable with our agent as process 1 that serves no network, unless a
-    person wants its disposables to boot.
+    """Whether a qube may go on from an image: a disposable or app qube with our agent as process 1 that serves no
+    network, unless a person wants it to boot.
 
     Under systemd, programs of the guest hold what an identity is made of; a net qube has rules of its own.
     """
-    if domain.klass != "DispVM" or domain.provides_network or init_kind(domain) != "lean" or not domain.kernel:
+    if domain.klass not in ("DispVM", "AppVM") or domain.provides_network:
         return False
-    base = domain.template
-    asked = next((of.features[WARM] for of in (base, admin) if of is not None and WARM in of.features), "1")
+    if init_kind(domain) != "lean" or not domain.kernel:
+        return False
+    said_by = (domain, domain.template, admin)
+    asked = next((of.features[WARM] for of in said_by if of is not None and WARM in of.features), "1")
     return bool(asked)
 
 

@@ -2,7 +2,7 @@
 
 ::
 
-    start of a disposable ── find() ──▶ an image with its key ──▶ the machine goes on from it
+    start of a qube ─────── find() ──▶ an image with its key ──▶ the machine goes on from it
                               └───────▶ none: it boots, and one is made in the background
 
     make: a disposable boots without an identity ─▶ pause ─▶ memory, devices, layers of its disks ─▶ image.json
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from casemate.engine.acceleration import AccelerationProbe
 from casemate.engine.machine import TARGETS, machine_spec
-from casemate.engine.warm_image import EXEC, WarmImage, is_wanted, key_of
+from casemate.engine.warm_image import EXEC, WarmImage, is_being_made, is_wanted, key_of, mounts_later
 from casemate.host import guest_memory
 from casemate.host.files import free_bytes, remove_tree, replace_file
 from casemate.host.hypervisor import Hypervisor
@@ -68,8 +68,8 @@ class WarmImages:
         self._lacking: set[str] = set()
         """Templates of which the last start found no image: those that there are are outdated, until there is a new."""
         self._host = f"{guest_memory.qemu_identity()} {_BOOT_ID.read_text().strip()}"
-        self.on_lack: Callable[[str], None] = lambda template: None
-        """Called with the template of a disposable that has to boot because there is no image for it."""
+        self.on_lack: Callable[[Domain], None] = lambda domain: None
+        """Called with a qube that has to boot because there is no image for it."""
         self.on_made: Callable[[], None] = lambda: None
         """Called when there is a new image."""
 
@@ -109,17 +109,21 @@ class WarmImages:
         return template not in self._lacking and any(image.template == template for image in self._images.values())
 
     async def key(self, domain: Domain) -> str | None:
-        """The key of images for a disposable; None where it must boot."""
+        """The key of images for a qube; None where it must boot."""
         if self.why_not or not is_wanted(domain, self._store.snapshot().admin):
             return None
         kind = (await self._acceleration.get()).kind
         disks: dict[str, str] = {}
         for name, volume in domain.volumes.items():
-            if volume is not None and name in TARGETS:
-                content = self._pools.of(volume).start_content(volume)
-                if content is None:
-                    return None
-                disks[name] = f"{volume.pool}:{content}"
+            if volume is None or name not in TARGETS:
+                continue
+            if name == "private" and mounts_later(domain):
+                disks[name] = "later"
+                continue
+            content = self._pools.of(volume).start_content(volume)
+            if content is None:
+                return None
+            disks[name] = f"{volume.pool}:{content}"
         spec = machine_spec(self._settings, domain, {}, kind, None, self._controllers(domain))
         try:
             command = domain.template.features.get(EXEC, "") if domain.template is not None else ""
@@ -128,7 +132,9 @@ class WarmImages:
             raise HypervisorError(f"{domain.name} has no kernel: {error}") from None
 
     async def find(self, domain: Domain) -> WarmImage | None:
-        """The image that a disposable can go on from now. Where it is lacking, ``on_lack`` is called."""
+        """The image that a qube can go on from now. Where it is lacking, ``on_lack`` is called."""
+        if is_being_made(domain):
+            return None
         try:
             key = await self.key(domain)
         except CasemateError as error:
@@ -138,9 +144,9 @@ class WarmImages:
             return None
         image = self._images.get(key)
         if image is None:
-            assert domain.template is not None, "a disposable has one"
+            assert domain.template is not None, "it is based on one"
             self._lacking.add(domain.template.name)
-            self.on_lack(domain.template.name)
+            self.on_lack(domain)
             return None
         os.utime(image.directory)
         self._images[key] = image = _read(image.directory)
@@ -151,12 +157,16 @@ class WarmImages:
         key = await self.key(domain)
         if key is None:
             raise HypervisorError(f"{domain.name} can be no warm image")
-        assert domain.template is not None, "a disposable has one"
+        assert domain.template is not None, "it is based on one"
         if key in self._images:
             return self._images[key]
         self._make_room(domain)
         fresh, complete = self._directory / f".{key}", self._directory / key
-        volumes = [volume for name, volume in domain.volumes.items() if volume is not None and name in TARGETS]
+        volumes = [
+            volume
+            for name, volume in domain.volumes.items()
+            if volume is not None and name in TARGETS and not volume.save_on_stop
+        ]
         remove_tree(fresh)
         fresh.mkdir(mode=0o700, parents=True)
         try:

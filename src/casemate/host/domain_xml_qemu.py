@@ -13,7 +13,7 @@ from lxml import etree
 from casemate.host import guest_memory
 from casemate.host.domain_xml import QEMU, child, endings, head, to_text
 from casemate.host.domain_xml_nic import nic_element
-from casemate.host.hypervisor import Disk, MachineSpec
+from casemate.host.hypervisor import Disk, GuestMemory, MachineSpec
 
 CHANNEL = "org.casemate.channel.0"
 
@@ -89,22 +89,22 @@ def qemu_xml(spec: MachineSpec, prefix: str, launcher: Path | None = None) -> st
         label = child(domain, "seclabel", type="static", model="dac", relabel="no")
         child(label, "label", f"+{spec.uid}:+{spec.gid}")
     if spec.memory is not None:
-        _memory_file(domain, spec, from_image=spec.memory.image is not None)
+        _memory_file(domain, spec, spec.memory)
     return to_text(domain)
 
 
-def _memory_file(domain: etree._Element, spec: MachineSpec, from_image: bool) -> None:
-    """Memory that is a file (guest_memory.py): mapped shared to save an image, mapped private to go on from one.
+def _memory_file(domain: etree._Element, spec: MachineSpec, memory: GuestMemory) -> None:
+    """Memory that is a file (guest_memory.py): mapped shared where the file is this machine's own, else private.
 
     Not by libvirt's own ``memoryBacking``, which always has QEMU make the file. The memory that libvirt asks for is
     there too; nothing uses it, so it takes none of the host's.
     """
     backend = {
         "qom-type": "memory-backend-file", "id": MEMORY_ID, "size": spec.memory_mib << 20,
-        "mem-path": guest_memory.PATH, "share": not from_image, "merge": False, "dump": False,
+        "mem-path": guest_memory.PATH, "share": memory.image is None or memory.copied, "merge": False, "dump": False,
     }  # fmt: skip
     words = ["-object", json.dumps(backend), "-machine", f"memory-backend={MEMORY_ID}"]
-    if from_image:
+    if memory.image is not None:
         words += ["-incoming", "defer"]
     commandline = etree.SubElement(domain, f"{{{QEMU}}}commandline")
     for word in words:

@@ -5,6 +5,7 @@
     a machine that boots ── maps its own file, shared ──▶ memfd ── save() ──▶ DIRECTORY/memory
                                                             │ sealed
     machines from the image ── map it private ◀── sealed memfd ◀── loaded again by the next process
+    machines that share nothing ── map a copy of it, shared ◀──┘
 
 A private mapping shares the image's pages until its machine writes to them; each machine's writes are its own. QEMU
 before 8.2 can only open such a file for writing, even to map it privately. So the file is sealed before anybody gets
@@ -109,10 +110,13 @@ class GuestMemories:
     def for_machine(self, spec: MachineSpec) -> int:
         """The descriptor of a machine's memory; it stays ours."""
         assert spec.memory is not None
-        if spec.memory.image is not None:
-            return self._of_image(spec.memory.image, spec.memory_mib << 20)
+        image = None if spec.memory.image is None else self._of_image(spec.memory.image, spec.memory_mib << 20)
+        if image is not None and not spec.memory.copied:
+            return image
         fd = os.memfd_create(f"casemate-{spec.name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, spec.memory_mib << 20)
+        if image is not None:
+            copy_data(image, fd)
         with self._lock:
             earlier, self._own[spec.uuid] = self._own.get(spec.uuid), fd
         if earlier is not None:

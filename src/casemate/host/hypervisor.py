@@ -96,10 +96,11 @@ class GuestMemory:
     """That a machine's memory is a file of its own (see host/guest_memory.py).
 
     ``image``: the directory of a saved image that the machine goes on from; None for a machine that boots and from
-    which an image can be saved.
+    which an image can be saved. ``copied``: the machine has a copy of the image's memory and shares no page of it.
     """
 
     image: Path | None = None
+    copied: bool = False
 
 
 @dataclass(frozen=True, slots=True)

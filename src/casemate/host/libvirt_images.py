@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import libvirt_qemu
 
 from casemate.host.guest_memory import STATE
@@ -43,6 +45,16 @@ def load_state(domain: Any, directory: Path) -> None:
         _wait(domain, "loading")
     finally:
         os.close(fd)
+
+
+def tell_sizes(domain: Any, targets: Sequence[str]) -> None:
+    """Let a guest that goes on look at the sizes of disks again: they are other files than when the image was made.
+
+    QEMU tells a guest of a disk's size when the disk is resized, also when it stays as large as it is.
+    """
+    for target in targets:
+        capacity, _allocated, _physical = domain.blockInfo(target)
+        domain.blockResize(target, capacity, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
 
 
 def _prepare(domain: Any, fd: int) -> None:

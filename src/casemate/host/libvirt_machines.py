@@ -117,9 +117,13 @@ class LibvirtMachines(Hypervisor):
                 qemu_access.hand_over(spec)
                 if spec.memory is not None and spec.memory.image is not None:
                     libvirt_images.load_state(domain, spec.memory.image)
+                    libvirt_images.tell_sizes(domain, [disk.target for disk in spec.disks if not disk.scratch])
             except OSError as error:
                 domain.destroy()
                 raise HypervisorError(f"Cannot start {spec.name}: {error}") from error
+            finally:
+                if spec.memory is not None and spec.memory.image is not None:
+                    self._memories.drop_own(spec.uuid)  # QEMU has it; nobody saves it
 
         await self._libvirt.call(f"start {spec.name}", work)
 

@@ -35,9 +35,14 @@ PING = b"i"
 
 IMAGE_KEY = "/casemate-image"
 """Key of the database that a guest has while it boots to become a warm image: its agent takes no identity then."""
-NONE_YET, RENEWED = "none", "renewed"
-"""What an agent says of its guest's identity: it has taken none, because it is to become an image; it has taken one of
-its own after it went on from an image. An agent that knows nothing of images says neither."""
+NONE_YET, NOTHING_MOUNTED, RENEWED = "none", "none, private later", "renewed"
+"""What an agent says of its guest's identity: it has taken none, because it is to become an image; nor has it mounted
+the private disk, which in each guest that goes on is another; it has taken one of its own after it went on from an
+image. An agent that knows nothing of images says none of these."""
+PRIVATE_LATER = "casemate.private=later"
+"""On the kernel's command line: the private disk is mounted by the agent, when it has an identity."""
+PRIVATE_SIZE_KEY = "/casemate-private-size"
+"""Key of the database: bytes that the private disk has, for a guest that was saved with another."""
 TIME_KEY = "/casemate-time"
 """Key of the database: the host's time when the session began, in seconds since the epoch. A guest that goes on from a
 warm image has the time of its image until then."""

@@ -9,6 +9,7 @@
  *   casemate.init=systemd   systemd with casemate.target
  *   casemate.init=probe     say hello and switch off: does this host's virtualisation work at all?
  *   casemate.init=/PATH     that program
+ *   casemate.private=later  the agent mounts the private disk (agent/private_disk.py): this guest becomes a warm image
  */
 
 typedef unsigned long u64;
@@ -280,11 +281,11 @@ static void loopback_up(void)
     }
 }
 
-/* The value of casemate.init= on the kernel's command line. */
-static const char *wanted_init(void)
+/* The value of an option on the kernel's command line. What it points to stands until the next call. */
+static const char *option(const char *key, const char *otherwise)
 {
     static char line[4096];
-    const char *key = "casemate.init=", *found = "lean";
+    const char *found = otherwise;
     int size = read_text("/proc/cmdline", line, sizeof line), start = 0;
     for (int i = 0; i <= size; i++) {
         if (line[i] && line[i] != ' ' && line[i] != '\n')
@@ -303,7 +304,8 @@ static const char *wanted_init(void)
 static void main_in_guest(void)
 {
     mount_or_fail("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
-    const char *init = wanted_init();
+    int later = same(option("casemate.private=", "now"), "later");
+    const char *init = option("casemate.init=", "lean");
     if (same(init, "probe")) {
         say("casemate: a guest runs here\n");
         power_off();
@@ -313,7 +315,7 @@ static void main_in_guest(void)
     load_modules();
     wait_for_root();
     mount_disk(root_disk, "/root");
-    if (private_disk[0])
+    if (private_disk[0] && !later)
         mount_private();
     mount_or_fail("/proc", "/root/proc", 0, MS_MOVE, 0);
     mount_or_fail("/sys", "/root/sys", 0, MS_MOVE, 0);
