@@ -1,4 +1,4 @@
-"""Disposables that go on from a warm image, on real machines."""
+"""Disposables and app qubes that go on from a warm image, on real machines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from casemate.cli.clean import machines_of
 from casemate.host import guest_memory
 from tests.builders import wait_for
-from tests.live.world import World
+from tests.live.world import TEMPLATE, World
 
 SECONDS = 240
 FULL = bool(os.environ.get("CASEMATE_FULL"))
@@ -199,3 +199,67 @@ def test_a_daemon_that_is_killed_while_it_makes_one_leaves_nothing(world: World,
     wait_for(lambda: not any(name.startswith("disp") for name in [*world.qubes(), *world.machines()]), SECONDS)
     assert images(world) == []
     world.run("casemate", "warm", "build", base, timeout=SECONDS)
+
+
+@pytest.fixture(scope="module")
+def app(world: World) -> Iterator[str]:
+    """A halted app qube of a template that has a warm image for it, with a file in its home."""
+    world.run("qvm-create", "--label", "blue", "app")
+    world.run("qvm-features", "app", "casemate-warm", "1")
+    world.run("qvm-start", "app")
+    assert not went_on(pid_of(world, "app"))
+    world.inside("app", "echo from a boot > ~/kept; echo -n root > /tmp/x")
+    world.run("qvm-shutdown", "--wait", "app")
+    # The boot has an image made, in the background.
+    wait_for(lambda: any(image["template"] == TEMPLATE for image in images(world)), SECONDS)
+    wait_for(lambda: not any(name.startswith("warm-") for name in world.qubes()), SECONDS)
+    yield "app"
+    world.run("qvm-kill", "app", status=None)
+    world.run("qvm-remove", "-f", "app")
+
+
+def test_an_app_qube_keeps_its_data_however_it_starts(world: World, app: str) -> None:
+    world.run("qvm-start", app)
+    assert went_on(pid_of(world, app))
+    assert world.inside(app, "hostname; cat ~/kept; stat -c %U ~; df --output=target ~ | tail -n 1") == (
+        f"{app}\nfrom a boot\nuser\n/home"
+    )
+    world.inside(app, "echo from an image > ~/more; dd if=/dev/urandom of=big bs=1M count=8; sha256sum big > sum")
+    world.run("qvm-shutdown", "--wait", app)
+    world.run("qvm-features", app, "casemate-warm", "")
+    world.run("qvm-start", app)
+    assert not went_on(pid_of(world, app))
+    assert world.inside(app, "cat kept more; sha256sum --check --quiet sum && echo whole") == (
+        "from a boot\nfrom an image\nwhole"
+    )
+    world.run("qvm-shutdown", "--wait", app)
+    world.run("qvm-features", app, "casemate-warm", "1")
+
+
+def test_two_app_qubes_of_one_image_share_neither_disk_nor_memory(world: World, app: str) -> None:
+    world.run("qvm-create", "--label", "green", "other")
+    world.run("qvm-features", "other", "casemate-warm", "1")
+    world.run("qvm-volume", "resize", "other:private", "3GiB")
+    for name in (app, "other"):
+        world.run("qvm-start", name)
+    pids = [pid_of(world, name) for name in (app, "other")]
+    assert all(map(went_on, pids))
+    assert len({os.stat(f"/proc/{pid}/fd/{guest_memory.FD}").st_ino for pid in pids}) == 2
+    # It has a file system of 2 GiB on a disk of 3, which grows, as it does in a qube that boots.
+    empty, mebibytes = world.inside("other", "ls -A | wc -l; df --output=size -BM /rw | tail -n 1").split()
+    assert empty == "0" and int(mebibytes.rstrip("M")) > 2900
+    said = [world.inside(name, IDENTITY).splitlines() for name in (app, "other")]
+    assert not set(said[0]) & set(said[1])
+    world.run("qvm-shutdown", "--wait", app)
+    world.run("qvm-kill", "other")
+    world.run("qvm-remove", "-f", "other")
+
+
+def test_a_killed_app_qube_starts_again(world: World, app: str) -> None:
+    world.run("qvm-start", app)
+    world.inside(app, "echo synced > ~/synced; sync")
+    world.run("qvm-kill", app)
+    world.run("qvm-start", app)
+    assert went_on(pid_of(world, app))
+    assert world.inside(app, "cat ~/synced") == "synced"
+    world.run("qvm-shutdown", "--wait", app)

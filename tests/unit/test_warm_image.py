@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from casemate.engine.warm_image import BUILDING, DIGITS, WARM, is_being_made, is_wanted, key_of
+from casemate.engine.warm_image import BUILDING, DIGITS, WARM, is_being_made, is_wanted, key_of, mounts_later
 from casemate.host.hypervisor import MachineSpec, Nic
 from casemate.model.system import System
 from tests.builders import small_system
@@ -31,7 +31,8 @@ def system() -> System:
 def test_a_disposable_goes_on_unless_somebody_wants_it_to_boot(system: System) -> None:
     one, base, admin = system.domains["one"], system.domains["work"], system.admin
     assert is_wanted(one, admin)
-    assert not is_wanted(base, admin), "an app qube boots"
+    assert is_wanted(base, admin), "an app qube goes on too"
+    assert not mounts_later(one) and mounts_later(base)
     admin.features[WARM] = ""
     assert not is_wanted(one, admin)
     base.features[WARM] = "1"

@@ -22,7 +22,7 @@ from casemate.engine.disposables import Disposables
 from casemate.engine.guests import Guests
 from casemate.engine.power import Power
 from casemate.engine.states import States
-from casemate.engine.warm_image import BUILDING, EXEC, WarmImage, is_being_made
+from casemate.engine.warm_image import BUILDING, EXEC, WARM, WarmImage, is_being_made
 from casemate.engine.warm_images import WarmImages
 from casemate.host.hypervisor import PowerState
 from casemate.model import preloading
@@ -183,9 +183,7 @@ class WarmBuilds:
             try:
                 key = await self._images.key(self._store.snapshot().domains[name])
                 if key is None:
-                    raise HypervisorError(
-                        f"{like.name} or its disposables always boot (docs/howto/disposables.md)"
-                    )
+                    raise HypervisorError(f"{like.name} or its disposables always boot (docs/howto/disposables.md)")
                 for image in self._images.list():
                     if image.key == key:
                         return image
@@ -205,7 +203,7 @@ class WarmBuilds:
         """An app qube of the same template whose machine is the same, with an empty private disk."""
         assert like.template is not None, "an app qube has one"
         name = f"warm-{secrets.token_hex(6)}"
-        features |= {name: value for name, value in like.features.items() if name == "init"}
+        features = features | {name: value for name, value in like.features.items() if name in ("init", WARM)}
         await self._creator.create("AppVM", name, like.label.name, like.template.name, features=features)
 
         def settle() -> None:
