@@ -42,6 +42,11 @@ MUTANTS = (
         (f"{_KEY}test_whatever_the_memory_holds_makes_another_key",),
     ),
     Mutant(
+        "image-of-an-old-template", "an image is of its template's present state", "src/casemate/engine/warm_images.py",
+        "if any(self._pools.of(volume).is_outdated(volume) for volume in _of_the_image(domain)):", "if False:",
+        (f"{_START}test_an_image_whose_template_changed_meanwhile_is_not_kept",),
+    ),
+    Mutant(
         "layer-of-an-image-unchecked", "S3", "src/casemate/storage/drivers/qcow2.py",
         "        check_file(run, base if volume.snap_on_start else None)\n", "",
         ("tests/contract/test_storage_driver.py::test_a_layer_whose_header_was_changed_becomes_no_part_of_an_image",),

@@ -13,7 +13,8 @@ from casemate.daemon.wiring import Parts
 from casemate.engine.warm_image import BUILDING, WarmImage
 from casemate.host.hypervisor import PowerState
 from casemate.model.domain import Domain
-from casemate.wire.errors import StartError
+from casemate.model.volumes import Volume
+from casemate.wire.errors import HypervisorError, StartError
 from tests.fakes.engine import Engine
 
 
@@ -98,5 +99,42 @@ def test_an_agent_that_knows_no_images_becomes_none(tmp_path: Path) -> None:
         assert engine.left() == set()
         say(engine, {"identity": "none"})
         await parts.lifecycle.start("work")
+
+    run(tmp_path, work)
+
+
+@pytest.mark.parametrize("outdated", [True, False])
+def test_an_image_whose_template_changed_meanwhile_is_not_kept(tmp_path: Path, outdated: bool) -> None:
+    """Its disks are the old ones, while its key would be that of the new."""
+    kept: list[str] = []
+
+    class Pool:
+        """A pool in which the source of a volume was replaced, or was not."""
+
+        def is_outdated(self, volume: Volume) -> bool:
+            return outdated and volume.name == "root"
+
+        async def keep_for_image(self, volume: Volume, _image: str) -> None:
+            kept.append(volume.name)
+
+    async def work(engine: Engine, parts: Parts) -> None:
+        async def key(_domain: Domain) -> str:
+            return "abc"
+
+        async def save(_uuid: object, directory: Path) -> None:
+            for name in ("memory", "state"):
+                (directory / name).touch()
+
+        parts.images.key = key  # type: ignore[method-assign]
+        parts.images._pools.of = lambda _volume: Pool()  # type: ignore[assignment, method-assign, return-value]
+        parts.hypervisor.save_image = save  # type: ignore[method-assign]
+        qube = engine.store.snapshot().domains["work"]
+        if outdated:
+            with pytest.raises(HypervisorError, match="changed while the image was made"):
+                await parts.images.save(qube)
+            assert not kept and not parts.images.list()
+        else:
+            image = await parts.images.save(qube)
+            assert kept == ["root", "volatile"] and parts.images.list() == [image]
 
     run(tmp_path, work)

@@ -1,4 +1,4 @@
-"""``casemate warm``: the warm images, from which disposables go on instead of booting."""
+"""``casemate warm``: the warm images, from which qubes go on instead of booting."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from casemate.wire.errors import CasemateError, printable
 
 def add_to(commands: Any) -> None:
     """Add the command ``warm``."""
-    warm = commands.add_parser("warm", help="list, make and drop warm images, from which disposables go on")
+    warm = commands.add_parser("warm", help="list, make and drop warm images, from which qubes go on")
     verbs = warm.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=tool.Subparser)
     show = verbs.add_parser("list", help="the images that there are")
     show.add_argument("--json", action="store_true", help="as JSON")
     show.set_defaults(body=_list)
-    build = verbs.add_parser("build", help="make the image of a disposable template now")
-    build.add_argument("QUBE", nargs="?", help="default: the default disposable template")
+    build = verbs.add_parser("build", help="make the image for a template of disposables, or for an app qube, now")
+    build.add_argument("QUBE", nargs="?", help="which of both (default: the default disposable template)")
     build.set_defaults(body=_build)
     drop = verbs.add_parser("drop", help="remove images; a start that misses one has it made again")
     which = drop.add_mutually_exclusive_group(required=True)

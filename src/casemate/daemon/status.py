@@ -11,6 +11,7 @@ from casemate.engine.accounts import Accounts
 from casemate.engine.network_report import NetworkReport
 from casemate.engine.preloads import Preloads
 from casemate.engine.states import States
+from casemate.engine.warm_images import WarmImages
 from casemate.host.process import Runner
 from casemate.host.protections import protections
 from casemate.host.versions import Versions, system_name, versions
@@ -42,6 +43,7 @@ class HostStatus:
         runner: Runner,
         network: NetworkReport,
         preloads: Preloads,
+        images: WarmImages,
     ) -> None:
         self._settings = settings
         self._acceleration = acceleration
@@ -51,6 +53,7 @@ class HostStatus:
         self._runner = runner
         self._network = network
         self._preloads = preloads
+        self._images = images
         self._versions: Versions | None = None
 
     def figures(self) -> HostFigures:
@@ -75,6 +78,7 @@ class HostStatus:
             "running": len(self._states.all()),
             **self._stuck(),
             **self._waiting(),
+            "warm images": self._warm(),
             "policy": policy_state(self._policy),
             "isolation": self._isolation(),
             "network": self._network_line(),
@@ -94,6 +98,13 @@ class HostStatus:
             if found
             else {}
         )
+
+    def _warm(self) -> str:
+        """How many there are, and what they take on disk."""
+        if why := self._images.why_not:
+            return f"none, every qube boots: {why}"
+        images = self._images.list()
+        return f"{len(images)}, {sum(image.bytes for image in images) >> 20} MiB"
 
     def _host(self) -> str:
         if self._versions is None:

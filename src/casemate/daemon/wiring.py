@@ -205,7 +205,7 @@ def build(
         pools=pools,
         devices=devices,
         templates=Templates(settings, runner, store, creator, volumes, files, accounts),
-        host=HostStatus(settings, acceleration, states, policy, accounts, runner, report, preloads),
+        host=HostStatus(settings, acceleration, states, policy, accounts, runner, report, preloads, images),
         permissions=Permissions(policy, systems),
         guests=guests,
         backups=Backups(

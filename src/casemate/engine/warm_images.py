@@ -29,6 +29,7 @@ from casemate.host import guest_memory
 from casemate.host.files import free_bytes, remove_tree, replace_file
 from casemate.host.hypervisor import Hypervisor
 from casemate.model.domain import Domain
+from casemate.model.volumes import Volume
 from casemate.settings import Settings
 from casemate.storage.pools import Pools
 from casemate.store.store import Store
@@ -160,13 +161,12 @@ class WarmImages:
         assert domain.template is not None, "it is based on one"
         if key in self._images:
             return self._images[key]
+        if any(self._pools.of(volume).is_outdated(volume) for volume in _of_the_image(domain)):
+            # Its disks are of before the change, and the key is of now: every start would find the old content.
+            raise HypervisorError(f"The template of {domain.name} was changed while the image was made")
         self._make_room(domain)
         fresh, complete = self._directory / f".{key}", self._directory / key
-        volumes = [
-            volume
-            for name, volume in domain.volumes.items()
-            if volume is not None and name in TARGETS and not volume.save_on_stop
-        ]
+        volumes = _of_the_image(domain)
         remove_tree(fresh)
         fresh.mkdir(mode=0o700, parents=True)
         try:
@@ -224,6 +224,15 @@ class WarmImages:
         if template is None:
             return False
         return image.template != self._images[newest].template or time.time() - image.used < _UNUSED_SECONDS
+
+
+def _of_the_image(domain: Domain) -> list[Volume]:
+    """The volumes whose content is a part of an image."""
+    return [
+        volume
+        for name, volume in domain.volumes.items()
+        if volume is not None and name in TARGETS and not volume.save_on_stop
+    ]
 
 
 _UNUSED_SECONDS = 3600.0

@@ -91,7 +91,13 @@ _NUMBER = _Grammar("number", _DIGITS, _DIGITS, 19)
 _PATH = _Grammar("database path", b"/", _WORD + b"_.:@-/", 63, low=2)
 
 KEPT_FEATURES = frozenset(
-    {"deferred-netvm-original", "preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress"}
+    {
+        "deferred-netvm-original",
+        "preload-dispvm",
+        "preload-dispvm-completed",
+        "preload-dispvm-in-progress",
+        "casemate-warm-image",
+    }
 )
 """Features that the daemon keeps for itself: nobody else sets them, and a copy of a qube does not have them."""
 

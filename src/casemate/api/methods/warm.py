@@ -1,4 +1,4 @@
-"""Warm images: booted guests from which disposables go on (engine/warm_images.py)."""
+"""Warm images: booted guests from which qubes go on (engine/warm_images.py)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def warm_list(context: Context) -> str:
 
 @method("admin.casemate.warm.Build", Access.EXECUTE)
 async def warm_build(context: Context, dest: Domain) -> str:
-    """Make the warm image of a disposable template, unless it is there; its key. Takes as long as a boot."""
+    """Make the warm image for disposables of a disposable template, or for an app qube and others like it, unless it is
+    there; its key. Takes as long as a boot."""
     return (await context.warm.build(dest.name)).key
 
 
 @method("admin.casemate.warm.Drop", Access.EXECUTE)
 async def warm_drop(context: Context, arg: str) -> None:
-    """Remove the warm image of that key. Disposables that came from it run on."""
+    """Remove the warm image of that key. Qubes that came from it run on."""
     if not await context.warm.drop(arg):
         raise ValueInvalidError(f"There is no warm image {printable(arg, 40)!r}")
