@@ -32,6 +32,11 @@ MUTANTS = (
          f"{_START}test_an_agent_that_knows_no_images_becomes_none"),
     ),
     Mutant(
+        "mounted-in-the-image", "an image has no file system mounted that is another in each qube",
+        "src/casemate/engine/start_steps.py", "if expected == NONE_YET and mounts_later(domain):", "if False:",
+        (f"{_START}test_an_agent_that_knows_no_images_becomes_none",),
+    ),
+    Mutant(
         "outdated-image", "an image is of its template's present state", "src/casemate/engine/warm_image.py",
         '*(f"{name}={content}" for name, content in sorted(disks.items()))', "",
         (f"{_KEY}test_whatever_the_memory_holds_makes_another_key",),

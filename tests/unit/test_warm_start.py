@@ -93,11 +93,13 @@ def test_an_agent_that_knows_no_images_becomes_none(tmp_path: Path) -> None:
     async def work(engine: Engine, parts: Parts) -> None:
         with engine.store.write() as transaction:
             transaction.system.domains["work"].features[BUILDING] = "1"
-        say(engine, {"boot_id": "x"})
-        with pytest.raises(StartError, match="knows no warm images"):
-            await parts.lifecycle.start("work")
-        assert engine.left() == set()
-        say(engine, {"identity": "none"})
+        # The second has taken no identity, but has mounted the private disk: another qube's would be written over.
+        for agent in ({"boot_id": "x"}, {"identity": "none"}, {"identity": "private is mounted"}):
+            say(engine, agent)
+            with pytest.raises(StartError, match="knows no warm images"):
+                await parts.lifecycle.start("work")
+            assert engine.left() == set()
+        say(engine, {"identity": "none, private later"})
         await parts.lifecycle.start("work")
 
     run(tmp_path, work)
