@@ -1,5 +1,5 @@
 """Many disposables, one after the other and at once: none is lost, and nothing of any is left. ``CASEMATE_FULL=1``: a
-thousand, and twenty at once."""
+thousand, and twenty at once. Those that boot and those that go on from a warm image."""
 
 from __future__ import annotations
 
@@ -18,15 +18,27 @@ pytestmark = pytest.mark.live
 
 FULL = os.environ.get("CASEMATE_FULL", "") not in ("", "0")
 IN_A_ROW, AT_ONCE = (1000, 20) if FULL else (3, 4)
+WARM_IN_A_ROW, WARM_AT_ONCE = (1000, 20) if FULL else (8, 8)
 GROWTH_KIB = 32 << 10
 """What the daemon may be larger afterwards: memory that Python keeps for later, not a part of each disposable."""
 
 
+@pytest.fixture(params=[False, True], ids=["boot", "warm"])
+def warm(request: pytest.FixtureRequest) -> bool:
+    """Whether the disposables go on from a warm image."""
+    return bool(request.param)
+
+
 @pytest.fixture
-def base(world: World) -> Iterator[str]:
-    """A disposable template."""
+def base(world: World, warm: bool) -> Iterator[str]:
+    """A disposable template of which none waits."""
     world.run("qvm-create", "--label", "red", "--prop", "template_for_dispvms=True", "--prop", "memory=200", "storm")
+    world.run("qvm-features", "storm", "preload-dispvm-max", "0")
+    world.run("qvm-features", "storm", "casemate-warm", "1" if warm else "")
+    if warm:
+        world.run("casemate", "warm", "build", "storm")
     yield "storm"
+    world.run("casemate", "warm", "drop", "--all")
     wait_for(lambda: world.run("qvm-remove", "-f", "storm", status=None).returncode == 0)
 
 
@@ -51,6 +63,7 @@ def left(world: World) -> dict[str, object]:
             if not path.name.startswith(("qubes.xml", "casemated.log"))
         ),
         "descriptors": len(os.listdir(f"/proc/{daemon}/fd")),
+        "descriptors of the room": len(os.listdir(f"/proc/{world.room_pid()}/fd")),
     }
 
 
@@ -73,7 +86,9 @@ def settled(world: World, before: dict[str, object]) -> None:
         assert now == before
 
 
-def test_many_disposables_leave_nothing(world: World, base: str) -> None:
+def test_many_disposables_leave_nothing(world: World, base: str, warm: bool) -> None:
+    in_a_row, at_once = (WARM_IN_A_ROW, WARM_AT_ONCE) if warm else (IN_A_ROW, AT_ONCE)
+
     def one(number: int) -> None:
         done = world.run("qvm-run", "--pass-io", f"--dispvm={base}", f"echo disposable {number}", timeout=600)
         assert done.stdout == f"disposable {number}\n".encode()
@@ -81,10 +96,10 @@ def test_many_disposables_leave_nothing(world: World, base: str) -> None:
     one(0)  # what is made once is there
     wait_for(lambda: "disp" not in str(left(world)), 60)
     before, size = left(world), resident(world.daemon_pid())
-    for number in range(1, IN_A_ROW + 1):
+    for number in range(1, in_a_row + 1):
         one(number)
     settled(world, before)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(one, range(AT_ONCE)))
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(one, range(at_once)))
     settled(world, before)
     assert resident(world.daemon_pid()) < size + GROWTH_KIB
