@@ -146,6 +146,7 @@ def loops(world: World) -> list[str]:
 def opener(world: World) -> Iterator[str]:
     """A disposable template."""
     world.run("qvm-create", "--label", "red", "--prop", "template_for_dispvms=True", "opener")
+    world.run("qvm-features", "opener", "preload-dispvm-max", "0")
     yield "opener"
     wait_for(lambda: world.run("qvm-remove", "-f", "opener", status=None).returncode == 0)
 

@@ -24,6 +24,7 @@ def vault(world: World) -> Iterator[str]:
     """A second running qube, and a disposable template."""
     world.run("qvm-create", "--label", "black", "vault")
     world.run("qvm-create", "--label", "gray", "--prop", "template_for_dispvms=True", "dvm")
+    world.run("qvm-features", "dvm", "preload-dispvm-max", "0")  # none waits for its use, where tests look for traces
     world.run("qvm-start", "vault")
     yield "vault"
     world.run("qvm-kill", "vault", status=None)

@@ -26,7 +26,6 @@ FULL = bool(os.environ.get("CASEMATE_FULL"))
 def base(world: World) -> Iterator[str]:
     """A disposable template with a warm image."""
     world.run("qvm-create", "--label", "red", "--prop", "template_for_dispvms=True", "warm")
-    world.run("qvm-features", "warm", "casemate-warm", "1")  # this installation's disposables boot otherwise
     world.run("casemate", "warm", "build", "warm", timeout=SECONDS)
     yield "warm"
     world.run("casemate", "warm", "drop", "--all")
@@ -204,8 +203,8 @@ def test_a_daemon_that_is_killed_while_it_makes_one_leaves_nothing(world: World,
 @pytest.fixture(scope="module")
 def app(world: World) -> Iterator[str]:
     """A halted app qube of a template that has a warm image for it, with a file in its home."""
+    world.run("casemate", "warm", "drop", "--all")
     world.run("qvm-create", "--label", "blue", "app")
-    world.run("qvm-features", "app", "casemate-warm", "1")
     world.run("qvm-start", "app")
     assert not went_on(pid_of(world, "app"))
     world.inside("app", "echo from a boot > ~/kept; echo -n root > /tmp/x")
@@ -233,12 +232,11 @@ def test_an_app_qube_keeps_its_data_however_it_starts(world: World, app: str) ->
         "from a boot\nfrom an image\nwhole"
     )
     world.run("qvm-shutdown", "--wait", app)
-    world.run("qvm-features", app, "casemate-warm", "1")
+    world.run("qvm-features", "--unset", app, "casemate-warm")
 
 
 def test_two_app_qubes_of_one_image_share_neither_disk_nor_memory(world: World, app: str) -> None:
     world.run("qvm-create", "--label", "green", "other")
-    world.run("qvm-features", "other", "casemate-warm", "1")
     world.run("qvm-volume", "resize", "other:private", "3GiB")
     for name in (app, "other"):
         world.run("qvm-start", name)

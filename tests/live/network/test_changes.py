@@ -329,6 +329,7 @@ def test_a_disposable_that_waited_has_the_network_and_rules_of_its_template(net:
     net.run("qvm-create", "--label", "red", *props, "dvm")
     net.set_rules("dvm", f"action=accept dst4={SERVER}")
     try:
+        net.run("casemate", "warm", "build", "dvm")  # so the wire is one that a saved guest gets, not one that boots
         net.run("qvm-features", "dvm", "preload-dispvm-max", "1")
         waiting = ("qvm-ls", "--raw-data", "--fields", "name", "--internal", "y", "--paused")
         wait_for(lambda: net.run(*waiting, status=None).stdout.strip(), 180)
