@@ -66,6 +66,7 @@ mutants: setup-tests ## take each protection out of a copy of the code and see t
 docs: setup ## write the generated reference pages anew
 	@$(PYTHON) -m casemate.api.reference docs/reference
 	@$(PYTHON) -m casemate.cli.reference docs/reference
+	@$(PYTHON) -m casemate.library.reference docs/reference
 
 clean: ## end and remove everything that the tour and the tests of this checkout made; built templates stay
 	@bin/casemate clean

@@ -13,6 +13,7 @@ from casemate.api import reference
 from casemate.api.limits import limits
 from casemate.api.methods import INTERNAL, METHODS, MISC
 from casemate.cli import reference as tools
+from casemate.library import reference as library
 from casemate.model.classes import CLASSES
 from casemate.wire.admin import CONNECTED
 from casemate.wire.api_event import EVENTS
@@ -29,6 +30,10 @@ def test_page_is_fresh(name: str) -> None:
 
 def test_page_of_tools_is_fresh() -> None:
     assert (PAGES / "tools.md").read_text() == tools.page(), "tools.md is stale: run `make docs`"
+
+
+def test_page_of_the_library_is_fresh() -> None:
+    assert (PAGES / "library.md").read_text() == library.page(), "library.md is stale: run `make docs`"
 
 
 def test_every_tool_has_a_program_and_a_section() -> None:

@@ -224,8 +224,8 @@ def _meaning(cls: type[CasemateError]) -> str:
     return (inspect.getdoc(cls) or "").split(". ")[0].rstrip(".") + "."
 
 
-_PROGRAMS = ("agent", "cli", "client", "daemon", "link", "vchan")
-"""Packages that are programs: what they raise beyond the others' errors is in no reply of the API."""
+_PROGRAMS = ("agent", "cli", "client", "daemon", "library", "link", "vchan")
+"""Packages of programs and scripts: what they raise beyond the others' errors is in no reply of the API."""
 
 
 def _known_errors() -> Iterator[type[CasemateError]]:

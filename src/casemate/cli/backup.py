@@ -144,8 +144,8 @@ def _open(args: argparse.Namespace, qubes: Qubes) -> int:
     from tempfile import TemporaryFile
 
     from casemate.cli.backup_open import fetch, show
-    from casemate.cli.calling import Disposable
     from casemate.cli.loop_device import check_possible
+    from casemate.client.calling import Disposable
 
     check_possible()
     # The disposable first: what is wrong with its template is known before a volume has been read for minutes.

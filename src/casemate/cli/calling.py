@@ -1,4 +1,4 @@
-"""Calls from this host into a qube: reach its link, start it if need be; disposables that live for one call."""
+"""Calls of tools into a qube: as ``client.calling``, and told to whoever watches calls."""
 
 from __future__ import annotations
 
@@ -6,28 +6,21 @@ import socket
 import sys
 import time
 
-from casemate.calls.request import connect
 from casemate.cli.report import Report
+from casemate.client.calling import open_stream
 from casemate.client.qubes import Qubes
-from casemate.wire.admin import ADMIN
 from casemate.wire.call_data import CallerSide
 from casemate.wire.errors import (
     CasemateError,
     DisconnectedError,
-    NotHaltedError,
     NotRunningError,
-    NotStartedError,
     ProtocolError,
     printable,
 )
-from casemate.wire.names import qube_name
 from casemate.wire.qrexec import DATA_STDOUT, EXEC_CMDLINE, Command, exec_message
-from casemate.wire.upstream_paths import GROUP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from casemate.settings import Settings
 
 
@@ -46,7 +39,11 @@ def open_call(
     """
     warn_of_policy(qubes.transport.settings)
     try:
-        return _open(qubes, name, exec_message(command.cmdline(), kind), autostart, report)
+        started = (lambda: report.step("started")) if report is not None else None
+        sock = open_stream(qubes, name, exec_message(command.cmdline(), kind), autostart, started)
+        if report is not None:
+            report.step("connected")
+        return sock
     except CasemateError as error:
         if report is not None:
             cause = "unreachable" if isinstance(error, DisconnectedError) else "start failed"
@@ -62,38 +59,6 @@ def warn_of_policy(settings: Settings) -> None:
     except OSError:
         return  # nothing is wrong, or it is not ours to read
     sys.stderr.write(f"warning: the policy is broken, so every call of a qube is denied: {printable(why, 2000)}\n")
-
-
-def _open(qubes: Qubes, name: str, message: bytes, autostart: bool, report: Report | None) -> socket.socket:
-    if qubes.transport.settings.shared:
-        raise CasemateError(
-            f"Calls into qubes of this host are root's (sudo qvm-run {name} ...): the group {GROUP} has the Admin API"
-        )
-    path = qubes.transport.settings.link_address(qube_name(name))
-    try:
-        sock = connect(path)
-    except DisconnectedError:
-        if not autostart:
-            qubes.call("admin.vm.CurrentState", "", name)  # a qube that does not exist is another error
-            raise NotRunningError(f"{name} is not running") from None
-        try:
-            qubes.call("admin.vm.Start", "", name)
-        except NotHaltedError:
-            pass
-        try:
-            sock = connect(path)
-        except DisconnectedError as error:
-            raise DisconnectedError(f"{name} runs and cannot be reached: {error}") from None
-        if report is not None:
-            report.step("started")
-    try:
-        sock.sendall(message)
-    except OSError as error:
-        sock.close()
-        raise DisconnectedError(f"{name} went away: {error.strerror}") from error
-    if report is not None:
-        report.step("connected")
-    return sock
 
 
 def answer_of(sock: socket.socket, service: str, most: int, within: float) -> bytes:
@@ -124,36 +89,3 @@ def answer_of(sock: socket.socket, service: str, most: int, within: float) -> by
     if side.exit_code:
         raise DisconnectedError(f"{service} ended with status {side.exit_code}")
     return bytes(output)
-
-
-class Disposable:
-    """A disposable of ``template`` (empty: the default one) for the length of a block; gives its name."""
-
-    def __init__(self, qubes: Qubes, template: str) -> None:
-        self._qubes = qubes
-        self._template = template
-        self._name = ""
-        self._lease: socket.socket | None = None
-
-    def __enter__(self) -> str:
-        self._name = self._qubes.call("admin.vm.CreateDisposable", "", self._template or ADMIN)
-        # The daemon ends it when this connection ends, so also when this tool is killed.
-        try:
-            self._lease = connect(str(self._qubes.transport.settings.lease_socket))
-            self._lease.sendall(self._name.encode() + b"\n")
-        except (DisconnectedError, OSError):
-            self._end()
-            raise
-        return self._name
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        # The person has his answer: nothing is gained if he waits until the disposable is removed too.
-        if self._lease is not None:
-            self._lease.close()
-
-    def _end(self) -> None:
-        """End it without a lease."""
-        try:
-            self._qubes.call("admin.vm.Kill", "", self._name)
-        except NotStartedError:
-            self._qubes.call("admin.vm.Remove", "", self._name)

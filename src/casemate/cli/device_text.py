@@ -1,13 +1,16 @@
-"""How devices are written: lines of the Admin API's lists, arguments of its methods, descriptions for people; pure."""
+"""How devices are written on a command line, and described to people; pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from casemate.cli.tool import UsageError
-
-ANY = "*"
-"""Stands for whatever is at a port, or for a device at whatever port."""
+from casemate.client import device_lines
+from casemate.client.device_lines import ANY as ANY
+from casemate.client.device_lines import parse_line as parse_line
+from casemate.client.device_lines import payload as payload
+from casemate.client.device_lines import place as place
+from casemate.wire.errors import ValueInvalidError
 
 _KINDS = (
     ("Network", ("u02****", "ue0****", "p02****", "p0703**")),
@@ -40,55 +43,17 @@ _CODE = 7
 """Characters of an interface's code."""
 
 
-def parse_line(line: str) -> dict[str, str]:
-    """A line of a list of devices: ``place`` and the pairs ``key='value'`` after it."""
-    place, _, rest = line.partition(" ")
-    found = {"place": place}
-    while rest:
-        key, equals, rest = rest.partition("='")
-        if not equals:
-            break
-        value, at = [], 0
-        while at < len(rest) and rest[at] != "'":
-            at += rest[at] == "\\"
-            value.append(rest[at : at + 1])
-            at += 1
-        found[key] = "".join(value)
-        rest = rest[at + 2 :]
-    return found
-
-
 def split(text: str) -> tuple[str, str, str]:
     """BACKEND:PORT[:IDENTITY] of the command line; the identity is ``*`` where none is given. Raises UsageError."""
-    backend, colon, rest = text.partition(":")
-    if not backend or not colon or not rest:
-        raise UsageError(f"a device is written BACKEND:DEVICE, not {text!r}")
-    port, _, ident = rest.partition(":")
-    return backend, port, ident or ANY
+    try:
+        return device_lines.split(text)
+    except ValueInvalidError as error:
+        raise UsageError(str(error)) from None
 
 
 def wire(text: str) -> str:
-    """BACKEND:PORT[:IDENTITY] as the argument of a method."""
-    backend, port, ident = split(text)
-    return f"{backend}+{port.replace(ANY, '_')}+{ident.replace(':', '+').replace(ANY, '_')}"
-
-
-def payload(devclass: str, device: str, mode: str, options: Mapping[str, str]) -> str:
-    """What Attach and Assign take besides the device, ``device`` as wire() writes it."""
-    backend, port, _ = device.split("+", 2)
-    pairs = {
-        "port_id": ANY if port == "_" else port,
-        "devclass": devclass,
-        "backend_domain": backend,
-    }
-    pairs |= {"mode": mode, **{f"_{key}": text for key, text in options.items()}}
-    quoted = {key: text.replace("\\", "\\\\").replace("'", "\\'") for key, text in pairs.items()}
-    return " ".join(f"{key}='{text}'" for key, text in quoted.items())
-
-
-def place(device: Mapping[str, str]) -> str:
-    """Where a device of a list is: BACKEND:PORT."""
-    return f"{device.get('backend_domain', '')}:{device.get('port_id', '')}"
+    """BACKEND:PORT[:IDENTITY] of the command line as the argument of a method. Raises UsageError."""
+    return device_lines.argument(*split(text))
 
 
 def kind(interfaces: str, devclass: str) -> str:

@@ -91,8 +91,8 @@ def _over_vchan(args: argparse.Namespace, path: str) -> int:
 def _in_qube(args: argparse.Namespace, qubes: Qubes) -> int:
     """A qube of Casemate: by its link, as qvm-run does."""
     from casemate.cli.calling import open_call
-    from casemate.cli.qvm_run import quote
     from casemate.cli.silence import Silence
+    from casemate.client.calling import shell_line
     from casemate.wire.vmexec import encode_vmexec
 
     user, colon, text = args.COMMAND.partition(":")
@@ -108,7 +108,7 @@ def _in_qube(args: argparse.Namespace, qubes: Qubes) -> int:
         command = qrexec.Command(user, "qubes.VMExec", encode_vmexec(["/bin/sh", "-c", text]), HOST)
     else:
         command = qrexec.Command(user, "qubes.VMShell", None, HOST)
-        first = os.fsencode(f'exec "${{BASH:-/bin/sh}}" -c {quote(text)} || exit 127\n')
+        first = shell_line(text)
     sock = open_call(qubes, args.domain, command, autostart=False, kind=kind)
     return _run(args, sock, first=first, look=Silence(PROG, qubes, args.domain))
 

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from casemate.calls.caller import run_call, run_call_with
 from casemate.cli import tool
-from casemate.cli.calling import Disposable, open_call
+from casemate.cli.calling import open_call
 from casemate.cli.report import Report
 from casemate.cli.silence import Silence
 from casemate.cli.standard_streams import CLOSED
+from casemate.client.calling import Disposable, shell_line
 from casemate.client.qubes import Qubes
 from casemate.wire import qrexec, vmexec
 from casemate.wire.admin import ADMIN
@@ -114,11 +115,6 @@ class _Colored:
             os.write(fd, b"\033[0m")
 
 
-def quote(text: str) -> str:
-    """Text as one word of a shell."""
-    return "'" + text.replace("'", "'\"'\"'") + "'"
-
-
 def service_of(args: argparse.Namespace) -> tuple[str, str | None, bytes]:
     """Service, argument and the first bytes of its stdin for what is to be run."""
     words: list[str] = args.WORDS
@@ -127,9 +123,7 @@ def service_of(args: argparse.Namespace) -> tuple[str, str | None, bytes]:
         return service, argument, b""
     if len(words) > 1 or not args.shell:
         return "qubes.VMExec", vmexec.encode_vmexec(words), b""
-    # The shell that reads this becomes one that does not read on: what follows is the command's own input.
-    line = f'exec "${{BASH:-/bin/sh}}" -c {quote(words[0])} || exit 127\n'
-    return "qubes.VMShell", None, line.encode("utf-8", "surrogateescape")
+    return "qubes.VMShell", None, shell_line(words[0])
 
 
 def _run_in(args: argparse.Namespace, qubes: Qubes, name: str, autostart: bool) -> int:

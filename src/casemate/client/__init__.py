@@ -3,10 +3,14 @@
 ::
 
     tool ──> Qubes (qubes.py)              one method for each thing that tools do, texts and numbers in and out
-               v
-             Transport (transport.py)      one connection for each call; starts the daemon where none listens
-               v
-             qubesd.sock                   wire/admin.py has the bytes
+     |         v
+     |       Transport (transport.py)      one connection for each call; starts the daemon where none listens
+     |         v
+     |       qubesd.sock                   wire/admin.py has the bytes
+     v
+    open_stream (calling.py)               a call into a qube, over its link's socket; Disposable for one block
+
+``device_lines.py`` has the lines and arguments of the methods for devices.
 
 Most of the time of a tool is its imports. So nothing here imports asyncio, pathlib, json or typing before it is needed,
 and settings keep paths as text.
