@@ -6,30 +6,9 @@ import argparse
 
 import pytest
 
-from casemate.cli import entry, tool
+from casemate.cli import entry
+from casemate.cli.declarations import parser_of
 from tests.contract.upstream_options import COMMON, OPTIONS
-
-
-class _Seen(BaseException):
-    """Carries a tool's parser out of the tool."""
-
-
-def parser_of(name: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
-    """The parser that a tool parses its command line with."""
-    found: list[argparse.ArgumentParser] = []
-
-    def parse(self: argparse.ArgumentParser, *_args: object, **_more: object) -> None:
-        found.append(self)
-        raise _Seen
-
-    with monkeypatch.context() as patched:
-        patched.setattr(tool.Parser, "parse_args", parse)
-        patched.setattr("casemate.cli.qvm_run._Parser.parse_args", parse)
-        main = entry.find(name)
-        assert main is not None
-        with pytest.raises(_Seen):
-            main([])
-    return found[0]
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -40,9 +19,9 @@ def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 @pytest.mark.parametrize("line", OPTIONS)
-def test_every_option_of_upstream_is_taken(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_of_upstream_is_taken(line: str) -> None:
     name, _, commands = line.partition(" ")
-    whole = parser_of(name, monkeypatch)
+    whole = parser_of(name)
     for command in commands.split("|"):
         parser = commands_of(whole)[command] if command else whole
         for option in [*OPTIONS[line].split(), *COMMON.split()]:

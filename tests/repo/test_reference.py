@@ -12,6 +12,7 @@ import pytest
 from casemate.api import reference
 from casemate.api.limits import limits
 from casemate.api.methods import INTERNAL, METHODS, MISC
+from casemate.cli import declarations
 from casemate.cli import reference as tools
 from casemate.library import reference as library
 from casemate.model.classes import CLASSES
@@ -28,8 +29,9 @@ def test_page_is_fresh(name: str) -> None:
     assert (PAGES / name).read_text() == reference.PAGES[name](), f"{name} is stale: run `make docs`"
 
 
-def test_page_of_tools_is_fresh() -> None:
-    assert (PAGES / "tools.md").read_text() == tools.page(), "tools.md is stale: run `make docs`"
+@pytest.mark.parametrize("name", sorted(tools.PAGES))
+def test_page_of_tools_is_fresh(name: str) -> None:
+    assert (PAGES / name).read_text() == tools.PAGES[name](), f"{name} is stale: run `make docs`"
 
 
 def test_page_of_the_library_is_fresh() -> None:
@@ -38,9 +40,9 @@ def test_page_of_the_library_is_fresh() -> None:
 
 def test_every_tool_has_a_program_and_a_section() -> None:
     programs = {path.name for path in (ROOT / "bin").iterdir()} - {"casemate", "casemated", "casemate-qrexecd"}
-    assert programs <= set(tools.names())
+    assert programs <= set(declarations.names())
     sections = set(re.findall(r"^### (\S+)$", tools.page(), re.M))
-    assert sections == {"casemate", *tools.names()}
+    assert sections == {"casemate", *declarations.names()}
 
 
 def test_every_method_is_on_the_page() -> None:

@@ -12,7 +12,7 @@ import sys
 from functools import partial
 
 from casemate.backup.sizes import readable
-from casemate.cli import passphrase, tool
+from casemate.cli import json_output, passphrase, tool
 from casemate.cli.restore_options import add_options
 from casemate.client.qubes import Qubes
 from casemate.wire import names
@@ -93,6 +93,9 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
     repository = _repository(args, qubes)
     listing = repository.listing()
     if args.BACKUP is None:
+        if json_output.wanted(args):
+            return json_output.write([{"id": one.id, "time": one.time, "qubes": one.qubes, "new_bytes": one.bytes}
+                                      for one in listing.snapshots])  # fmt: skip
         rows = [(one.id, age(one), str(one.qubes), readable(one.bytes)) for one in listing.snapshots]
         sys.stdout.write(table([("BACKUP", "MADE", "QUBES", "NEW DATA"), *rows]))
         return 0
@@ -100,14 +103,18 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
 
     found = repository.find(listing, args.BACKUP)
     backup = IncrementalBackup(repository, repository.snapshot(found))
-    lines = [("NAME", "CLASS", "VOLUMES")]
+    lines, facts = [("NAME", "CLASS", "VOLUMES")], []
     for qube in backup.contents.qubes.values():
-        volumes = [
-            f"{image.name} {readable(one.size)}"
+        sizes = {
+            image.name: one.size
             for name, image in qube.images.items()
             if (one := backup.snapshot.volumes.get(f"{qube.path}{name}")) is not None
-        ]
-        lines.append((qube.name, qube.klass, ", ".join(volumes) or "-"))
+        }
+        facts.append({"name": qube.name, "class": qube.klass, "volumes": sizes})
+        volumes = ", ".join(f"{name} {readable(size)}" for name, size in sizes.items())
+        lines.append((qube.name, qube.klass, volumes or "-"))
+    if json_output.wanted(args):
+        return json_output.write(facts)
     sys.stdout.write(table(lines))
     return 0
 
@@ -238,6 +245,7 @@ def add_to(commands: argparse._SubParsersAction[tool.Subparser]) -> None:
     _add_rules(create)
     listed = verb("list", _list, "show the backups of a repository, or the qubes of one")
     listed.add_argument("BACKUP", nargs="?", help="a backup's id")
+    json_output.option(listed)
     compared = verb("diff", _diff, "show what changed between two backups")
     compared.add_argument("OLD", help="id of the older backup")
     compared.add_argument("NEW", nargs="?", help="id of the newer one (default: the newest)")
@@ -285,6 +293,7 @@ def _add_schedules(verbs: argparse._SubParsersAction[tool.Subparser]) -> None:
         "name of a profile that has a passphrase (default: list what is scheduled)", optional=True,
     )  # fmt: skip
     planned.add_argument("WHEN", nargs="?", help="daily, weekly, hourly or a calendar expression of systemd")
+    json_output.option(planned)
     ended = verb("unschedule", _unschedule, "remove a schedule", "name of the profile")
     for one in (planned, ended):
         one.add_argument("--root", default="/", help="directory to take for /, where units of systemd are")

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from casemate.backup.schedule import Schedule, ScheduleError, Schedules, profile_name
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError, printable
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def schedule(args: argparse.Namespace, qubes: Qubes) -> int:
     """Have the backup of a profile made again and again; without a profile, list the schedules."""
     if args.PROFILE is None:
-        return _listed(qubes)
+        return _listed(qubes, json_output.wanted(args))
     if args.WHEN is None:
         raise tool.UsageError("Say when: daily, weekly, hourly or a calendar expression of systemd")
     from casemate.backup import profile as profiles
@@ -134,10 +134,15 @@ def status_lines(settings: Settings) -> list[str]:
     return [printable(line, 600) for line in lines]
 
 
-def _listed(qubes: Qubes) -> int:
+def _listed(qubes: Qubes, as_json: bool) -> int:
     from casemate.cli.table import table
 
     schedules = Schedules(_own(qubes).state)
+    if as_json:
+        return json_output.write([
+            {"profile": one.profile, "when": one.when, "by": one.timer, "last_run": schedules.told(one)}
+            for one in schedules.all()
+        ])  # fmt: skip
     rows = [("PROFILE", "WHEN", "BY", "LAST RUN")]
     for one in schedules.all():
         rows.append((one.profile, one.when, one.timer, printable(schedules.told(one), 500)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from casemate.cli import backup, interop, net, store_tool, template, tool, warm
+from casemate.cli import backup, interop, json_output, net, store_tool, template, tool, warm
 from casemate.client.qubes import Qubes
 from casemate.settings import load
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
@@ -22,6 +22,12 @@ def _status(args: argparse.Namespace, qubes: Qubes) -> int:
     silent = unanswering(qubes)
     if silent:
         status["no answer"] = "; ".join(f"{name}: {why or 'its agent gives no sign of life'}" for name, why in silent)
+    if json_output.wanted(args):
+        from casemate.cli import backup_schedule
+
+        settings = qubes.transport.settings
+        scheduled = backup_schedule.status_lines(settings)
+        return json_output.write({**status, "origin": settings.origin, "scheduled": scheduled})
     for key, value in status.items():
         if key == "protections":
             continue
@@ -101,7 +107,7 @@ def _trace(args: argparse.Namespace, qubes: Qubes) -> int:
 def _explain(args: argparse.Namespace, qubes: Qubes) -> int:
     from casemate.cli.policy_explain import run
 
-    return run(qubes, args.SOURCE, args.SERVICE, args.TARGET)
+    return run(qubes, args.SOURCE, args.SERVICE, args.TARGET, json_output.wanted(args))
 
 
 def _tour(_args: argparse.Namespace, _qubes: Qubes) -> int:
@@ -115,9 +121,9 @@ def make_parser() -> tool.Parser:
     parser = tool.Parser(PROG, "Look after Casemate itself.")
     commands = parser.add_subparsers(dest="what", metavar="COMMAND", required=True, parser_class=tool.Subparser)
     commands.add_parser("tour", help="show the main job on real virtual machines").set_defaults(body=_tour)
-    commands.add_parser("status", help="show what this host can do and which protections it lacks").set_defaults(
-        body=_status
-    )
+    status = commands.add_parser("status", help="show what this host can do and which protections it lacks")
+    json_output.option(status)
+    status.set_defaults(body=_status)
     template.add_to(commands)
     warm.add_to(commands)
     database = commands.add_parser("qubesdb", help="read, write, list or watch the database of a running qube")
@@ -140,6 +146,7 @@ def make_parser() -> tool.Parser:
     why.add_argument("SOURCE", help="the qube that calls")
     why.add_argument("SERVICE", help="SERVICE or SERVICE+ARGUMENT")
     why.add_argument("TARGET", nargs="?", default="", help="the target that it asks for (default: none)")
+    json_output.option(why)
     why.set_defaults(body=_explain)
     commands.add_parser("prompt", help="ask on this terminal about calls for which the policy says ask").set_defaults(
         body=_prompt

@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.wire.errors import CasemateError
 from casemate.wire.upstream_paths import GROUP, MARK
 
@@ -155,6 +155,9 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "import":
         return carry(args.method, args.volume)
     if args.command == "status":
+        if json_output.wanted(args):
+            json_output.write({f"/{place}": state for place, state in places(root).items()})
+            return 0 if set(places(root).values()) == {"ours"} else 1
         for place, state in places(root).items():
             sys.stdout.write(f"{state:<8} /{place}\n")
         return 0 if set(places(root).values()) == {"ours"} else 1
@@ -175,6 +178,8 @@ def add_to(commands: argparse._SubParsersAction[tool.Subparser]) -> None:
     for verb, text in (("install", "make it"), ("remove", "take it away"), ("status", "show what is there")):
         one = verbs.add_parser(verb, help=text)
         one.add_argument("--root", default="/", help="directory to take for / (for packages)")
+        if verb == "status":
+            json_output.option(one)
         if verb == "install":
             one.add_argument("--user", help=f"put this user into the group {GROUP}")
     carrying = verbs.add_parser("import", help="what the programs in /etc/qubes-rpc call")

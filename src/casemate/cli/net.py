@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import printable
@@ -33,6 +33,7 @@ def add_to(commands: Any) -> None:
     explain.add_argument("QUBE")
     explain.add_argument("PLACE", help="HOST or HOST:PORT; IPv6 addresses with a port in brackets")
     explain.add_argument("--proto", choices=("tcp", "udp", "icmp"), default="tcp", help="default: tcp")
+    json_output.option(explain)
     explain.set_defaults(body=_explain)
 
 
@@ -143,6 +144,9 @@ def _explain(args: argparse.Namespace, qubes: Qubes) -> int:
     steps = found["steps"]
     verdicts = [step["passes"] for step in steps]
     whole = "no" if False in verdicts else "it depends" if None in verdicts else "yes"
+    if json_output.wanted(args):
+        json_output.write({"qube": args.QUBE, "verdict": whole, **found})
+        return 0 if whole == "yes" else 1
     print(f"{args.QUBE}, {found['place']}: {whole}")
     for step in steps:
         says = {True: "passes", False: "stops", None: "depends"}[step["passes"]]

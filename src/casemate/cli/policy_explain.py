@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from casemate.cli import json_output
 from casemate.cli.policy_view import files, system
 from casemate.client.qubes import Qubes
 from casemate.qrexec.evaluate import Allow
@@ -11,8 +12,8 @@ from casemate.wire.errors import CasemateError, NotFoundError, PolicyError, prin
 from casemate.wire.qrexec import parse_call, requested_target
 
 
-def run(qubes: Qubes, source: str, call: str, asked: str) -> int:
-    """Print the explanation."""
+def run(qubes: Qubes, source: str, call: str, asked: str, as_json: bool = False) -> int:
+    """Print the explanation, for people or as JSON."""
     service, argument = parse_call(call)
     target = requested_target(asked)
     info = system(qubes)
@@ -25,6 +26,16 @@ def run(qubes: Qubes, source: str, call: str, asked: str) -> int:
         raise CasemateError(f"THE POLICY IS BROKEN, every call is denied until this is corrected: {error}") from None
     found = explain(policy, info, source, service, argument or "", target)
     decision = found.decision
+    where = str(view.directory / found.file) if found.file and "/" not in found.file else found.file
+    if as_json:
+        rule = decision.rule
+        return json_output.write({
+            "source": source, "service": service, "argument": argument or "", "target": asked,
+            "verdict": verdict(decision),
+            "rule": None if rule is None else {"where": rule.location, "text": str(rule)},
+            "near": [{"where": one.location, "text": str(one), "why": why} for one, why in found.near],
+            "change": {"line": found.line, "file": where, "before": found.before} if found.line else None,
+        })  # fmt: skip
     print(f"{service}+{argument or ''} of {source} to {printable(asked) or '(no target)'}: {verdict(decision)}")
     if decision.rule is not None:
         print(f"\nThis rule decides:\n  {decision.rule.location}: {decision.rule}")
@@ -34,7 +45,6 @@ def run(qubes: Qubes, source: str, call: str, asked: str) -> int:
             print(f"  {rule.location}: {rule}\n      {why}")
     if found.line:
         what = "deny" if isinstance(decision, Allow) else "allow"
-        where = view.directory / found.file if "/" not in found.file else found.file
         line = f", before line {found.before}" if found.before else ""
         print(f"\nTo {what} it put this line into {where}{line}:\n  {found.line}")
     else:

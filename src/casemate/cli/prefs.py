@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from casemate.cli import json_output
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import PropertyValue
@@ -17,6 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-D", "--default", "--delete", "--unset", action="store_true", help="give it its default again")
     parser.add_argument("--help-properties", action="store_true", help="show what each property is for, and exit")
     parser.add_argument("--hide-default", action="store_true", help="leave out properties that have their default")
+    json_output.option(parser)
     parser.add_argument("-g", "--get", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-s", "--set", action="store_true", help=argparse.SUPPRESS)
 
@@ -30,7 +32,11 @@ def run(args: argparse.Namespace, qubes: Qubes, dest: str | None, parser: argpar
     if args.property is None:
         if args.default:
             parser.error("--default needs the name of a property")
-        sys.stdout.write(listing(qubes.properties(dest), args.hide_default))
+        values = qubes.properties(dest)
+        if json_output.wanted(args):
+            found = sorted(values.items())
+            return json_output.write({key: _fact(one) for key, one in found if not (args.hide_default and one.default)})
+        sys.stdout.write(listing(values, args.hide_default))
         return 0
     args.property = args.property.replace("-", "_")  # virt-mode is read as virt_mode: columns of qvm-ls have the dash
     if args.default:
@@ -43,11 +49,18 @@ def run(args: argparse.Namespace, qubes: Qubes, dest: str | None, parser: argpar
             value = ""  # no qube can be called that; upstream's tools take the word, and people write it
         qubes.set(dest, args.property, value)
     else:
-        found = qubes.get(dest, args.property)
+        one = qubes.get(dest, args.property)
+        if json_output.wanted(args):
+            return json_output.write(_fact(one))
         # Empty text is a value and gets its line; no qube, no label and no number are none, and get nothing.
-        if not (args.hide_default and found.default) and (found.text or found.tag == "str"):
-            sys.stdout.write(f"{found.text}\n")
+        if not (args.hide_default and one.default) and (one.text or one.tag == "str"):
+            sys.stdout.write(f"{one.text}\n")
     return 0
+
+
+def _fact(value: PropertyValue) -> dict[str, object]:
+    """A property as JSON."""
+    return {"value": json_output.typed(value), "type": value.tag, "default": bool(value.default)}
 
 
 def listing(values: dict[str, PropertyValue], hide_default: bool) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from casemate.cli import device_text as text
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.cli.device_text import ANY
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
@@ -71,11 +71,8 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
                 shown[where] = there.get(where, device)
     found = [{**device, "used_by": ", ".join(used.get(where, []))} for where, device in shown.items()]
     found += _assignments(args, qubes, everyone) if args.assignments else []
-    if args.format == "json":
-        import json
-
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return 0
+    if json_output.wanted(args):
+        return json_output.write(found)
     sbdf = args.with_sbdf and args.devclass == "pci"
     rows = []
     for device in found:
@@ -140,6 +137,8 @@ def _info(args: argparse.Namespace, qubes: Qubes) -> int:
     device = _offered(args, qubes, args.DEVICE)
     if device is None:
         raise _not_offered(args)
+    if json_output.wanted(args):
+        return json_output.write(device)
     lines = [text.description(device), f"device ID: {device.get('device_id', '')}"]
     lines += [f"{key[1:].replace('_', ' ')}: {value}" for key, value in device.items() if key.startswith("_")]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
@@ -260,6 +259,7 @@ def main(argv: Sequence[str] | None = None, devclass: str | None = None) -> int:
     info = commands.add_parser("info", aliases=["i"], help="show what is known of a device")
     info.add_argument("DEVICE", metavar="BACKEND:DEVICE", nargs="?")
     info.set_defaults(action=_info)
+    json_output.option(parser, show, info)
     for verb, aliases, said in (
         ("attach", ["at", "a"], "give a running qube a device"),
         ("assign", ["as", "s"], "give a qube a device at each start"),

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 
@@ -21,12 +21,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("value", nargs="?", metavar="VALUE", help="its new value; '' for false")
     parser.add_argument("-D", "--default", "--delete", "--unset", action="store_true", help="take the feature away")
 
+    json_output.option(parser)
+
     def body(args: argparse.Namespace, qubes: Qubes) -> int:
         name = args.VMNAME
         if args.feature is None:
             if args.default:
                 parser.error("--unset needs the name of a feature")
-            sys.stdout.write(table([[key, value] for key, value in sorted(qubes.features(name).items())]))
+            found = sorted(qubes.features(name).items())
+            if json_output.wanted(args):
+                return json_output.write(dict(found))
+            sys.stdout.write(table([[key, value] for key, value in found]))
         elif args.default:
             if args.value is not None:
                 parser.error("give a value or --unset, not both")
@@ -34,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.value is not None:
             qubes.call("admin.vm.feature.Set", args.feature, name, args.value)
         else:
-            sys.stdout.write(qubes.call("admin.vm.feature.Get", args.feature, name) + "\n")
+            value = qubes.call("admin.vm.feature.Get", args.feature, name)
+            if json_output.wanted(args):
+                return json_output.write(value)
+            sys.stdout.write(value + "\n")
         return 0
 
     return tool.run(parser, body, argv)

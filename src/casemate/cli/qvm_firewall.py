@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.firewall import ALLOW_ALL, KEYS, Rule, format_rules, parse_rules, rule_of
@@ -83,11 +83,9 @@ def _left(expire: str) -> str:
 
 def _list(args: argparse.Namespace, qubes: Qubes) -> int:
     rules = _rules(qubes, args.VMNAME)
-    if args.format == "json":
-        import json
-
-        sys.stdout.write(json.dumps(rules, indent=2) + "\n")
-    elif args.raw:
+    if json_output.wanted(args):
+        return json_output.write(rules)
+    if args.raw:
         sys.stdout.write(format_rules(rules))
     else:
         sys.stdout.write(table([_HEAD, *(_row(number, rule) for number, rule in enumerate(rules))]))
@@ -142,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", dest="command", parser_class=tool.Subparser)
     show = commands.add_parser("list", aliases=["ls", "l"], help="list the rules (this is the default)")
     show.set_defaults(action=_list)
+    json_output.option(parser, show)
     add = commands.add_parser("add", aliases=["a"], help="add a rule at the end, or before another")
     add.add_argument("--before", metavar="NUMBER", help="put it before that rule")
     add.add_argument("rule", nargs="+", metavar="PART", help="parts of the rule")

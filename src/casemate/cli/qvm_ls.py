@@ -7,7 +7,7 @@ import gc
 import sys
 from collections.abc import Callable, Sequence
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.cli.table import raw, table
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
@@ -288,12 +288,9 @@ def _columns(args: argparse.Namespace) -> list[str]:
     return list(FORMATS["simple" if args.format in (None, "json") else args.format])
 
 
-def _json(entries: list[Entry], columns: list[str]) -> str:
-    import json
-
+def _json(entries: list[Entry], columns: list[str]) -> list[dict[str, str | None]]:
     values = [{column: cell(entry, column) for column in columns} for entry in entries]
-    found = [{key: None if value == "-" else value for key, value in entry.items()} for entry in values]
-    return json.dumps(found, indent=2) + "\n"
+    return [{key: None if value == "-" else value for key, value in entry.items()} for entry in values]
 
 
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:
@@ -324,8 +321,7 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     entries.sort(key=lambda entry: str(entry["name"]))  # the order of those that are equal in another column
     entries.sort(key=order, reverse=args.reverse)
     if args.format == "json":
-        sys.stdout.write(_json(entries, columns))
-        return 0
+        return json_output.write(_json(entries, columns))
     rows = []
     shown = [_plain(column) for column in columns]
     for depth, entry in _tree(entries) if args.tree else [(0, entry) for entry in entries]:
@@ -353,6 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind.add_argument("-k", "--kernel", action="store_true", help="the same as --format kernel")
     kind.add_argument("-d", "--disk", action="store_true", help="the same as --format disk")
     kind.add_argument("--raw-list", action="store_true", help="names only, one a line")
+    json_output.option(show)
     show.add_argument("--raw-data", action="store_true", help="no header, '|' between columns")
     show.add_argument("-t", "--tree", action="store_true", help="below the qube that each gets its network from")
     show.add_argument("--help-formats", action="store_true", help="list the formats and exit")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError, printable
 
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("-e", "--edit", action="store_true", help="edit them with $EDITOR (this is the default)")
     what.add_argument("-p", "--print", action="store_true", help="show them")
+    json_output.option(what)
     what.add_argument(
         "-i", "--import", dest="file", metavar="FILE", help="replace them by a file; - for standard input"
     )
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body(args: argparse.Namespace, qubes: Qubes) -> int:
         name = args.VMNAME
         old = qubes.call("admin.vm.notes.Get", "", name)
+        if json_output.wanted(args):
+            return json_output.write({"name": name, "notes": old})
         if args.print:
             # What a qube's owner wrote may come from anywhere; on a terminal control characters are shown, not sent.
             shown = "\n".join(printable(line, 65536) for line in old.splitlines()) if sys.stdout.isatty() else old

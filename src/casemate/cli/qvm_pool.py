@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError
@@ -20,12 +20,9 @@ def _info(qubes: Qubes, pool: str) -> dict[str, str]:
 
 
 def _show(args: argparse.Namespace, rows: list[list[str]], data: object) -> int:
-    if args.format == "json":
-        import json
-
-        sys.stdout.write(json.dumps(data, indent=2) + "\n")
-    else:
-        sys.stdout.write(table(rows))
+    if json_output.wanted(args):
+        return json_output.write(data)
+    sys.stdout.write(table(rows))
     return 0
 
 
@@ -97,9 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = tool.Parser(PROG, "Show and change storage pools.")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="how to show what was asked for")
     commands = parser.add_subparsers(title="commands", dest="command", parser_class=tool.Subparser)
-    commands.add_parser("list", aliases=["ls", "l"], help="list the pools (this is the default)").set_defaults(
-        action=_list
-    )
+    show = commands.add_parser("list", aliases=["ls", "l"], help="list the pools (this is the default)")
+    show.set_defaults(action=_list)
     info = commands.add_parser("info", aliases=["i"], help="show how a pool is configured, and its room")
     info.add_argument("POOL")
     info.set_defaults(action=_info_of)
@@ -115,9 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     change.add_argument("POOL")
     change.add_argument("-o", "--option", action="append", metavar="NAME=VALUE", required=True, help="a new value")
     change.set_defaults(action=_set)
-    commands.add_parser("drivers", aliases=["d"], help="list the drivers and their options").set_defaults(
-        action=_drivers
-    )
+    drivers = commands.add_parser("drivers", aliases=["d"], help="list the drivers and their options")
+    drivers.set_defaults(action=_drivers)
+    json_output.option(parser, show, info, drivers)
     parser.set_defaults(action=_list)
 
     def body(args: argparse.Namespace, qubes: Qubes) -> int:

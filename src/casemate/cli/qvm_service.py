@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-D", "--default", "--delete", "--unset", action="store_true", help="leave it to the qube whether it runs"
     )
 
+    json_output.option(parser)
+
     def body(args: argparse.Namespace, qubes: Qubes) -> int:
         name = args.VMNAME
         changes = args.enable or args.disable or args.default
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if changes:
                 parser.error("the name of a service is needed")
             found = sorted(item for item in qubes.features(name).items() if item[0].startswith(PREFIX))
+            if json_output.wanted(args):
+                return json_output.write({key[len(PREFIX) :]: bool(value) for key, value in found})
             sys.stdout.write(table([[key[len(PREFIX) :], _word(value)] for key, value in found]))
             return 0
         if args.value is not None and (changes or args.list):
@@ -47,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             wanted = args.enable if args.value is None else _switch(args.value)
             qubes.call("admin.vm.feature.Set", feature, name, "1" if wanted else "")
         else:
-            sys.stdout.write(_word(qubes.call("admin.vm.feature.Get", feature, name)) + "\n")
+            value = qubes.call("admin.vm.feature.Get", feature, name)
+            if json_output.wanted(args):
+                return json_output.write(bool(value))
+            sys.stdout.write(_word(value) + "\n")
         return 0
 
     return tool.run(parser, body, argv)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import TagNotFoundError
 
@@ -19,6 +19,8 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
         if args.tag in tags:
             sys.stdout.write(f"{args.tag}\n")
         return 0 if args.tag in tags else 1
+    if json_output.wanted(args):
+        return json_output.write(tags)
     sys.stdout.write("".join(f"{tag}\n" for tag in tags))
     return 0
 
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show = commands.add_parser("list", aliases=["ls", "l"], help="list the tags, or tell whether one is there")
     show.add_argument("tag", nargs="?", metavar="TAG")
     show.set_defaults(action=_list)
+    json_output.option(parser, show)
     add = commands.add_parser("add", aliases=["a", "set"], help="put tags on the qube")
     add.add_argument("tag", nargs="+", metavar="TAG")
     add.set_defaults(action=_add)

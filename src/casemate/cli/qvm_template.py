@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             show.add_argument(option, action=tool.Ignored, why="a template is rebuilt, there are no versions to choose")
         readable = show.add_mutually_exclusive_group()
         readable.add_argument("--machine-readable", action="store_true", help="lines with | between the fields")
-        readable.add_argument("--machine-readable-json", action="store_true", help="the same as JSON")
+        readable.add_argument("--machine-readable-json", "--json", action="store_true", help="the same as JSON")
         show.set_defaults(action=action)
     search = commands.add_parser("search", help="find templates by words")
     search.add_argument("TEMPLATE", nargs="+", metavar="WORD")

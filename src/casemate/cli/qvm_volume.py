@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError, NotFoundError
@@ -82,11 +82,8 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
         except NotFoundError:
             pass  # removed since the list of qubes was taken
     found.sort(key=lambda volume: (volume["pool"], volume["vid"]))
-    if args.format == "json":
-        import json
-
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return 0
+    if json_output.wanted(args):
+        return json_output.write(found)
     rows = [[f"{v['pool']}:{v['vid']}", v["vm"], v["volume"], "Yes" if v["revisions"] else "No"] for v in found]
     sys.stdout.write(table([["POOL:VOLUME", "VMNAME", "VOLUME_NAME", "REVERT_POSSIBLE"], *rows]))
     return 0
@@ -104,11 +101,8 @@ def _info(args: argparse.Namespace, qubes: Qubes) -> int:
         else:
             raise CasemateError(f"a volume has no {args.property!r}; it has {', '.join([*_INFO, 'revisions'])}")
         return 0
-    if args.format == "json":
-        import json
-
-        sys.stdout.write(json.dumps({**info, "revisions": revisions}, indent=2) + "\n")
-        return 0
+    if json_output.wanted(args):
+        return json_output.write({**info, "revisions": revisions})
     if info["revisions_to_keep"] == _NO_REVISIONS:
         info["revisions_to_keep"] += " (snapshot disabled)"
     sys.stdout.write(table([[key, info[key]] for key in _INFO]))
@@ -213,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show.many_qubes()
     info = command("info", ["i"], "show how a volume is configured", _info)
     info.add_argument("property", nargs="?", metavar="PROPERTY", help="only this")
+    json_output.option(parser, show, info)
     config = command("config", ["c", "set", "s"], "change how a volume is configured", _config)
     config.add_argument("property", metavar="PROPERTY", help=", ".join(CONFIG))
     config.add_argument("value", metavar="VALUE")

@@ -1,33 +1,25 @@
-"""``python -m casemate.cli.reference DIR``: the reference page of all tools, from what they say about themselves."""
+"""``python -m casemate.cli.reference DIR``: the reference pages of all tools, from what they say about themselves."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import io
-import os
-import pkgutil
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-import casemate.cli
 from casemate.agent.entry import TOOLS as GUEST_TOOLS
 from casemate.agent.entry import main as guest_main
 from casemate.cli import casemate as own_tool
-from casemate.cli.entry import TOOLS, find
+from casemate.cli import json_schemas
+from casemate.cli.declarations import names, unwrapped
+from casemate.cli.entry import find
 
 NOTE = "<!-- Written by `make docs` from the code: do not edit. -->"
 _WIDTH = 100
 _HELP_COLUMN = 24  # where argparse begins the help of an option
-_UNWRAPPED = "100000"
-
-
-def names() -> list[str]:
-    """Every tool of the host by name."""
-    modules = {found.name for found in pkgutil.iter_modules(casemate.cli.__path__)}
-    return sorted({*TOOLS, *(name.replace("_", "-") for name in modules if name.startswith("qvm_"))})
 
 
 def _help_of(name: str) -> str:
@@ -35,28 +27,14 @@ def _help_of(name: str) -> str:
     if tool is None:
         raise LookupError(name)
     output = io.StringIO()
-    with _unwrapped(), contextlib.redirect_stdout(output):
+    with unwrapped(), contextlib.redirect_stdout(output):
         tool(["--help"])
     return output.getvalue()
 
 
-@contextlib.contextmanager
-def _unwrapped() -> Iterator[None]:
-    """argparse wraps lines at COLUMNS, and otherwise in each version of Python. So it does not, and `_fold` does."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = _UNWRAPPED
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
-
-
 def _own_help() -> Iterator[str]:
     """``casemate`` and each of its commands."""
-    with _unwrapped():
+    with unwrapped():
         waiting: list[argparse.ArgumentParser] = [own_tool.make_parser()]
         while waiting:
             parser = waiting.pop(0)
@@ -114,15 +92,20 @@ def page() -> str:
     return "\n\n".join([*parts, *texts]) + "\n"
 
 
+PAGES = {"tools.md": page, "json.md": json_schemas.page}
+"""Pages by their names, each with what writes it."""
+
+
 def main(argv: list[str]) -> int:
-    """Write the page to the directory that the first argument names."""
+    """Write the pages to the directory that the first argument names."""
     if len(argv) != 1:
         sys.stderr.write("usage: python -m casemate.cli.reference DIR\n")
         return 2
-    path, text = Path(argv[0]) / "tools.md", page()
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
-        print(f"{path} is written")
+    for name, write in PAGES.items():
+        path, text = Path(argv[0]) / name, write()
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"{path} is written")
     return 0
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.settings import load
@@ -137,6 +137,7 @@ def _age(built: str) -> str:
 
 def _list(args: argparse.Namespace, qubes: Qubes) -> int:
     rows = [["NAME", "SUITE", "KIND", "AGE", "SIZE", "KERNEL", "EXTRAS"]]
+    facts = []
     for entry in qubes.inventory(["kernel"], None):
         if entry["class"] != "TemplateVM":
             continue
@@ -146,10 +147,18 @@ def _list(args: argparse.Namespace, qubes: Qubes) -> int:
         if recipe is not None:
             suite, kind = recipe.suite, recipe.kind
             extras = ",".join(recipe.packages) or ("yes" if recipe.extras else "-")
-        used = int(qubes.volume(name, "root").get("usage", "0")) >> 20
-        age = _age(features.get("template-buildtime", ""))
+        usage = int(qubes.volume(name, "root").get("usage", "0"))
+        used, built = usage >> 20, str(features.get("template-buildtime", ""))
+        age = _age(built)
         kernel = str(entry["properties"]["kernel"]["value"]) or "-"
+        facts.append({
+            "name": name, "suite": recipe.suite if recipe else None, "kind": recipe.kind if recipe else None,
+            "built": built or None, "usage": usage, "kernel": None if kernel == "-" else kernel,
+            "packages": list(recipe.packages) if recipe else [], "extras": bool(recipe and recipe.extras),
+        })  # fmt: skip
         rows.append([name, suite, kind, age, f"{used} MiB", kernel, printable(extras, 40)])
+    if json_output.wanted(args):
+        return json_output.write(facts)
     print(table(rows), end="")
     return 0
 
@@ -172,4 +181,5 @@ def add_to(commands: Any) -> None:
     )
     rebuild.set_defaults(body=_rebuild)
     show = template.add_parser("list", help="show suite, age, size and kernel of every template")
+    json_output.option(show)
     show.set_defaults(body=_list)
