@@ -1,7 +1,7 @@
 # The two commands: make run, make test. Everything else is for work on Casemate itself (see HACKING.md).
 PYTHON = .venv/bin/python
 
-.PHONY: help setup setup-tests run test test-full test-root test-busy test-windows check fix bench clean docs fuzz mutants
+.PHONY: help setup setup-tests run test test-full test-root test-busy test-windows check fix bench clean docs fuzz mutants man completion
 
 help: ## show what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,13 @@ docs: setup ## write the generated reference pages anew
 	@$(PYTHON) -m casemate.api.reference docs/reference
 	@$(PYTHON) -m casemate.cli.reference docs/reference
 	@$(PYTHON) -m casemate.library.reference docs/reference
+	@$(PYTHON) -m casemate.cli.completion --table
+
+man: setup ## write the manual pages to build/man
+	@$(PYTHON) -m casemate.cli.manual build/man
+
+completion: setup ## write completion for bash, zsh and fish to build/completion
+	@$(PYTHON) -m casemate.cli.completion build/completion
 
 clean: ## end and remove everything that the tour and the tests of this checkout made; built templates stay
 	@bin/casemate clean

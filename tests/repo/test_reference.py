@@ -12,7 +12,7 @@ import pytest
 from casemate.api import reference
 from casemate.api.limits import limits
 from casemate.api.methods import INTERNAL, METHODS, MISC
-from casemate.cli import declarations
+from casemate.cli import complete, completion, declarations
 from casemate.cli import reference as tools
 from casemate.library import reference as library
 from casemate.model.classes import CLASSES
@@ -32,6 +32,10 @@ def test_page_is_fresh(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(tools.PAGES))
 def test_page_of_tools_is_fresh(name: str) -> None:
     assert (PAGES / name).read_text() == tools.PAGES[name](), f"{name} is stale: run `make docs`"
+
+
+def test_table_of_completion_is_fresh() -> None:
+    assert Path(complete.TABLE).read_text() == completion.table(), "completion.tsv is stale: run `make docs`"
 
 
 def test_page_of_the_library_is_fresh() -> None:

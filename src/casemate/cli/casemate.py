@@ -110,6 +110,13 @@ def _explain(args: argparse.Namespace, qubes: Qubes) -> int:
     return run(qubes, args.SOURCE, args.SERVICE, args.TARGET, json_output.wanted(args))
 
 
+def _completion(args: argparse.Namespace, _qubes: Qubes) -> int:
+    from casemate.cli.completion import script
+
+    print(script(args.SHELL), end="")
+    return 0
+
+
 def _tour(_args: argparse.Namespace, _qubes: Qubes) -> int:
     from casemate.cli.tour import main as tour
 
@@ -158,6 +165,9 @@ def make_parser() -> tool.Parser:
     net.add_to(commands)
     backup.add_to(commands)
     interop.add_to(commands)
+    completion = commands.add_parser("completion", help="write the completion of all tools for a shell")
+    completion.add_argument("SHELL", choices=("bash", "zsh", "fish"))
+    completion.set_defaults(body=_completion)
     clean = commands.add_parser("clean", help="end and remove what the tour has made")
     clean.add_argument("--all", action="store_true", help="remove also all qubes of this user, with their data")
     clean.set_defaults(body=_clean)

@@ -83,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("__main__.py", "entry.py") and len(words) > 1:
         words = words[1:]
         name = words[0]
+    if name == "casemate" and words[1:2] == ["__complete"]:  # at each Tab: nothing else is imported
+        from casemate.cli import complete
+
+        return complete.main(words[2:])
     tool = find(name)
     if tool is None:
         sys.stderr.write(f"No such tool: {name}; there are {', '.join(TOOLS)}\n")
