@@ -241,7 +241,8 @@ def _take(args: argparse.Namespace, qubes: Qubes) -> int:
 
 def main(argv: Sequence[str] | None = None, devclass: str | None = None) -> int:
     """Run the tool; ``devclass`` is the class that the name of the tool says."""
-    parser = tool.Parser(PROG if devclass is None else f"qvm-{devclass}", "List devices and give them to qubes.")
+    parser = tool.Parser(PROG if devclass is None else f"qvm-{devclass}",
+                         f"List {devclass + ' ' if devclass else ''}devices and give them to qubes.")  # fmt: skip
     parser.add_argument("--format", choices=["table", "json"], default="table", help="how to list devices")
     parser.add_argument("-l", "--list-device-classes", "--list-classes", action=_Classes,
                         help="list the classes of devices and exit")  # fmt: skip
