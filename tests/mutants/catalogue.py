@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.mutants import engine, host, link, network, qrexec, storage, store, streams, warm
+from tests.mutants import engine, host, link, network, qrexec, storage, store, streams, tools, warm
 from tests.mutants.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 
 ALL = tuple(
-    mutant for area in (engine, host, link, network, qrexec, storage, store, streams, warm) for mutant in area.MUTANTS
+    mutant
+    for area in (engine, host, link, network, qrexec, storage, store, streams, tools, warm)
+    for mutant in area.MUTANTS
 )
 
 

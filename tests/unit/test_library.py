@@ -50,7 +50,7 @@ def served(app: Qubes) -> Iterator[Qube]:
         "qubes.VMShell": "exec bash",
         "qubes.VMExec": f'exec {sys.executable} -m casemate.agent.entry vmexec "$QREXEC_SERVICE_ARGUMENT"',
         "test.Upper": "exec tr a-z A-Z",
-        "test.Flood": "exec cat /dev/zero",
+        "test.Flood": "exec head -c 50000000 /dev/zero",
         "test.Sleep": "exec sleep 1000",
         "test.Argument": 'printf %s "$1"; echo to stderr >&2; exit 7',
     }.items():

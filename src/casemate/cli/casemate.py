@@ -110,6 +110,12 @@ def _explain(args: argparse.Namespace, qubes: Qubes) -> int:
     return run(qubes, args.SOURCE, args.SERVICE, args.TARGET, json_output.wanted(args))
 
 
+def _support_bundle(args: argparse.Namespace, qubes: Qubes) -> int:
+    from casemate.cli.support_bundle import run
+
+    return run(args, qubes)
+
+
 def _completion(args: argparse.Namespace, _qubes: Qubes) -> int:
     from casemate.cli.completion import script
 
@@ -165,6 +171,10 @@ def make_parser() -> tool.Parser:
     net.add_to(commands)
     backup.add_to(commands)
     interop.add_to(commands)
+    bundle = commands.add_parser("support-bundle", help="gather what a bug report needs, without what is private")
+    bundle.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: a name with the time)")
+    bundle.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    bundle.set_defaults(body=_support_bundle)
     completion = commands.add_parser("completion", help="write the completion of all tools for a shell")
     completion.add_argument("SHELL", choices=("bash", "zsh", "fish"))
     completion.set_defaults(body=_completion)
