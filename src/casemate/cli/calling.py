@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 
+from casemate.cli.progress import Waiting
 from casemate.cli.report import Report
 from casemate.client.calling import open_stream
 from casemate.client.qubes import Qubes
@@ -40,7 +41,8 @@ def open_call(
     warn_of_policy(qubes.transport.settings)
     try:
         started = (lambda: report.step("started")) if report is not None else None
-        sock = open_stream(qubes, name, exec_message(command.cmdline(), kind), autostart, started)
+        with Waiting(f"starting {name}"):  # shown only after a second: a qube that runs is reached at once
+            sock = open_stream(qubes, name, exec_message(command.cmdline(), kind), autostart, started)
         if report is not None:
             report.step("connected")
         return sock

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
-from casemate.cli import backup, interop, json_output, net, store_tool, template, tool, warm
+from casemate.cli import backup, colour, interop, json_output, net, store_tool, template, tool, warm
 from casemate.client.qubes import Qubes
 from casemate.settings import load
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
@@ -44,7 +45,10 @@ def _status(args: argparse.Namespace, qubes: Qubes) -> int:
     print(f"\nProtections: {len(protections) - len(missing)} present, {len(missing)} missing on this host")
     for one in protections:
         if args.verbose or not one["present"]:
-            print(f"  {'has' if one['present'] else 'LACKS':<5} {one['id']:<4} {printable(one['what'])}")
+            word = f"{'has' if one['present'] else 'LACKS':<5}"
+            if colour.wanted(sys.stdout):
+                word = colour.paint(word, "good" if one["present"] else "warn")
+            print(f"  {word} {one['id']:<4} {printable(one['what'])}")
             if one["why"]:
                 print(f"             {printable(one['why'])}")
     return 0

@@ -1,11 +1,15 @@
-"""How far something is, on a terminal only: share, rate, time left."""
+"""How far something is, on a terminal only: share, rate, time left; or for how long it has been waited for."""
 
 from __future__ import annotations
 
 import sys
+import time
+
+from casemate.wire.errors import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from threading import Event, Thread
     from typing import Protocol
 
     class Bar(Protocol):
@@ -35,3 +39,49 @@ def bar(total: float, unit: str, quiet: bool = False) -> Bar:
 
     made: Bar = tqdm(total=total, unit=unit, unit_scale=unit == "B", unit_divisor=1024, leave=False)
     return made
+
+
+QUIET_SECONDS = 1.0
+"""Seconds before anything is shown: what is over sooner needs no progress."""
+_STEP = 0.5
+
+
+class Waiting:
+    """Shows on a terminal what is waited for and how long already, while a block runs: ``starting work: 4 s``.
+
+    For what the daemon does in one call, of which nobody knows how far it is. The line is wiped before the block ends,
+    so that results and errors stand at its beginning. Nothing is shown where standard error is no terminal.
+    """
+
+    def __init__(self, text: str, quiet: bool = False) -> None:
+        self._text = printable(text, 60)
+        self._shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
+        self._thread: Thread | None = None
+        self._over: Event | None = None
+
+    def __enter__(self) -> None:
+        if not self._shown:
+            return
+        import threading  # here: without a terminal it is not needed
+
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._show, args=(self._over,), daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._over is not None and self._thread is not None:
+            self._over.set()
+            self._thread.join()
+
+    def _show(self, over: Event) -> None:
+        begun, width = time.monotonic(), 0
+        delay = QUIET_SECONDS
+        while not over.wait(delay):
+            line = f"{self._text}: {time.monotonic() - begun:.0f} s"
+            width = len(line)
+            sys.stderr.write(f"\r{line}")
+            sys.stderr.flush()
+            delay = _STEP
+        if width:
+            sys.stderr.write(f"\r{' ' * width}\r")
+            sys.stderr.flush()

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from casemate.cli import creation, tool
+from casemate.cli.progress import Waiting
 from casemate.client.qubes import Qubes
 
 PROG = "qvm-clone"
@@ -15,7 +16,8 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     if args.VMNAME not in {qube.name for qube in qubes.listed()}:
         raise tool.UsageError(f"no such domain: {args.VMNAME!r}")
     failed = (lambda error: tool.say_error(PROG, error)) if args.ignore_errors else None
-    qubes.clone(args.VMNAME, args.new, args.klass, creation.pools(args), failed=failed)
+    with Waiting(f"cloning {args.VMNAME}", args.quiet):
+        qubes.clone(args.VMNAME, args.new, args.klass, creation.pools(args), failed=failed)
     return 0
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from casemate.cli import creation, tool
+from casemate.cli.progress import Waiting
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError, LabelNotFoundError
 
@@ -91,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if image and not os.path.isfile(image):  # noqa: PTH113
             parser.error(f"{image} is not a file")
         try:
-            _make(args, qubes, klass, label, wanted)
+            with Waiting(f"making {args.VMNAME}", args.quiet):
+                _make(args, qubes, klass, label, wanted)
         except LabelNotFoundError as error:
             raise tool.UsageError(str(error)) from None
         return 0

@@ -288,6 +288,25 @@ def _columns(args: argparse.Namespace) -> list[str]:
     return list(FORMATS["simple" if args.format in (None, "json") else args.format])
 
 
+_STATE_COLOURS = {"Running": "good", "Halted": "faint", "NA": "faint", "Crashed": "bad"}
+
+
+def _painter(columns: Sequence[str]) -> Callable[[int, str], str] | None:
+    """What colours states and labels; None where standard output takes no colours."""
+    from casemate.cli import colour
+
+    if not colour.wanted(sys.stdout):
+        return None
+
+    def paint(column: int, text: str) -> str:
+        word = text.strip()
+        if columns[column] == "state":
+            return colour.paint(text, _STATE_COLOURS.get(word, "warn"))
+        return colour.paint(text, word) if columns[column] == "label" else text
+
+    return paint
+
+
 def _json(entries: list[Entry], columns: list[str]) -> list[dict[str, str | None]]:
     values = [{column: cell(entry, column) for column in columns} for entry in entries]
     return [{key: None if value == "-" else value for key, value in entry.items()} for entry in values]
@@ -333,7 +352,8 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     if args.raw_list or args.raw_data:
         sys.stdout.write(raw(rows))
     else:
-        sys.stdout.write(table([[column.upper().replace("_", "-") for column in columns], *rows]))
+        head = [column.upper().replace("_", "-") for column in columns]
+        sys.stdout.write(table([head, *rows], _painter(columns)))
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from casemate.cli import tool
+from casemate.cli.progress import Waiting
 from casemate.cli.qvm_shutdown import Shutdown
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
@@ -53,7 +54,8 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
 
 def _start(qubes: Qubes, name: str) -> None:
     try:
-        qubes.call("admin.vm.Start", "", name)
+        with Waiting(f"starting {name}"):
+            qubes.call("admin.vm.Start", "", name)
     except NotHaltedError:
         pass  # another that needs its network has started it
     except NotFoundError:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from casemate.cli import tool
+from casemate.cli.progress import Waiting
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError, InUseError, NotFoundError, NotStartedError
 
@@ -108,7 +109,8 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     names = [qube.name for qube in chosen if not args.all or qube.state not in ("Halted", "NA")]
     shutdown = Shutdown(args, qubes)
     if args.wait and not args.dry_run:
-        shutdown.wait(names)
+        with Waiting(f"waiting for {' '.join(names)}", args.quiet):
+            shutdown.wait(names)
     else:
         shutdown.ask(names)
     return 1 if shutdown.failed else 0

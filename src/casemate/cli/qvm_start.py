@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from casemate.cli import tool
+from casemate.cli.progress import Waiting
 from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import NotHaltedError
@@ -52,11 +53,12 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
             if skip:
                 return
             raise NotHaltedError(f"domain {name} is already running")
-        if args.drive is None:
-            qubes.call("admin.vm.Start", "", name)
-            return
-        with _with_drive(args, qubes, name):
-            qubes.call("admin.vm.Start", "", name)
+        with Waiting(f"starting {name}", args.quiet):
+            if args.drive is None:
+                qubes.call("admin.vm.Start", "", name)
+                return
+            with _with_drive(args, qubes, name):
+                qubes.call("admin.vm.Start", "", name)
 
     return tool.each(PROG, [qube.name for qube in chosen], start)
 

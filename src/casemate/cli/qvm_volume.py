@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from casemate.cli import json_output, tool
+from casemate.cli.progress import Waiting
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError, NotFoundError
@@ -151,10 +152,9 @@ def _import(args: argparse.Namespace, qubes: Qubes) -> int:
                 length = os.fstat(file.fileno()).st_size if args.path != "-" else None
             if args.no_resize and length is not None and length > now:
                 raise CasemateError(f"{args.VOLUME} has {now} bytes, too few for {length}")
-            if length is None:
-                qubes.transport.send_file("admin.vm.volume.Import", volume, name, b"", file)
-            else:
-                qubes.transport.send_file("admin.vm.volume.ImportWithSize", volume, name, b"%d\n" % length, file)
+            method = "admin.vm.volume.Import" if length is None else "admin.vm.volume.ImportWithSize"
+            with Waiting(f"importing {args.VOLUME}", args.quiet):
+                qubes.transport.send_file(method, volume, name, b"" if length is None else b"%d\n" % length, file)
     except OSError as error:
         raise CasemateError(f"{args.path}: {error.strerror}") from None
     return 0
@@ -184,7 +184,8 @@ def _clone(args: argparse.Namespace, qubes: Qubes) -> int:
     if not _sure(args, f"This replaces what is in {args.target} by what is in {args.VOLUME}."):
         return 1
     token = qubes.call("admin.vm.volume.CloneFrom", source[1], source[0])
-    qubes.call("admin.vm.volume.CloneTo", target[1], target[0], token)
+    with Waiting(f"copying {args.VOLUME}", args.quiet):
+        qubes.call("admin.vm.volume.CloneTo", target[1], target[0], token)
     return 0
 
 

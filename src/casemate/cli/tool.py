@@ -220,9 +220,12 @@ def say(prog: str, text: str) -> None:
 
 def say_error(prog: str, error: object) -> None:
     """A message on standard error; control characters are shown, not sent to the terminal."""
+    from casemate.cli import colour  # here: most tools succeed
+
     lines = str(error).split("\n")
+    word = colour.paint("error:", "bad") if colour.wanted(sys.stderr) else "error:"
     try:
-        sys.stderr.write(f"{prog}: error: " + "\n".join(printable(line, 2000) for line in lines) + "\n")
+        sys.stderr.write(f"{prog}: {word} " + "\n".join(printable(line, 2000) for line in lines) + "\n")
     except OSError:
         pass  # it is full, or its reader has gone; the exit status says it all the same
 

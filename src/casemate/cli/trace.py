@@ -7,6 +7,7 @@ import sys
 import time
 
 from casemate.calls.request import connect
+from casemate.cli import colour
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import DisconnectedError, printable
 
@@ -37,6 +38,13 @@ def line_of(step: dict[str, Any], clock: str) -> str:
     who = f"{step.get('source')} -> {step.get('target')}"
     text = f"{clock} {step.get('id', '?'):>6} {at * 1e3:10.1f} ms  {step['phase']:<9} {who}  {call}  {detail}"
     return printable(text.rstrip(), 400)
+
+
+def _shown(step: dict[str, Any], clock: str) -> str:
+    """The same, in colour on a terminal."""
+    line = line_of(step, clock)
+    kind = "bad" if step["phase"] == "refused" else "warn" if step["phase"] == "silent" else ""
+    return colour.paint(line, kind) if kind and colour.wanted(sys.stdout) else line
 
 
 def concerns(step: dict[str, Any], name: str) -> bool:
@@ -73,7 +81,7 @@ def run(qubes: Qubes, name: str | None, as_json: bool) -> int:
                     shown.add(step.get("id"))
                 if step["phase"] == "ended":
                     shown.discard(step.get("id"))
-                print(line.decode() if as_json else line_of(step, time.strftime("%H:%M:%S")), flush=True)
+                print(line.decode() if as_json else _shown(step, time.strftime("%H:%M:%S")), flush=True)
     except OSError as error:
         raise DisconnectedError(f"The daemon cannot be watched: {error.strerror}") from None
     return 0

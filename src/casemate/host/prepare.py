@@ -22,6 +22,8 @@ def main(argv: list[str]) -> int:
     logging.disable(logging.WARNING)
 
     def progress(text: str) -> None:
+        if not sys.stderr.isatty():
+            return  # a log needs the error and where the whole output is; progress is for who waits
         sys.stderr.write(f"  {time.monotonic() - begin:6.1f} s  {printable(text, 160)}\n")
         sys.stderr.flush()
 
