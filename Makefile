@@ -1,7 +1,7 @@
 # The two commands: make run, make test. Everything else is for work on Casemate itself (see HACKING.md).
 PYTHON = .venv/bin/python
 
-.PHONY: help setup setup-tests run test test-full test-root test-busy test-windows check fix bench clean docs fuzz mutants man completion
+.PHONY: help setup setup-tests run test test-full test-root test-busy test-windows check fix bench clean docs fuzz mutants man completion docs-site
 
 help: ## show what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,12 @@ man: setup ## write the manual pages to build/man
 
 completion: setup ## write completion for bash, zsh and fish to build/completion
 	@$(PYTHON) -m casemate.cli.completion build/completion
+
+docs-site: ## build the docs as a site in build/site, without a warning
+	@[ -x build/docs-venv/bin/mkdocs ] || { python3 -m venv build/docs-venv && \
+		build/docs-venv/bin/pip install -q --disable-pip-version-check -r packaging/docs-site/requirements.txt; }
+	@NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build -q --strict -f packaging/docs-site/mkdocs.yml
+	@echo "The site is in build/site: python3 -m http.server -d build/site"
 
 clean: ## end and remove everything that the tour and the tests of this checkout made; built templates stay
 	@bin/casemate clean
