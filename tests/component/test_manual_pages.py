@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from casemate.cli import declarations, manual
+from casemate.host import agent_package
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,11 +41,19 @@ def test_every_program_has_a_page_with_all_its_options(pages: Path) -> None:
 
 
 def test_formatters_find_nothing_to_warn_of(pages: Path) -> None:
-    for path in sorted((pages / "man1").iterdir()):
+    for path in sorted([*(pages / "man1").iterdir(), *(pages / "guest" / "man1").iterdir()]):
         said("groff", "-ww", "-man", "-Tutf8", "-z", path)
     # man adds macros and warnings of its own: tried on the longest and on one with odd characters
     for name in ("casemate", "qvm-run", "qvm-create"):
         assert "SYNOPSIS" in said("man", "--warnings", "-l", pages / "man1" / f"{name}.1")
+
+
+def test_tools_inside_qubes_have_pages_apart(pages: Path) -> None:
+    """A guest's tool may have the name of one of the host: their pages are different ones."""
+    there = {path.name.removesuffix(".1") for path in (pages / "guest" / "man1").iterdir()}
+    assert there >= {name for name in (*agent_package.TOOLS, *agent_package.FAST_TOOLS) if name != "tar2qfile"}
+    text = said("man", "-l", pages / "guest" / "man1" / "qvm-copy-to-vm.1")
+    assert "inside a qube" in text and "QUBE FILE" in text
 
 
 def test_text_that_looks_like_a_request_is_text(tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ OUTPUTS = (
             }
         ),  # fmt: skip
     ),
+    Output("qubes-policy --list", "Files of the policy, by name without their ending.", _list(TEXT)),
     Output(
         "casemate net show",
         "Who reaches whom, through what.",

@@ -1,17 +1,21 @@
 """``python -m casemate.cli.manual DIR``: a manual page for each tool, DIR/man1/TOOL.1, from what its parser declares.
 
-The text is that of ``--help``, so the two never differ. Pages are written in the macros of man(7) that every formatter
-knows, and are the same bytes at each run, because packages must be reproducible.
+Pages of tools that are inside qubes go to DIR/guest/man1, because some have the names of tools of the host. The text is
+that of ``--help``, so the two never differ. Pages are written in the macros of man(7) that every formatter knows, and
+are the same bytes at each run, because packages must be reproducible.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import casemate
+from casemate.agent.entry import main as guest_main
 from casemate.cli import declarations
 from casemate.cli.declarations import Command
 
@@ -205,14 +209,48 @@ def _help(command: Command, action: argparse.Action) -> str:
     return command.parser._get_formatter()._expand_help(action) if action.help else ""
 
 
+_GUEST = {
+    "qrexec-client-vm": "call a service of another qube",
+    "qubesdb-list": "list entries of the qube's database",
+    "qubesdb-multiread": "print entries below paths of the qube's database",
+    "qubesdb-read": "print entries of the qube's database",
+    "qubesdb-rm": "remove entries of the qube's database",
+    "qubesdb-watch": "wait for changes of the qube's database",
+    "qubesdb-write": "change entries of the qube's database",
+    "qvm-connect-tcp": "connect a port of this qube to one of another",
+    "qvm-copy": "copy files to another qube, which is asked for",
+    "qvm-copy-to-vm": "copy files to another qube",
+    "qvm-features-request": "ask the host to set features of this qube",
+    "qvm-move": "move files to another qube, which is asked for",
+    "qvm-move-to-vm": "move files to another qube",
+    "qvm-open-in-dvm": "open a file or a link in a new disposable",
+    "qvm-open-in-vm": "open a file or a link in another qube",
+    "qvm-sync-clock": "set the clock of this qube by that of the host",
+}
+"""Tools inside a qube, and what they are for. They are small, so their help has no more than how they are called."""
+
+
+def guest_page(name: str) -> str:
+    """The page of a tool inside a qube: what it says to ``--help``, as it is."""
+    output = io.StringIO()
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+        guest_main([name, "--help"])
+    usage = output.getvalue()
+    usage = usage[usage.index("usage:") :].removeprefix("usage:").strip("\n")
+    lines = [*_head(name, _GUEST[name]), _section("SYNOPSIS"), ".nf", ".nh", escape(usage), ".hy", ".fi"]
+    lines += [_section("DESCRIPTION"), "For use inside a qube. What it may do is decided by the policy of the host."]
+    return _ended(lines)
+
+
 def write(directory: Path) -> list[str]:
-    """Write all pages to ``directory/man1``; their names."""
-    place = directory / "man1"
-    place.mkdir(parents=True, exist_ok=True)
-    pages = {name: page(name) for name in ("casemate", *declarations.names())}
-    pages |= {name: program_page(name) for name in _PROGRAMS}
+    """Write all pages to ``directory/man1`` and, of tools inside qubes, ``directory/guest/man1``; their names."""
+    pages = {f"man1/{name}.1": page(name) for name in ("casemate", *declarations.names())}
+    pages |= {f"man1/{name}.1": program_page(name) for name in _PROGRAMS}
+    pages |= {f"guest/man1/{name}.1": guest_page(name) for name in _GUEST}
     for name, text in pages.items():
-        (place / f"{name}.1").write_text(text, encoding="ascii")
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="ascii")
     return sorted(pages)
 
 
@@ -221,7 +259,7 @@ def main(argv: list[str]) -> int:
     if len(argv) != 1:
         sys.stderr.write("usage: python -m casemate.cli.manual DIR\n")
         return 2
-    print(f"{len(write(Path(argv[0])))} manual pages are in {argv[0]}/man1")
+    print(f"{len(write(Path(argv[0])))} manual pages are in {argv[0]}")
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError, PolicyError, printable
 
@@ -50,7 +50,11 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     elif args.method == "remove":
         qubes.call(f"{kind}.Remove", name, payload=token)
     else:
-        sys.stdout.write(qubes.call("policy.GetFiles", args.service) if args.service else qubes.call(f"{kind}.List"))
+        found = qubes.call("policy.GetFiles", args.service) if args.service else qubes.call(f"{kind}.List")
+        if json_output.wanted(args):
+            json_output.write(found.splitlines())
+        else:
+            sys.stdout.write(found)
         _warn(qubes)
     return 0
 
@@ -80,5 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-t", "--token", help="change the file only if it is as this token says: as --with-token shows it, `new` if "
         "there must be none yet, `any` (default)"
     )  # fmt: skip
+    json_output.option(parser)
     parser.set_defaults(method="list")
     return tool.run(parser, _body, argv)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from casemate.cli import json_output, tool
+from casemate.cli.progress import Waiting
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.settings import load
@@ -102,7 +103,8 @@ def install(qubes: Qubes, recipe: Recipe, name: str) -> int:
     status = _prepare(recipe, fresh=False)
     if status != 0:
         return status
-    qubes.call(_INSTALL, name, payload=recipe.encode())
+    with Waiting(f"making template {name}"):
+        qubes.call(_INSTALL, name, payload=recipe.encode())
     print(f"Template {name} is ready")
     return 0
 
@@ -118,7 +120,8 @@ def _rebuild(args: argparse.Namespace, qubes: Qubes) -> int:
         status = _prepare(recipe, fresh=True)
         if status != 0:
             return status
-        qubes.call(_REBUILD, "", name)
+        with Waiting(f"putting the new image into {name}"):
+            qubes.call(_REBUILD, "", name)
         print(f"Template {name} is new; what it was is its newest revision: qvm-volume revert {name}:root")
     return 0
 
