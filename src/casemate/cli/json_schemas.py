@@ -156,6 +156,7 @@ OUTPUTS = (
                 "state": _said(TEXT, "directory of the state"),
                 "origin": _said(TEXT, "why it is this state"),
                 "running": _said(NUMBER, "qubes that run"),
+                "warm images": _said(TEXT, "how many, and their size"),
                 "policy": TEXT,
                 "isolation": TEXT,
                 "network": TEXT,
@@ -236,6 +237,21 @@ OUTPUTS = (
                     )
                 ),
             }
+        ),
+    ),
+    Output(
+        "casemate warm list",
+        "Warm images, oldest first.",
+        _list(
+            _object(
+                {
+                    "key": TEXT,
+                    "template": TEXT,
+                    "made": _said(NUMBER, "seconds since the epoch"),
+                    "used": _said(NUMBER, "seconds since the epoch"),
+                    "bytes": BYTES,
+                }
+            )
         ),
     ),
     Output(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from typing import Any
 
-from casemate.cli import tool
+from casemate.cli import json_output, tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError, printable
@@ -18,7 +17,7 @@ def add_to(commands: Any) -> None:
     warm = commands.add_parser("warm", help="list, make and drop warm images, from which qubes go on")
     verbs = warm.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=tool.Subparser)
     show = verbs.add_parser("list", help="the images that there are")
-    show.add_argument("--json", action="store_true", help="as JSON")
+    json_output.option(show)
     show.set_defaults(body=_list)
     build = verbs.add_parser("build", help="make the image for a template of disposables, or for an app qube, now")
     build.add_argument("QUBE", nargs="?", help="which of both (default: the default disposable template)")
@@ -40,10 +39,9 @@ def _images(qubes: Qubes) -> list[dict[str, str]]:
 
 def _list(args: argparse.Namespace, qubes: Qubes) -> int:
     images = _images(qubes)
-    if args.json:
+    if json_output.wanted(args):
         numbers = ("made", "used", "bytes")
-        print(json.dumps([{k: int(v) if k in numbers else v for k, v in image.items()} for image in images], indent=2))
-        return 0
+        return json_output.write([{k: int(v) if k in numbers else v for k, v in image.items()} for image in images])
     rows = [["KEY", "TEMPLATE", "MADE", "USED", "SIZE"]]
     for image in images:
         made, used = (time.strftime("%Y-%m-%d %H:%M", time.localtime(int(image[name]))) for name in ("made", "used"))
