@@ -272,6 +272,13 @@ def test_much_data_goes_both_ways_at_once(served: Qube) -> None:
     assert served.call("test.Upper", input=data, timeout=120).stdout == data.upper()
 
 
+def test_files_go_through_without_being_kept(served: Qube, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"abcdefgh" * (1 << 20))
+    with open(tmp_path / "in", "rb") as source, open(tmp_path / "out", "wb") as target:
+        done = served.call("test.Upper", input=source, output=target, most=1000, timeout=120)
+    assert done.stdout == b"" and (tmp_path / "out").read_bytes() == b"ABCDEFGH" * (1 << 20)
+
+
 def test_a_service_that_ends_before_it_has_read_its_input(served: Qube) -> None:
     done = served.run("exit 5", input=bytes(4 << 20), timeout=60)
     assert done.returncode == 5

@@ -32,16 +32,18 @@ def open_call(
     autostart: bool,
     report: Report | None = None,
     kind: int = EXEC_CMDLINE,
+    quiet: bool = False,
 ) -> socket.socket:
     """The stream of a call that was sent to the qube. The daemon is only asked where the qube does not run.
 
     ``report`` hears of each step up to the connection; its end is the caller's to tell. ``kind`` JUST_EXEC is for a
-    service that has no input and no output: the call ends when it was started.
+    service that has no input and no output: the call ends when it was started. ``quiet``: do not
+    show on the terminal that a start takes a while.
     """
     warn_of_policy(qubes.transport.settings)
     try:
         started = (lambda: report.step("started")) if report is not None else None
-        with Waiting(f"starting {name}"):  # shown only after a second: a qube that runs is reached at once
+        with Waiting(f"starting {name}", quiet):  # shown only after a second: a qube that runs is reached at once
             sock = open_stream(qubes, name, exec_message(command.cmdline(), kind), autostart, started)
         if report is not None:
             report.step("connected")

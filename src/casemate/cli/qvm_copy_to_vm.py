@@ -40,7 +40,7 @@ def run(prog: str, remove: bool, argv: Sequence[str] | None) -> int:
         all_names = args.allow_all_names or bool(name_beyond_plain(args.FILE, ignore))
         command = Command("DEFAULT", SERVICE, ALL_NAMES if all_names else None, ADMIN)
         report = Report(qubes.transport.settings, command, args.VMNAME)
-        sock = open_call(qubes, args.VMNAME, command, True, report)
+        sock = open_call(qubes, args.VMNAME, command, True, report, quiet=args.quiet)
         look = Silence(prog, qubes, args.VMNAME, report)
         progress = Progress(-1 if args.without_progress or args.quiet else 2)
         try:

@@ -49,12 +49,12 @@ def _body(args: argparse.Namespace, qubes: Qubes) -> int:
         status = int(shutdown.failed)
     down = {qube.name for qube in qubes.listed() if qube.state in _DOWN}
     again = [qube.name for qube in chosen if qube.name in down and (args.start or qube.name in names)]
-    return FAILED if tool.each(PROG, again, lambda name: _start(qubes, name)) or status else 0
+    return FAILED if tool.each(PROG, again, lambda name: _start(qubes, name, args.quiet)) or status else 0
 
 
-def _start(qubes: Qubes, name: str) -> None:
+def _start(qubes: Qubes, name: str, quiet: bool) -> None:
     try:
-        with Waiting(f"starting {name}"):
+        with Waiting(f"starting {name}", quiet):
             qubes.call("admin.vm.Start", "", name)
     except NotHaltedError:
         pass  # another that needs its network has started it

@@ -132,7 +132,7 @@ def _run_in(args: argparse.Namespace, qubes: Qubes, name: str, autostart: bool) 
     if not args.quiet and not args.pass_io and not args.localcmd:
         sys.stderr.write(f"Running {' '.join(args.WORDS)!a} on {name}\n")
     report = Report(qubes.transport.settings, command, name)
-    sock = open_call(qubes, name, command, autostart, report)
+    sock = open_call(qubes, name, command, autostart, report, quiet=args.quiet)
     status = qrexec.EXIT_VANISHED
     look = Silence(PROG, qubes, name, report)
     try:

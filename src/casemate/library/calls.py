@@ -3,7 +3,7 @@
 ::
 
     input ──▶ CallerSide ──▶ socket ──▶ the qube's link ──▶ service
-    stdout, stderr (bounded) ◀── CallerSide ◀── socket ◀──┘
+    stdout, stderr (bounded, or a file) ◀── CallerSide ◀── socket ◀──┘
 
 One thread moves both directions by turns, so that a service that writes before it has read everything stalls nobody.
 """
@@ -14,8 +14,9 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from casemate.wire.call_data import CallerSide
 from casemate.wire.errors import CasemateError, DisconnectedError, ValueInvalidError, printable
@@ -72,20 +73,26 @@ class Completed:
 
 
 def exchange(
-    sock: socket.socket, qube: str, command: str, data: Sequence[bytes], timeout: float | None, most: int
+    sock: socket.socket,
+    qube: str,
+    command: str,
+    data: Iterable[bytes],
+    timeout: float | None,
+    most: int,
+    sink: BinaryIO | None = None,
 ) -> Completed:
     """Carry a call to its end: send ``data`` as its input, collect its output. ``sock`` is closed.
 
-    ``timeout`` is in seconds for all of it (None: no end), ``most`` the bytes of stdout and stderr together. Raises
-    CallTimeoutError, OutputTooLongError, DisconnectedError where the qube went away, ProtocolError where it broke the
-    rules of the protocol.
+    ``timeout`` is in seconds for all of it (None: no end), ``most`` the bytes of output that are kept in memory. Stdout
+    goes to ``sink`` where there is one, and is not kept then. Raises CallTimeoutError, OutputTooLongError,
+    DisconnectedError where the qube went away, ProtocolError where it broke the rules of the protocol.
     """
     if most < 0:
         raise ValueInvalidError(f"The bytes of output to take cannot be fewer than 0: {most}")
     deadline = None if timeout is None else time.monotonic() + timeout
     side = CallerSide()
     output = {DATA_STDOUT: bytearray(), DATA_STDERR: bytearray()}
-    waiting: deque[memoryview] = deque(memoryview(piece) for piece in data if piece)
+    waiting = (memoryview(piece)[at : at + MAX_CHUNK] for piece in data for at in range(0, len(piece), MAX_CHUNK))
     pending: deque[memoryview] = deque()
     with sock:
         sock.setblocking(False)
@@ -109,24 +116,29 @@ def exchange(
             if not got:
                 raise DisconnectedError(f"{qube} went away while it ran {command}")
             for kind, piece in side.feed(got):
-                if kind != DATA_EXIT_CODE:
+                if kind == DATA_STDOUT and sink is not None:
+                    sink.write(piece)
+                elif kind != DATA_EXIT_CODE:
                     output[kind] += piece
             if sum(map(len, output.values())) > most:
                 raise OutputTooLongError(f"{qube}: {command} wrote more than {most} bytes")
     return Completed(qube, command, side.status(), bytes(output[DATA_STDOUT]), bytes(output[DATA_STDERR]))
 
 
-def _frame_next(side: CallerSide, waiting: deque[memoryview], pending: deque[memoryview]) -> None:
+def _frame_next(side: CallerSide, waiting: Iterator[memoryview], pending: deque[memoryview]) -> None:
     """Frame the next piece of the input once all before it was sent, and its end after the last piece."""
-    if pending:
+    if not pending:
+        piece = next(waiting, None)
+        pending.extend(memoryview(part) for part in (side.stdin_eof() if piece is None else side.stdin(piece)))
+
+
+def pieces(data: bytes | str | BinaryIO) -> Iterator[bytes]:
+    """Input as pieces: of a file each read as it is wanted, so that a large one needs no memory."""
+    if isinstance(data, bytes | str):
+        yield data.encode() if isinstance(data, str) else data
         return
-    if waiting:
-        piece = waiting.popleft()
-        if len(piece) > MAX_CHUNK:
-            waiting.appendleft(piece[MAX_CHUNK:])
-        pending.extend(memoryview(part) for part in side.stdin(piece[:MAX_CHUNK]))
-    else:
-        pending.extend(memoryview(part) for part in side.stdin_eof())
+    while piece := data.read(_CHUNK):
+        yield piece
 
 
 def _send(sock: socket.socket, pending: deque[memoryview]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from casemate.client.calling import open_stream, shell_line
-from casemate.library.calls import DEFAULT_OUTPUT, Completed, exchange
+from casemate.library.calls import DEFAULT_OUTPUT, Completed, exchange, pieces
 from casemate.library.devices import Devices
 from casemate.library.events import Events
 from casemate.library.firewall import Firewall
@@ -185,7 +186,8 @@ class Qube:
         self,
         command: Sequence[str | bytes] | str,
         *,
-        input: bytes | str = b"",
+        input: bytes | str | BinaryIO = b"",
+        output: BinaryIO | None = None,
         user: str | None = None,
         timeout: float | None = None,
         check: bool = False,
@@ -194,20 +196,20 @@ class Qube:
     ) -> Completed:
         """Run a command in the qube and return when it has ended.
 
-        ``command`` is a program with its arguments, or one text for the qube's shell. ``input`` is what it reads,
-        ``user`` as whom it runs (None: the qube's default user), ``timeout`` seconds for all of it, ``most`` the bytes
-        of output that are taken. The qube is started if need be, or NotRunningError with ``start=False``. With
-        ``check`` a status other than 0 raises CallFailedError. Also raises CallTimeoutError, OutputTooLongError,
-        DisconnectedError (the qube went away).
+        ``command`` is a program with its arguments, or one text for the qube's shell. ``input`` is what it reads, a
+        file too; ``output`` a file that takes its stdout, which is not kept in memory then. ``user`` is as whom it runs
+        (None: the qube's default user), ``timeout`` seconds for all of it, ``most`` the bytes of output that are kept
+        at most. While a file waits for data, or is full, the call waits too. The qube is started if need be, or
+        NotRunningError with ``start=False``. With ``check`` a status other than 0 raises CallFailedError. Also raises
+        CallTimeoutError, OutputTooLongError, DisconnectedError (the qube went away).
         """
-        data = input.encode() if isinstance(input, str) else input
         if isinstance(command, str):
-            call, said = Command(user or "DEFAULT", "qubes.VMShell", None, ADMIN), [shell_line(command), data]
+            text, first = command, [shell_line(command)]
+            call = Command(user or "DEFAULT", "qubes.VMShell", None, ADMIN)
         else:
-            words = vmexec.encode_vmexec(command)
-            call, said = Command(user or "DEFAULT", "qubes.VMExec", words, ADMIN), [data]
-        text = command if isinstance(command, str) else " ".join(map(str, command))
-        done = self._call(call, text, said, timeout, start, most)
+            text, first = " ".join(map(str, command)), []
+            call = Command(user or "DEFAULT", "qubes.VMExec", vmexec.encode_vmexec(command), ADMIN)
+        done = self._call(call, text, chain(first, pieces(input)), timeout, start, most, output)
         return done.check() if check else done
 
     def call(
@@ -215,7 +217,8 @@ class Qube:
         service: str,
         argument: str | None = None,
         *,
-        input: bytes | str = b"",
+        input: bytes | str | BinaryIO = b"",
+        output: BinaryIO | None = None,
         user: str | None = None,
         timeout: float | None = None,
         check: bool = True,
@@ -227,18 +230,24 @@ class Qube:
         The policy does not decide: it is for calls of qubes. A status other than 0 raises CallFailedError, unless
         ``check`` is False.
         """
-        data = input.encode() if isinstance(input, str) else input
         command = Command(user or "DEFAULT", service, argument, ADMIN)
-        done = self._call(command, service, [data], timeout, start, most)
+        done = self._call(command, service, pieces(input), timeout, start, most, output)
         return done.check() if check else done
 
     def _call(
-        self, command: Command, text: str, data: list[bytes], timeout: float | None, start: bool, most: int
+        self,
+        command: Command,
+        text: str,
+        data: Iterable[bytes],
+        timeout: float | None,
+        start: bool,
+        most: int,
+        sink: BinaryIO | None,
     ) -> Completed:
         if self.name == ADMIN:
             raise ValueInvalidError("Commands of this host are not run through a qube; use subprocess")
         sock = open_stream(self._app.client, self.name, exec_message(command.cmdline()), start)
-        return exchange(sock, self.name, text, data, timeout, most)
+        return exchange(sock, self.name, text, data, timeout, most, sink)
 
     # -- the rest
 
