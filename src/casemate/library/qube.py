@@ -76,9 +76,8 @@ class Qube:
             raise MissingPropertyError(str(error)) from None
 
     def properties(self) -> dict[str, Any]:
-        """All properties with their values, in one call."""
-        found = self._app.client.properties(self.name)
-        return {name: self._app.value_of(value) for name, value in found.items()}
+        """All properties with their values, in two calls."""
+        return self._app.values_of(self._app.client.properties(self.name))
 
     def is_default(self, name: str) -> bool:
         """Whether a property has its default."""

@@ -161,8 +161,8 @@ class Qubes:
             raise MissingPropertyError(str(error)) from None
 
     def properties(self) -> dict[str, Any]:
-        """All global properties with their values, in one call."""
-        return {name: self.value_of(value) for name, value in self.client.properties(None).items()}
+        """All global properties with their values, in two calls."""
+        return self.values_of(self.client.properties(None))
 
     def labels(self) -> list[str]:
         """The names of the labels, in the order of their numbers."""
@@ -189,6 +189,13 @@ class Qubes:
         return self.client.transport.call(
             method, argument, qube, payload.encode() if isinstance(payload, str) else payload
         )
+
+    def values_of(self, values: Mapping[str, PropertyValue]) -> dict[str, Any]:
+        """Properties as Python has them. All qubes that they name are looked up in one call."""
+        there = {qube.name: qube for qube in self}
+        return {
+            name: there.get(value.text) if value.tag == "vm" else self.value_of(value) for name, value in values.items()
+        }
 
     def value_of(self, value: PropertyValue) -> Any:
         """A property as Python has it."""

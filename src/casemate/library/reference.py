@@ -28,7 +28,7 @@ CLASSES: tuple[type, ...] = (
     Qubes, Qube, Completed, Features, Tags, Volumes, Volume, Devices, DeviceClass, Device, Firewall, Events, Event,
 )  # fmt: skip
 _STORE: tuple[type, ...] = (Store, Transaction)
-_INTERNAL = frozenset({"client", "value_of", "subscribe", "begin_with", "attempt", "change"})
+_INTERNAL = frozenset({"client", "value_of", "values_of", "subscribe", "begin_with", "attempt", "change"})
 """Members that are for other parts of Casemate. They carry no promise, so the page leaves them out."""
 _PROPERTIES = "properties.md"
 _WIDTH = 100
