@@ -108,6 +108,7 @@ def _below(command: Command) -> Iterator[Command]:
 
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """argparse wraps lines at COLUMNS, and otherwise in each version of Python. So it does not in this block."""
-    with mock.patch.dict(os.environ, COLUMNS=_UNWRAPPED):
+    """A block in which argparse wraps no lines, which each version of Python does otherwise, and uses no colours, which
+    it does on a terminal since Python 3.14."""
+    with mock.patch.dict(os.environ, COLUMNS=_UNWRAPPED, NO_COLOR="1"):
         yield

@@ -148,8 +148,7 @@ def _ended(lines: list[str]) -> str:
 
 def _usage(command: Command) -> str:
     """How it is called. A list of all commands with their aliases would be one word too long for a line."""
-    with declarations.unwrapped():
-        usage = " ".join(command.parser.format_usage().removeprefix("usage: ").split())
+    usage = " ".join(command.parser.format_usage().removeprefix("usage: ").split())
     for action in command.parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             usage = usage.replace(f"{{{','.join(action.choices)}}}", "COMMAND")
@@ -244,7 +243,8 @@ def guest_page(name: str) -> str:
 
 def write(directory: Path) -> list[str]:
     """Write all pages to ``directory/man1`` and, of tools inside qubes, ``directory/guest/man1``; their names."""
-    pages = {f"man1/{name}.1": page(name) for name in ("casemate", *declarations.names())}
+    with declarations.unwrapped():
+        pages = {f"man1/{name}.1": page(name) for name in ("casemate", *declarations.names())}
     pages |= {f"man1/{name}.1": program_page(name) for name in _PROGRAMS}
     pages |= {f"guest/man1/{name}.1": guest_page(name) for name in _GUEST}
     for name, text in pages.items():
