@@ -111,6 +111,15 @@ def test_a_daemon_that_does_not_answer_is_told(
     assert "== Status\nnot known: " in text
 
 
+def test_logs_that_cannot_be_read_are_told(shell: Shell) -> None:
+    """As for a member of the group, to whom the directory is closed. A file in its place closes it to root, too."""
+    log = shell.daemon.socket.parent / "log"
+    log.rename(log.with_name("elsewhere"))
+    log.touch()
+    text = shell("casemate support-bundle")
+    assert "== Log: casemated\nnot known: " in text and "== Qubes\n" in text and "link of" not in text
+
+
 @pytest.mark.parametrize(
     ("said", "shown"),
     [

@@ -143,9 +143,11 @@ def _host(settings: Settings) -> Iterator[str]:
     device = Path("/dev/kvm")
     kvm = "missing" if not device.exists() else "usable" if os.access(device, os.W_OK) else "closed to us"
     yield f"/dev/kvm: {kvm}"
-    if settings.state.is_dir():
+    try:
         room = os.statvfs(settings.state)
         yield f"disk of the state: {room.f_bavail * room.f_frsize >> 20} MiB free"
+    except OSError:
+        pass  # it is not there yet, or closed to us
 
 
 def _status(qubes: Qubes, scrub: Scrubber) -> Iterator[str]:
@@ -188,7 +190,7 @@ def _logs(settings: Settings, scrub: Scrubber, names: Iterable[str]) -> Iterator
     yield "start of casemated", settings.run / "daemon.log", LINK_LINES
     for name in names:
         path = settings.qube_log("link", name)
-        if name != "dom0" and path.exists():
+        if name != "dom0" and os.path.exists(path):  # noqa: PTH110 - also False where the directory is closed to us
             yield f"link of {scrub.text(name)}", path, LINK_LINES
 
 
