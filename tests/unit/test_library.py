@@ -74,6 +74,7 @@ def test_qubes_are_found_and_listed(app: Qubes) -> None:
     assert "work" in app and app["work"] in app and "nobody" not in app and app.get("nobody") is None
     assert (app["work"].klass, str(app["work"]), repr(app["work"])) == ("AppVM", "work", "<AppVM work>")
     assert app["work"] == app["work"] != app["net"] and len({app["work"], app["work"]}) == 1
+    assert app.get(f"uuid:{app['work'].uuid}") == app["work"]
     with pytest.raises(KeyError) as caught:
         app["nobody"]
     assert isinstance(caught.value, errors.QubesVMNotFoundError) and "'nobody'" in str(caught.value)

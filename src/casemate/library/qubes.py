@@ -62,12 +62,13 @@ class Qubes:
         return found
 
     def get(self, name: str) -> Qube | None:
-        """The qube of that name, or None."""
+        """The qube of that name, or ``uuid:`` with its UUID; None where there is none."""
         try:
             listed = parse_list(self.client.call("admin.vm.List", "", name)) if name != ADMIN else self.client.listed()
         except NotFoundError:
             return None
-        return next((Qube(self, one.name, one.klass) for one in listed if one.name == name), None)
+        by_uuid = name.startswith("uuid:")
+        return next((Qube(self, one.name, one.klass) for one in listed if by_uuid or one.name == name), None)
 
     def __iter__(self) -> Iterator[Qube]:
         return iter([Qube(self, one.name, one.klass) for one in self.client.listed()])
