@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +91,9 @@ def test_who_waits_for_a_start_sees_for_how_long(daemon: FakeDaemon) -> None:
     assert piped(daemon, "qvm-start", "slow") == ""
     casemate.Qubes()["slow"].kill()
     text = shown(daemon, "qvm-start", "slow")
-    assert text.startswith("\rstarting slow: 1 s") and "starting slow: 2 s" in text
-    assert text.endswith("\r" + " " * len("starting slow: 2 s") + "\r"), "the line is wiped"
+    *told, wiped, end = text.split("\r")[1:]
+    # How many times it is told depends on how busy the machine is.
+    assert told and all(re.fullmatch(r"starting slow: \d+ s", line) for line in told), text
+    assert wiped == " " * len(told[-1]) and end == "", "the line is wiped"
     casemate.Qubes()["slow"].kill()
     assert shown(daemon, "qvm-start", "-q", "slow") == ""
