@@ -72,6 +72,7 @@ def served(app: Qubes) -> Iterator[Qube]:
 def test_qubes_are_found_and_listed(app: Qubes) -> None:
     assert [qube.name for qube in app] == ["dom0", "deb", "net", "work"] and len(app) == 4
     assert "work" in app and app["work"] in app and "nobody" not in app and app.get("nobody") is None
+    assert app.get("no such/name") is None and app.get("") is None
     assert (app["work"].klass, str(app["work"]), repr(app["work"])) == ("AppVM", "work", "<AppVM work>")
     assert app["work"] == app["work"] != app["net"] and len({app["work"], app["work"]}) == 1
     assert app.get(f"uuid:{app['work'].uuid}") == app["work"]

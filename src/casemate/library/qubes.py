@@ -14,7 +14,7 @@ from casemate.library.events import Events
 from casemate.library.qube import MissingPropertyError, Qube, get_property, set_property
 from casemate.settings import Settings, load
 from casemate.wire.admin import ADMIN, PropertyValue, parse_list
-from casemate.wire.errors import CasemateError, NoSuchPropertyError, NotFoundError
+from casemate.wire.errors import CasemateError, NoSuchPropertyError, NotFoundError, ProtocolError
 
 
 class MissingQubeError(NotFoundError, KeyError):
@@ -65,7 +65,7 @@ class Qubes:
         """The qube of that name, or ``uuid:`` with its UUID; None where there is none."""
         try:
             listed = parse_list(self.client.call("admin.vm.List", "", name)) if name != ADMIN else self.client.listed()
-        except NotFoundError:
+        except (NotFoundError, ProtocolError):  # ProtocolError: what no qube can be called
             return None
         by_uuid = name.startswith("uuid:")
         return next((Qube(self, one.name, one.klass) for one in listed if by_uuid or one.name == name), None)
