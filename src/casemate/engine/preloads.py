@@ -196,6 +196,9 @@ class Preloads:
                 await asyncio.wait({starting})  # which does not cancel the start if our caller goes away
                 if not _succeeded(starting):
                     return False
+                if self._has_outdated_disks(name):  # its template changed while it was being started
+                    self._later(self._discard([name], "its template has changed since"))
+                    return False
             if self._states.of(name) is PowerState.PAUSED:
                 await self._power.unpause(name)
             delay = self._put_off_next(template)
@@ -255,9 +258,10 @@ class Preloads:
             return "it does not stand still"
         if domain.features.get(preloading.COMPLETED) != preloading.made_of(domain):
             return "a setting has changed since"
-        if any(self._is_outdated(name, volume) for volume in ("root", "private")):
-            return "its template has changed since"
-        return None
+        return "its template has changed since" if self._has_outdated_disks(name) else None
+
+    def _has_outdated_disks(self, name: str) -> bool:
+        return any(self._is_outdated(name, volume) for volume in ("root", "private"))
 
     async def _discard(self, names: Sequence[str], why: str) -> None:
         """Take disposables off the list, and end them."""
