@@ -164,8 +164,13 @@ MUTANTS = (
     ),
     Mutant(
         "outdated-volumes", "a disposable that waits is what a fresh one would be", _PRELOADS,
-        'if any(self._is_outdated(name, volume) for volume in ("root", "private")):', "if False:",
+        'return any(self._is_outdated(name, volume) for volume in ("root", "private"))', "return False",
         (f"{_WAITING}test_an_outdated_one_is_neither_given_away_nor_kept",),
+    ),
+    Mutant(
+        "outdated-while-it-starts", "a disposable is of its template's present state", _PRELOADS,
+        "if self._has_outdated_disks(name):  # its", "if False:  # its",
+        (f"{_WAITING}test_one_whose_template_changes_while_it_starts_is_not_given_away",),
     ),
     Mutant(
         "given-away-twice", "a disposable is one caller's", _PRELOADS,

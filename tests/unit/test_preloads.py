@@ -245,6 +245,22 @@ def test_an_outdated_one_is_neither_given_away_nor_kept(run: Run, change: Callab
     run(body)
 
 
+def test_one_whose_template_changes_while_it_starts_is_not_given_away(run: Run) -> None:
+    async def body(place: Place) -> None:
+        place.guests.may.clear()
+        async with working(place) as part:
+            name = await place.begun()
+            asked = asyncio.create_task(part.create("dvm"))
+            await asyncio.sleep(0)
+            place.parts.volumes.outdated.add((name, "private"))
+            place.guests.may.set()
+            got = await asked
+            assert got != name and place.state(got) == "Halted"
+            await until(lambda: name not in place.disposables())
+
+    run(body)
+
+
 def _set(place: Place, qube: str, name: str, text: str) -> None:
     with place.store.write() as transaction:
         transaction.system.domains[qube].set_text(name, text)
