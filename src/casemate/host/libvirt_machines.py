@@ -1,4 +1,7 @@
-"""Machines through libvirt, be it embedded in this process or a daemon of the user or of the system."""
+"""Machines through libvirt, be it embedded in this process or a daemon of the user or of the system.
+
+One file although it is long: it is the whole contract of ``hypervisor.Hypervisor``, one method after the other.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +70,8 @@ class LibvirtMachines(Hypervisor):
         self._logs = logs
         self._launcher = launcher
         self._memories = GuestMemories()
+        self._sizes_to_tell: dict[UUID, list[str]] = {}
+        """Disks of machines that go on from an image and have not run yet."""
         self._loop = asyncio.get_running_loop()
         self._libvirt = LibvirtConnection(uri, self._hear)
         self._callbacks: list[Callable[[MachineEvent], None]] = []
@@ -117,7 +122,7 @@ class LibvirtMachines(Hypervisor):
                 qemu_access.hand_over(spec)
                 if spec.memory is not None and spec.memory.image is not None:
                     libvirt_images.load_state(domain, spec.memory.image)
-                    libvirt_images.tell_sizes(domain, [disk.target for disk in spec.disks if not disk.scratch])
+                    self._sizes_to_tell[spec.uuid] = [disk.target for disk in spec.disks if not disk.scratch]
             except OSError as error:
                 domain.destroy()
                 raise HypervisorError(f"Cannot start {spec.name}: {error}") from error
@@ -189,8 +194,15 @@ class LibvirtMachines(Hypervisor):
         return True
 
     async def resume(self, uuid: UUID) -> None:
-        """Let a paused machine run."""
-        await self._libvirt.call("resume a machine", lambda connection: connection.lookupByUUID(uuid.bytes).resume())
+        """Let a paused machine run. One that goes on from an image is told how large its own disks are."""
+
+        def work(connection: Any) -> None:
+            domain = connection.lookupByUUID(uuid.bytes)
+            domain.resume()
+            # Not before: QEMU 10 has the disks of a loaded machine inactive until it runs.
+            libvirt_images.tell_sizes(domain, self._sizes_to_tell.pop(uuid, []))
+
+        await self._libvirt.call("resume a machine", work)
 
     async def pause(self, uuid: UUID) -> None:
         """Stop a machine's processors."""
@@ -208,6 +220,7 @@ class LibvirtMachines(Hypervisor):
 
         await self._libvirt.call("end a machine", work)
         self._memories.drop_own(uuid)
+        self._sizes_to_tell.pop(uuid, None)
 
     async def info(self, uuid: UUID) -> MachineInfo | None:
         """One machine; None when libvirt does not know it."""
