@@ -1,4 +1,7 @@
-"""Disposables that are started before they are asked for: how many wait, who gets one, and which are of no use."""
+"""Disposables that are started before they are asked for: how many wait, who gets one, and which are of no use.
+
+One file although it is long: all tests use one place with one part and its guests.
+"""
 
 from __future__ import annotations
 

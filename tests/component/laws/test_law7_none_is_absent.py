@@ -131,7 +131,7 @@ def test_a_start_and_a_stop_skip_what_is_none(tmp_path: Path) -> None:
     asked: list[str] = []
 
     class Pool:
-        async def start(self, volume: Volume, owner: object, shared: bool) -> Image:
+        async def start(self, volume: Volume, owner: object, shared: bool, image: str | None = None) -> Image:
             asked.append(f"start {volume.name}")
             return Image(tmp_path / volume.name, "raw")
 
