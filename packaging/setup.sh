@@ -43,6 +43,7 @@ zsh                                     tests   zsh                          zsh
 fish                                    tests   fish                         fish                          fish                    fish                     fish
 mandb                                   tests   man-db                       man-db                        man-db                  man                      man-db
 groff                                   tests   groff-base                   groff-base                    groff                   groff                    groff
+chromium                                tests   chromium                     chromium                      chromium                chromium                 chromium
 wine                                    windows wine                         wine-core                     wine                    wine                     wine64
 wine64                                  windows wine64                       wine-core                     wine                    wine                     wine64
 x86_64-w64-mingw32-gcc-win32            windows gcc-mingw-w64-x86-64-win32   mingw64-gcc                   mingw-w64-gcc           mingw64-cross-gcc        pkgsCross.mingwW64.buildPackages.gcc

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from casemate.cli import backup, colour, interop, json_output, net, store_tool, template, tool, warm
+from casemate.cli import backup, colour, interop, json_output, net, store_tool, template, tool, warm, web
 from casemate.client.qubes import Qubes
 from casemate.settings import load
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
@@ -182,6 +182,7 @@ def make_parser() -> tool.Parser:
     completion = commands.add_parser("completion", help="write the completion of all tools for a shell")
     completion.add_argument("SHELL", choices=("bash", "zsh", "fish"))
     completion.set_defaults(body=_completion)
+    web.add_to(commands)
     clean = commands.add_parser("clean", help="end and remove what the tour has made")
     clean.add_argument("--all", action="store_true", help="remove also all qubes of this user, with their data")
     clean.set_defaults(body=_clean)

@@ -1,0 +1,28 @@
+"""The manager page: ``casemate-web``, a process of its own that shows qubes to a browser on this host.
+
+::
+
+    browser                             casemate-web                                            casemated
+    casemate.js ── GET /view/… ──▶ guard ── pages ─────────── renders ──┐
+       │   ▲                        │         │                         ▼
+       │   └──── rows, loads ◀── stream ◀── live (rows, versions) ◀── admin_api ── events, lists ──▶ qubesd.sock
+       └── POST /qubes/NAME/VERB ──▶ guard ── actions ──────────────▲ one connection for each call
+
+It is an ordinary client of the Admin API: it imports ``client``, ``settings`` and ``wire`` and nothing of the daemon's
+side. What one module does:
+
+* ``server`` opens a loopback port, prints the address with the token, and runs uvicorn until it is interrupted;
+  ``connections`` bounds how many connections there are and how long one may wait before it asks.
+* ``guard`` stands before everything else and decides by the head of a request alone: host, origin, token, rate. It
+  knows nothing of qubes, so that no page can forget to ask.
+* ``admin_api`` sends calls and reads events without blocking the one event loop.
+* ``live`` keeps the rows of the table. A row that changed gets a new version number; a browser's ``stream`` remembers
+  the version that it has sent. So a browser that reads slowly gets the newest state and no queue can grow.
+* ``actions`` starts and stops qubes as tasks of their own: a request that asks for one is answered at once.
+* ``rendering`` makes HTML: every text is escaped, and text that comes from a qube is shown as such.
+* ``pages`` has the addresses.
+
+No build step: ``static`` has one style sheet and one ES module, ``templates`` the HTML. The module replaces elements by
+what the server has rendered and knows nothing of qubes' properties. Why no cookie is used, and what else keeps other
+programs and web sites out, is in docs/explanation/security.md (rows W).
+"""

@@ -1,0 +1,88 @@
+"""Starting and stopping qubes: each as a task of its own, so that the request which asks for it is answered at once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from casemate.web.admin_api import AdminApi
+from casemate.web.guard import Refused
+from casemate.web.live import Live
+from casemate.wire.admin import ADMIN
+from casemate.wire.errors import CasemateError, NotHaltedError
+
+MAX_ACTIONS = 64
+"""Limit of the manager page (actions): under way at once. Each holds a connection of the daemon, which has 256."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """What a button asks for."""
+
+    label: str
+    states: frozenset[str]
+    """States in which it makes sense."""
+    calls: tuple[tuple[str, str], ...]
+    """Methods and arguments, one after the other."""
+    doing: str
+    confirm: str = ""
+    """What a person is asked first; ``{}`` is the qube's name."""
+
+
+_RUNS = frozenset({"Running"})
+VERBS: dict[str, Verb] = {
+    "start": Verb("Start", frozenset({"Halted"}), (("admin.vm.Start", ""),), "starting"),
+    "shutdown": Verb("Shut down", _RUNS, (("admin.vm.Shutdown", "wait"),), "shutting down"),
+    "pause": Verb("Pause", _RUNS, (("admin.vm.Pause", ""),), "pausing"),
+    "unpause": Verb("Unpause", frozenset({"Paused"}), (("admin.vm.Unpause", ""),), "unpausing"),
+    "restart": Verb("Restart", _RUNS, (("admin.vm.Shutdown", "wait"), ("admin.vm.Start", "")), "restarting"),
+    "kill": Verb(
+        "Kill", frozenset({"Running", "Paused", "Transient", "Halting", "Crashed", "Dying"}),
+        (("admin.vm.Kill", ""),), "being killed",
+        "Kill {}? Its machine ends at once, and what it has not saved is lost.",
+    ),
+}  # fmt: skip
+"""What can be done to a qube from its row, by the word in the address."""
+
+
+def verbs_for(state: str, name: str) -> dict[str, Verb]:
+    """What can be done to a qube in that state; nothing to the host."""
+    return {word: verb for word, verb in VERBS.items() if state in verb.states and name != ADMIN}
+
+
+class Actions:
+    """What is under way. Failures are told to all who look, because no request waits for them."""
+
+    def __init__(self, api: AdminApi, live: Live) -> None:
+        self._api = api
+        self._live = live
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, word: str, name: str) -> None:
+        """Have something done to a qube; returns at once. Refused where too much is under way."""
+        if len(self._tasks) >= MAX_ACTIONS:
+            raise Refused(503, f"{MAX_ACTIONS} actions are under way; wait for one of them")
+        task = asyncio.create_task(self._carry_out(word, name))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry_out(self, word: str, name: str) -> None:
+        verb = VERBS[word]
+        self._live.busy(name, verb.doing)
+        try:
+            for method, arg in verb.calls:
+                try:
+                    await self._api.call(method, arg, name)
+                except NotHaltedError:
+                    if word != "restart":
+                        raise  # else: another qube that needs its network has started it meanwhile
+        except CasemateError as error:
+            self._live.notice(f"{verb.label} {name}: {error}")
+        finally:
+            self._live.busy(name, "")
+
+    async def close(self) -> None:
+        """Wait for nothing more. What the daemon was asked for it goes on doing."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

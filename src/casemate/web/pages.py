@@ -1,0 +1,114 @@
+"""The addresses of the manager page. The guard has let a request through before anything here sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from urllib.parse import parse_qsl
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from casemate.web import rendering
+from casemate.web.actions import VERBS, Actions
+from casemate.web.admin_api import AdminApi
+from casemate.web.guard import Refused
+from casemate.web.live import Live
+from casemate.web.stream import Streams
+from casemate.wire.errors import CasemateError, DaemonAccessError, NotFoundError
+from casemate.wire.names import qube_name
+
+BODY_SECONDS = 10.0
+"""Limit of the manager page (seconds): the body of a request."""
+ASSETS = {"casemate.js": "text/javascript", "casemate.css": "text/css", "icon.svg": "image/svg+xml"}
+"""Files that anybody may have, with their types."""
+PUBLIC = ("/", *(f"/static/{name}" for name in ASSETS))
+"""Addresses that need no token: what they answer is the same for everybody."""
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Pages:
+    """All that is answered, for one daemon."""
+
+    def __init__(self, api: AdminApi, live: Live, actions: Actions, read_only: bool) -> None:
+        self.api = api
+        self.live = live
+        self.actions = actions
+        self.read_only = read_only
+        self._streams = Streams(live, read_only)
+        self._assets = {name: (rendering.HERE / "static" / name).read_bytes() for name in ASSETS}
+        # A new version of the files has a new address: a window that stays open never mixes two.
+        self._version = hashlib.sha256(b"".join(self._assets.values())).hexdigest()[:12]
+
+    def app(self) -> Starlette:
+        """The application, without the guard."""
+        routes = [
+            Route("/", self._checked(self._frame)),
+            Route("/static/{name}", self._checked(self._asset)),
+            Route("/events", self._checked(self._events)),
+            Route("/view/qubes", self._checked(self._qubes)),
+            Route("/qubes/{name}/do/{verb}", self._checked(self._act), methods=["POST"]),
+        ]
+        return Starlette(routes=routes)
+
+    def _checked(self, endpoint: Endpoint) -> Endpoint:
+        """``endpoint``, with errors meant for a user as answers: text, and a status that says whose fault it is."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await endpoint(request)
+            except Refused as refusal:  # Starlette would make it a fault of the server's
+                return PlainTextResponse(refusal.why, refusal.status)
+            except NotFoundError as error:
+                return PlainTextResponse(str(error), 404)
+            except DaemonAccessError as error:
+                return PlainTextResponse(str(error), 502)
+            except CasemateError as error:
+                return PlainTextResponse(str(error), 409)
+
+        return answer
+
+    async def _frame(self, _request: Request) -> Response:
+        return HTMLResponse(rendering.render("frame.html", version=self._version))
+
+    async def _asset(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._assets:
+            return PlainTextResponse("There is no such file", 404)
+        return Response(self._assets[name], media_type=ASSETS[name])
+
+    async def _events(self, request: Request) -> Response:
+        messages = self._streams.open(request.headers.get("last-event-id", ""))
+        return StreamingResponse(messages, media_type="text/event-stream")
+
+    async def _qubes(self, _request: Request) -> Response:
+        return HTMLResponse(rendering.render("qubes.html", read_only=self.read_only))
+
+    async def _act(self, request: Request) -> Response:
+        name = str(qube_name(request.path_params["name"]))
+        verb = request.path_params["verb"]
+        if verb not in VERBS:
+            raise NotFoundError(message="There is no such action")
+        await form(request)  # nothing is expected in it; it is read, and bounded, as any other
+        self.actions.begin(verb, name)
+        return PlainTextResponse("", 202)
+
+
+async def form(request: Request) -> dict[str, str]:
+    """The fields of a form, each once; CasemateError for a body that is none."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await request.body()
+        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=100)
+    except TimeoutError:
+        raise Refused(408, "The request did not come to an end") from None
+    except ValueError:
+        raise CasemateError("The form is not understood") from None
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise CasemateError("A field of the form is there twice")
+    return found

@@ -1,0 +1,368 @@
+// The page's one module: fetches what the server renders, keeps the table equal to the stream, sends what is pressed.
+// It knows rows and addresses; it knows no property of a qube.
+
+const main = document.getElementById("main");
+const lostBar = document.getElementById("lost");
+const noticeBox = document.getElementById("notices");
+const MOST_NOTICES = 20;
+
+// ------------------------------------------------------------------------------------------------ token and requests
+
+// The token comes in the fragment, which browsers send nowhere. It is taken out of the address, so that neither history
+// nor a screenshot shows it, and kept for this tab alone.
+const given = /^#token=([A-Za-z0-9_-]+)$/.exec(location.hash);
+if (given) {
+  sessionStorage.setItem("token", given[1]);
+  history.replaceState(null, "", "/#/qubes");
+}
+
+class Failed extends Error {
+  constructor(status, text) {
+    super(text);
+    this.status = status;
+  }
+}
+
+async function request(path, options = {}) {
+  const headers = { Authorization: `Bearer ${sessionStorage.getItem("token") ?? ""}`, ...options.headers };
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit", redirect: "error" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failed(0, "casemate-web does not answer. This page goes on by itself when it does.");
+  }
+  if (answer.status === 401) {
+    throw new Failed(401, "This page belongs to a process that has ended: run casemate web again, and take its address.");
+  }
+  if (!answer.ok) throw new Failed(answer.status, (await answer.text()) || `Refused (${answer.status})`);
+  return answer;
+}
+
+function post(path, form) {
+  return request(path, { method: "POST", headers: { "X-Casemate": "1" }, body: form ? new URLSearchParams(form) : "" });
+}
+
+function parse(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  return template.content;
+}
+
+// ---------------------------------------------------------------------------------------------------------- messages
+
+function notice(text, kind = "bad") {
+  const item = document.createElement("p");
+  item.className = `notice ${kind}`;
+  item.textContent = text;
+  const close = document.createElement("button");
+  close.type = "button";
+  close.textContent = "×";
+  close.setAttribute("aria-label", "Close this message");
+  close.addEventListener("click", () => item.remove());
+  item.append(close);
+  noticeBox.append(item);
+  while (noticeBox.children.length > MOST_NOTICES) noticeBox.firstElementChild.remove();
+  if (kind === "good") setTimeout(() => item.remove(), 4000);
+}
+
+function lost(text) {
+  lostBar.textContent = text;
+  lostBar.hidden = !text;
+  document.body.classList.toggle("is-lost", Boolean(text));
+}
+
+function confirmed(text) {
+  const dialog = document.getElementById("confirm");
+  document.getElementById("confirm-text").textContent = text;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
+}
+
+// ------------------------------------------------------------------------------------------------- the table of qubes
+
+const rows = new Map(); // name -> row, all that there are, also while another page is shown
+const loads = new Map(); // name -> [MiB, per cent, points of the line]
+const chosen = { filter: "", which: "all", order: "tree" };
+
+const collator = new Intl.Collator("en", { numeric: true });
+
+function body() {
+  return document.querySelector("#qubes tbody");
+}
+
+function showLoad(row) {
+  const load = loads.get(row.dataset.name);
+  if (!load) return;
+  const [memory, cpu, points] = load;
+  row.querySelector(".memory").textContent = `${memory} MiB`;
+  let line = row.querySelector("polyline");
+  if (!line) {
+    row.querySelector(".cpu").replaceChildren(
+      parse('<svg class="spark" viewBox="0 0 80 20" aria-hidden="true"><polyline/></svg><span class="percent"></span>'),
+    );
+    line = row.querySelector("polyline");
+  }
+  line.setAttribute("points", points);
+  row.querySelector(".percent").textContent = `${cpu} %`;
+}
+
+function fits(row) {
+  const { text, state } = row.dataset;
+  if (chosen.which === "running" && (state === "Halted" || state === "NA")) return false;
+  return chosen.filter.split(" ").every((word) => text.includes(word));
+}
+
+function filter() {
+  let shown = 0;
+  for (const row of rows.values()) {
+    row.hidden = !fits(row);
+    shown += !row.hidden;
+  }
+  const count = document.getElementById("count");
+  if (!count) return;
+  count.textContent = shown === rows.size ? `${rows.size}` : `${shown} of ${rows.size}`;
+  document.getElementById("none").hidden = shown > 0 || !rows.size;
+}
+
+// The order of the rows and how deep each stands: below its net qube, or all on one level.
+function arranged() {
+  const names = [...rows.keys()].sort(collator.compare);
+  if (chosen.order === "flat") return names.map((name) => [name, 0]);
+  const below = new Map();
+  for (const name of names) {
+    const netvm = rows.get(name).dataset.netvm;
+    const parent = rows.has(netvm) && netvm !== name ? netvm : "";
+    if (!below.has(parent)) below.set(parent, []);
+    below.get(parent).push(name);
+  }
+  const found = [];
+  const waiting = [...(below.get("") ?? [])].reverse().map((name) => [name, 0]);
+  // Those with others below them come first, so that the trees stand together.
+  waiting.sort((a, b) => below.has(a[0]) - below.has(b[0]));
+  const seen = new Set();
+  while (waiting.length) {
+    const [name, depth] = waiting.pop();
+    if (seen.has(name)) continue;
+    seen.add(name);
+    found.push([name, depth]);
+    for (const child of [...(below.get(name) ?? [])].reverse()) waiting.push([child, depth + 1]);
+  }
+  for (const name of names) if (!seen.has(name)) found.push([name, 0]);
+  return found;
+}
+
+// Moves only rows that stand in the wrong place: moving one takes the focus from it.
+function arrange() {
+  const table = body();
+  if (!table) return;
+  let next = table.firstElementChild;
+  for (const [name, depth] of arranged()) {
+    const row = rows.get(name);
+    row.style.setProperty("--depth", Math.min(depth, 8));
+    if (row === next) next = next.nextElementSibling;
+    else table.insertBefore(row, next);
+  }
+}
+
+function replaceRow(name, html) {
+  const fresh = parse(html).querySelector("tr");
+  const old = rows.get(name);
+  rows.set(name, fresh);
+  if (!old) return true;
+  const moved = old.dataset.netvm !== fresh.dataset.netvm;
+  fresh.style.setProperty("--depth", old.style.getPropertyValue("--depth"));
+  const focused = old.contains(document.activeElement) ? document.activeElement : null;
+  if (old.isConnected) old.replaceWith(fresh);
+  if (focused) {
+    // The button that was pressed is often gone, as its work is under way: stay in the row.
+    const same = fresh.querySelector(`[data-post="${focused.dataset.post}"]`) ?? fresh.querySelector("a, button");
+    (same ?? fresh).focus();
+  }
+  return moved;
+}
+
+function apply(message) {
+  let moved = false;
+  if (message.whole) {
+    for (const name of [...rows.keys()]) if (!(name in message.rows)) message.gone.push(name);
+    loads.clear();
+  }
+  for (const name of message.gone) {
+    rows.get(name)?.remove();
+    rows.delete(name);
+    loads.delete(name);
+    moved = true;
+  }
+  for (const [name, load] of Object.entries(message.loads)) loads.set(name, load);
+  for (const [name, html] of Object.entries(message.rows)) {
+    moved = replaceRow(name, html) || moved;
+    const row = rows.get(name);
+    if (row.dataset.state === "Halted") loads.delete(name);
+    showLoad(row);
+  }
+  for (const name of Object.keys(message.loads)) if (rows.has(name)) showLoad(rows.get(name));
+  if (moved) arrange();
+  if (moved || Object.keys(message.rows).length) filter();
+  for (const text of message.notices) notice(text);
+  lost(message.lost && `What is shown may be stale. ${message.lost}`);
+}
+
+// --------------------------------------------------------------------------------------------------------- the stream
+
+const SILENT_MS = 40000; // a line comes every 15 seconds; without one for that long the connection is dead
+let lastId = "";
+
+async function readStream() {
+  const aborter = new AbortController();
+  let timer = setTimeout(() => aborter.abort(), SILENT_MS);
+  try {
+    const headers = lastId ? { "Last-Event-ID": lastId } : {};
+    const answer = await request("/events", { headers, signal: aborter.signal });
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let text = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      clearTimeout(timer);
+      timer = setTimeout(() => aborter.abort(), SILENT_MS);
+      text += value;
+      const frames = text.split("\n\n");
+      text = frames.pop();
+      for (const frame of frames) {
+        let data = "";
+        let id = "";
+        for (const line of frame.split("\n")) {
+          if (line.startsWith("data: ")) data = line.slice(6);
+          if (line.startsWith("id: ")) id = line.slice(4);
+        }
+        if (!data) continue;
+        apply(JSON.parse(data));
+        lastId = id;
+      }
+    }
+  } finally {
+    clearTimeout(timer);
+    aborter.abort();
+  }
+}
+
+async function stayUpToDate() {
+  let wait = 200;
+  for (;;) {
+    const began = Date.now();
+    try {
+      await readStream();
+    } catch (error) {
+      if (error.status === 401) {
+        lost(error.message);
+        main.replaceChildren();
+        return;
+      }
+      lost(error.status ? error.message : "casemate-web does not answer. This page goes on by itself when it does.");
+    }
+    wait = Date.now() - began > 5000 ? 200 : Math.min(wait * 2, 5000);
+    await new Promise((done) => setTimeout(done, wait));
+  }
+}
+
+// -------------------------------------------------------------------------------------------------------------- pages
+
+let shown = 0; // counts pages, so that a slow answer does not replace a page that was asked for after it
+
+async function show(keepPlace = false) {
+  const path = location.hash.startsWith("#/") ? location.hash.slice(1) : "/qubes";
+  const turn = ++shown;
+  try {
+    const answer = await request(`/view${path}`);
+    const html = await answer.text();
+    if (turn !== shown) return;
+    const place = window.scrollY;
+    main.replaceChildren(parse(html));
+    for (const link of document.querySelectorAll("nav a")) {
+      const here = path.startsWith(link.hash.slice(1));
+      if (here) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+    document.title = `${main.querySelector("h1")?.firstChild?.textContent.trim() ?? ""} · Casemate`;
+    if (document.getElementById("qubes")) {
+      document.getElementById("filter").value = chosen.filter;
+      for (const name of ["which", "order"]) {
+        main.querySelector(`input[name="${name}"][value="${chosen[name]}"]`).checked = true;
+      }
+      arrange();
+      filter();
+    }
+    if (keepPlace) window.scrollTo(0, place);
+    else window.scrollTo(0, 0);
+  } catch (error) {
+    if (turn === shown && error.status !== 401) main.replaceChildren(Object.assign(document.createElement("p"), { className: "none", textContent: error.message }));
+  }
+}
+
+async function act(element, path, form) {
+  const question = element.dataset.confirm;
+  if (question && !(await confirmed(question))) return;
+  // Not "disabled", which would take the focus from who uses the keyboard.
+  if (element.getAttribute("aria-busy") === "true") return;
+  element.setAttribute("aria-busy", "true");
+  try {
+    const answer = await post(path, form);
+    const text = await answer.text();
+    if (answer.status === 202) return; // its row tells how it goes on
+    if (text) notice(text, "good");
+    if (answer.headers.get("x-next")) location.hash = answer.headers.get("x-next");
+    else await show(true);
+  } catch (error) {
+    notice(error.message);
+  } finally {
+    element.removeAttribute("aria-busy");
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-post]");
+  if (button) act(button, button.dataset.post);
+  const skip = event.target.closest("a.skip");
+  if (skip) {
+    event.preventDefault();
+    main.focus();
+  }
+});
+
+document.addEventListener("submit", (event) => {
+  const form = event.target.closest("form[data-post]");
+  if (!form) return;
+  event.preventDefault();
+  act(event.submitter ?? form, event.submitter?.dataset.post ?? form.dataset.post, new FormData(form, event.submitter));
+});
+
+document.addEventListener("input", (event) => {
+  const { id, name, value } = event.target;
+  if (id === "filter") chosen.filter = value.trim().toLowerCase();
+  else if (name === "which" || name === "order") chosen[name] = value;
+  else return;
+  if (name === "order") arrange();
+  filter();
+});
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.closest("input, textarea, select, dialog");
+  if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    const box = document.getElementById("filter");
+    if (box) {
+      event.preventDefault();
+      box.focus();
+    }
+  }
+  if (event.key === "Escape" && event.target.id === "filter") {
+    event.target.value = "";
+    chosen.filter = "";
+    filter();
+  }
+});
+
+window.addEventListener("hashchange", () => show());
+show();
+stayUpToDate();

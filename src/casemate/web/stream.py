@@ -1,0 +1,83 @@
+"""What changes, as server-sent events for one browser: fragments of rows, figures of loads, messages.
+
+Each message is one JSON object. Its id is ``EPOCH-VERSION``; a browser that comes back with the id goes on from there,
+unless another process or a later one answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+
+from casemate.web import rendering
+from casemate.web.guard import Refused
+from casemate.web.live import TICK_SECONDS, Changes, Live, Load
+
+MAX_STREAMS = 16
+"""Limit of the manager page (streams): pages that are kept up to date at once."""
+HEARTBEAT_SECONDS = 15.0
+"""A line at least so often, so that both ends notice when the other has gone."""
+WIDTH, HEIGHT = 80, 20
+"""Of the picture of a load, in its own units."""
+
+
+def points(load: Load) -> str:
+    """The line of a load, newest at the right, as the ``points`` of an SVG polyline."""
+    values = list(load.cpu)
+    step = WIDTH / (load.cpu.maxlen or 1)
+    start = WIDTH - step * len(values)
+    return " ".join(
+        f"{start + step * (i + 1):.0f},{HEIGHT - 1 - v * (HEIGHT - 2) / 100:.1f}" for i, v in enumerate(values)
+    )
+
+
+class Streams:
+    """All streams of this process."""
+
+    def __init__(self, live: Live, read_only: bool) -> None:
+        self._live = live
+        self._read_only = read_only
+        self._open = 0
+        self._epoch = secrets.token_hex(8)
+
+    def open(self, last_id: str) -> AsyncIterator[bytes]:
+        """A stream that goes on after ``last_id``; Refused where there are MAX_STREAMS."""
+        if self._open >= MAX_STREAMS:
+            raise Refused(503, f"{MAX_STREAMS} pages are open; close one")
+        epoch, _, version = last_id.partition("-")
+        known = epoch == self._epoch and version.isascii() and version.isdecimal() and len(version) < 19
+        return self._messages(int(version) if known else 0)
+
+    async def _messages(self, version: int) -> AsyncIterator[bytes]:
+        if self._open >= MAX_STREAMS:  # many may have been let in before the first of them began to read
+            return
+        self._open += 1
+        try:
+            with self._live.used():
+                first = True
+                while True:
+                    changes = self._live.since(version)
+                    if first or changes.version > version:
+                        yield self._frame(changes)
+                        version, first = changes.version, False
+                    else:
+                        yield b":\n\n"
+                    await self._live.newer(version, HEARTBEAT_SECONDS)
+                    # Whatever comes within a tick goes into one message: at most ten a second reach the browser.
+                    await asyncio.sleep(TICK_SECONDS)
+        finally:
+            self._open -= 1
+
+    def _frame(self, changes: Changes) -> bytes:
+        message = {
+            "whole": changes.whole,
+            "rows": {row.name: rendering.row(row, self._read_only) for row in changes.rows},
+            "gone": changes.gone,
+            "loads": {name: [load.memory_mib, load.cpu[-1], points(load)] for name, load in changes.loads.items()},
+            "notices": changes.notices,
+            "lost": changes.lost,
+        }
+        # JSON in ASCII has no line feed, so it is one line of "data".
+        return f"id: {self._epoch}-{changes.version}\ndata: {json.dumps(message)}\n\n".encode()
