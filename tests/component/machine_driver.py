@@ -14,7 +14,7 @@ from uuid import UUID
 
 from casemate.host.hypervisor import Disk, Hypervisor, MachineEvent, MachineSpec
 from casemate.host.libvirt_machines import connect
-from casemate.host.process import become_subreaper
+from casemate.host.orphans import become_subreaper
 from casemate.settings import load
 from casemate.wire.errors import CasemateError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from uuid import uuid4
 import pytest
 
 import casemate
+from casemate.client.transport import START_SECONDS
 from casemate.host.guest_kernel import BuiltKernel
 from casemate.host.process import Runner
 from casemate.host.template_build import build_template
@@ -30,12 +32,16 @@ SOURCE = Path(casemate.__file__).parent.parent
 class Owner:
     """A process that owns the hypervisor."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, seconds: float | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "machine_driver.py")],
             env={**os.environ, **settings.environment(), "PYTHONPATH": str(SOURCE)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        ready = [self.process.stdout] if seconds is None else select.select([self.process.stdout], [], [], seconds)[0]
+        if not ready:
+            self.kill()
+            pytest.fail(f"libvirt is not open after {seconds} s")
         assert self._answer() == "ready"
 
     def _answer(self) -> Any:
@@ -142,6 +148,23 @@ def test_machine_outlives_its_owner_and_is_found_again(
     assert not log.exists()
     assert second.do("undefine", **machine) is None
     assert second.do("list") == []
+
+
+def test_machines_are_found_again_where_nothing_is_known_of_qemu(
+    settings: Settings, machine: dict[str, str], owners: list[Owner]
+) -> None:
+    first = Owner(settings)
+    owners.append(first)
+    assert first.do("start_paused", **machine) is None
+    first.kill()
+    cache = settings.state / "libvirt/cache"
+    cache.unlink()
+    cache.mkdir()  # what libvirt found out about QEMU is lost: it tries QEMU out before it looks at the machine
+
+    second = Owner(settings, seconds=START_SECONDS)  # unless trials are reaped each costs 20 s, and there are four
+    owners.append(second)
+    assert list(cache.glob("qemu/capabilities/*.xml")), "this tested nothing: libvirt did not try QEMU out"
+    assert second.do("list") == [["work", "Paused", True]]
 
 
 def qemu_of(settings: Settings, name: str) -> int:

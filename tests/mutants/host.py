@@ -126,4 +126,22 @@ MUTANTS = (
         '_text(base, "sys/kernel/mm/ksm/run") in (None, "0")', "True",
         ("tests/unit/test_protections.py::test_what_is_bad_is_told",),
     ),
+    Mutant(
+        "trials-of-qemu-not-reaped", "a new daemon serves within the time that tools wait",
+        "src/casemate/host/libvirt_machines.py",
+        "        watch_orphans(asyncio.get_running_loop())\n    await machines.open()",
+        "        await machines.open()\n        watch_orphans(asyncio.get_running_loop())",
+        ("tests/component/test_libvirt_machines.py::test_machines_are_found_again_where_nothing_is_known_of_qemu",),
+        slow=True, root=True,
+    ),
+    Mutant(
+        "others-children-reaped", "a program's status reaches whoever waits for it", "src/casemate/host/orphans.py",
+        "elif session == pid and _has_ended(pid):", "elif os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG):",
+        ("tests/component/test_orphans.py::test_orphans_are_reaped_and_children_keep_their_status",),
+    ),
+    Mutant(
+        "trials-of-qemu-left", "no ended process stays", "src/casemate/host/orphans.py",
+        "loop.call_later(_LEADER_SECONDS, reap_leaders, leaders)", "pass",
+        ("tests/component/test_orphans.py::test_orphans_are_reaped_and_children_keep_their_status",),
+    ),
 )  # fmt: skip

@@ -12,7 +12,7 @@ import sys
 from logging.handlers import RotatingFileHandler
 
 from casemate.daemon.wiring import Daemon
-from casemate.host.process import become_subreaper
+from casemate.host.orphans import become_subreaper
 from casemate.settings import Settings, load
 from casemate.wire.errors import CasemateError, ValueInvalidError
 

@@ -69,7 +69,8 @@ from casemate.host.files import replace_file
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.kernel_devices import KernelDevices
 from casemate.host.libvirt_machines import connect
-from casemate.host.process import Runner, is_subreaper, watch_orphans
+from casemate.host.orphans import is_subreaper, watch_orphans
+from casemate.host.process import Runner
 from casemate.host.room.client import RoomWires, open_room
 from casemate.network.uplink import Uplinks
 from casemate.qrexec.ask import Prompters

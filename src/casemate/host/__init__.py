@@ -11,6 +11,7 @@
         guest_memory, libvirt_images             memory and devices of a machine, saved once and started from many times
         qemu_access                              which files and nodes each machine's user may open
     process.py: Runner ──────────────────────▶ programs, with a deadline, an account, no shell
+    lasting_process, orphans ────────────────▶ processes that outlive their parent: found again, reaped
     files.py ────────────────────────────────▶ files: replaced whole, copied without holes, opened below a directory
     kernel_devices, uevents ─────────────────▶ /sys, /proc, /dev; the kernel's events
     acceleration, protections, versions, tsc ▶ what this host can do for qubes

@@ -35,7 +35,7 @@ from casemate.host.hypervisor import (
 from casemate.host.libvirt_connection import EventThread, LibvirtConnection
 from casemate.host.libvirt_errors import code_of
 from casemate.host.libvirt_states import CRASHES, EVENTS, STATES, STATS, UNDEFINE
-from casemate.host.process import is_subreaper, watch_orphans
+from casemate.host.orphans import is_subreaper, watch_orphans
 from casemate.host.tsc import with_known_frequency
 from casemate.settings import Settings
 from casemate.wire.errors import DeviceBusyError, HypervisorError, NotHaltedError
@@ -406,7 +406,9 @@ async def connect(settings: Settings) -> Hypervisor:
         uri = f"qemu:///{settings.hypervisor}"
     EventThread.start()
     machines = LibvirtMachines(uri, settings.prefix, logs, launcher)
-    await machines.open()
+    # Before libvirt is opened: where it finds running machines and knows nothing of QEMU yet, it tries QEMU out at
+    # once. It waits 20 s for each of four trials that nobody reaps, and tools wait for a daemon less than that.
     if is_subreaper() and threading.current_thread() is threading.main_thread():
         watch_orphans(asyncio.get_running_loop())
+    await machines.open()
     return machines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import re
@@ -18,8 +17,6 @@ from casemate.wire.errors import ToolError, printable
 
 log = logging.getLogger(__name__)
 
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-_PR_GET_CHILD_SUBREAPER = 37
 PACKAGE_PATH = str(Path(casemate.__file__).parent.parent)
 """PYTHONPATH of a program of ours: nothing of our environment leaks into what is run."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -237,51 +234,3 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):
         pass
-
-
-def become_subreaper() -> None:
-    """Make orphaned descendants ours (prctl(2), PR_SET_CHILD_SUBREAPER).
-
-    libvirt waits for the pid of a destroyed QEMU to vanish; a process 1 that reaps slowly costs seconds there.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        log.warning("prctl(PR_SET_CHILD_SUBREAPER): %s", os.strerror(ctypes.get_errno()))
-
-
-def is_subreaper() -> bool:
-    """True after become_subreaper()."""
-    value = ctypes.c_int(0)
-    return ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(value), 0, 0, 0) == 0 and value.value == 1
-
-
-def watch_orphans(loop: asyncio.AbstractEventLoop) -> None:
-    """Reap adopted orphans as they end, on SIGCHLD; to be called in the main thread of a subreaper."""
-    loop.add_signal_handler(signal.SIGCHLD, reap_orphans)
-    reap_orphans()
-
-
-def reap_orphans() -> None:
-    """Reap ended children that are adopted orphans.
-
-    A child of libvirt's that it waits for itself shares our session; one that Runner started leads its session; what
-    is left is an orphan (a QEMU that libvirt made a daemon, a grandchild of a program).
-    """
-    ours = os.getsid(0)
-    for pid in _children():
-        try:
-            if os.getsid(pid) not in (ours, pid):
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
-        except (ProcessLookupError, ChildProcessError):
-            continue
-
-
-def _children() -> list[int]:
-    """Pids of our children, by the kernel's lists of each thread's (proc(5))."""
-    found: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            found.extend(map(int, (task / "children").read_text().split()))
-        except OSError:
-            continue
-    return found

@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from casemate.host.libvirt_machines import connect
-from casemate.host.process import become_subreaper
+from casemate.host.orphans import become_subreaper
 from casemate.host.room import namespaces
 from casemate.host.room.namespaces import NoRoomError, Room
 from casemate.host.room.server import Server, Wires
