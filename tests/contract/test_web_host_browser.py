@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from playwright.sync_api import Browser, expect
 from playwright.sync_api import Page as Tab
 
+from casemate.qrexec.calls import Calls
+from casemate.qrexec.files import default_policy
+from tests.builders import settings_in
 from tests.contract.test_web_browser import SECONDS, browser, daemon, opened, picture, web
 from tests.fakes.daemon import FakeDaemon
 from tests.fakes.web import Page
@@ -60,3 +64,54 @@ def test_the_network_is_drawn_and_explains(tab: Tab, daemon: FakeDaemon) -> None
     tab.get_by_role("button", name="Explain").click()
     expect(tab.locator(".steps li").first).to_be_visible(timeout=SECONDS)
     picture(tab, "network-explained")
+
+
+@contextmanager
+def reported(daemon: FakeDaemon) -> Iterator[Calls]:
+    """The daemon's real report of calls."""
+    made = Calls()
+    path = settings_in(daemon.socket.parents[1]).trace_socket
+    asyncio.run_coroutine_threadsafe(made.start(path), daemon.loop).result(20)
+    yield made
+    asyncio.run_coroutine_threadsafe(made.close(), daemon.loop).result(20)
+
+
+def test_a_refused_call_becomes_a_rule(tab: Tab, daemon: FakeDaemon) -> None:
+    """What a person does who asks why a call was refused: looks at calls, asks, makes the rule, edits it."""
+    policy = daemon.socket.parents[1] / "policy.d"
+    (policy / "90-default.policy").write_text(default_policy())
+    with reported(daemon) as calls:
+        go(tab, "Policy")
+        expect(tab.get_by_text("No qube has called since")).to_be_visible(timeout=SECONDS)
+        begun = daemon.loop.call_soon_threadsafe
+
+        def happen() -> None:
+            call = calls.begin("mail", "qubes.OpenURL", "", "@dispvm")
+            calls.step(call, "decided", final="disp1234")
+            calls.not_begun("work", "my.Backup", "daily", "vault", "policy", "denied by rule 90-default.policy:1")
+
+        begun(happen)
+        link = tab.get_by_role("link", name="Make a rule")
+        expect(link).to_be_visible(timeout=SECONDS)
+        picture(tab, "policy")
+        link.click()
+        expect(tab.locator(".verdict")).to_contain_text("Denied", timeout=SECONDS)
+        picture(tab, "policy-explained")
+        tab.get_by_role("button", name="Put it into 30-user").click()
+        expect(tab.locator(".verdict")).to_contain_text("Allowed, goes to vault", timeout=SECONDS)
+    tab.get_by_role("link", name="30-user").click()
+    text = tab.get_by_label("Text of the file")
+    expect(text).to_have_value("my.Backup +daily work vault allow\n", timeout=SECONDS)
+    text.press("Control+End")
+    text.press_sequentially("my.Backup * mail")
+    checked = tab.locator("[data-checked]")
+    expect(checked).to_contain_text("30-user.policy:2", timeout=SECONDS)
+    picture(tab, "policy-editor")
+    text.press_sequentially(" vault deny")
+    expect(checked).to_contain_text("can be saved", timeout=SECONDS)
+    tab.get_by_role("button", name="Save").click()
+    expect(tab.locator(".notice.good", has_text="is saved")).to_be_visible(timeout=SECONDS)
+    assert (policy / "30-user.policy").read_text().endswith("my.Backup * mail vault deny")
+    tab.get_by_role("button", name="Remove").click()
+    tab.get_by_role("button", name="Yes").click()
+    expect(tab.locator(".files")).not_to_contain_text("30-user", timeout=SECONDS)

@@ -6,6 +6,7 @@ from tests.mutants.mutant import Mutant
 
 _WEB = "src/casemate/web/"
 _TESTS = "tests/contract/test_web_host.py::"
+_POLICY = "tests/contract/test_web_policy.py::"
 
 MUTANTS = (
     Mutant(
@@ -28,5 +29,30 @@ MUTANTS = (
     Mutant(
         "page-picture-without-end", "W6", f"{_WEB}network_picture.py", "if len(found) <= MOST_BOXES:", "if True:",
         (f"{_TESTS}test_a_picture_of_thousands_stays_small",),
+    ),
+    Mutant(
+        "page-calls-without-end", "W6", f"{_WEB}call_trace.py", "while len(self._calls) > KEPT_CALLS:", "while False:",
+        (f"{_POLICY}test_calls_are_bounded",),
+    ),
+    Mutant(
+        "page-calls-watched-for-nobody", "what is not looked at costs nothing", f"{_WEB}call_trace.py",
+        "                self._task.cancel()\n", "                pass\n",
+        (f"{_POLICY}test_calls_are_followed_while_somebody_looks",), slow=True,
+    ),
+    Mutant(
+        "page-call-unmarked", "W8", f"{_WEB}templates/calls.html", "{{ call.target|said }}", "{{ call.target|safe }}",
+        (f"{_POLICY}test_calls_are_followed_while_somebody_looks",),
+    ),
+    Mutant(
+        "page-policy-overwrites", "nothing of others is lost", f"{_WEB}policy_page.py",
+        'fields.get("token", ""), ascii_text', '"any", ascii_text',
+        (f"{_POLICY}test_a_file_is_written_checked_changed_and_removed",),
+    ),
+    Mutant(
+        "policy-check-writes-nothing", "a check changes nothing", "src/casemate/api/methods/policy.py",
+        "    return await asyncio.to_thread(_wrong, context, _path(context, kind, arg), payload.encode",
+        "    replace_file(_path(context, kind, arg), payload.encode())\n"
+        "    return await asyncio.to_thread(_wrong, context, _path(context, kind, arg), payload.encode",
+        (f"{_POLICY}test_a_check_says_what_replace_would_and_changes_nothing",),
     ),
 )  # fmt: skip

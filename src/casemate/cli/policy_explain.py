@@ -6,7 +6,7 @@ from casemate.cli import json_output
 from casemate.cli.policy_view import files, system
 from casemate.client.qubes import Qubes
 from casemate.qrexec.evaluate import Allow
-from casemate.qrexec.explain import explain, verdict
+from casemate.qrexec.explain import explain, facts, verdict
 from casemate.qrexec.tokens import ADMIN, HOST
 from casemate.wire.errors import CasemateError, NotFoundError, PolicyError, printable
 from casemate.wire.qrexec import parse_call, requested_target
@@ -28,14 +28,12 @@ def run(qubes: Qubes, source: str, call: str, asked: str, as_json: bool = False)
     decision = found.decision
     where = str(view.directory / found.file) if found.file and "/" not in found.file else found.file
     if as_json:
-        rule = decision.rule
-        return json_output.write({
-            "source": source, "service": service, "argument": argument or "", "target": asked,
-            "verdict": verdict(decision),
-            "rule": None if rule is None else {"where": rule.location, "text": str(rule)},
-            "near": [{"where": one.location, "text": str(one), "why": why} for one, why in found.near],
-            "change": {"line": found.line, "file": where, "before": found.before} if found.line else None,
-        })  # fmt: skip
+        told = facts(found)
+        if told["change"]:
+            told["change"]["file"] = where
+        return json_output.write(
+            {"source": source, "service": service, "argument": argument or "", "target": asked, **told}
+        )
     print(f"{service}+{argument or ''} of {source} to {printable(asked) or '(no target)'}: {verdict(decision)}")
     if decision.rule is not None:
         print(f"\nThis rule decides:\n  {decision.rule.location}: {decision.rule}")

@@ -8,6 +8,10 @@ from casemate.qrexec.evaluate import Allow, Ask, Decision, QubeInfo, SystemInfo,
 from casemate.qrexec.rules import Action, Policy, Rule
 from casemate.qrexec.tokens import ADMIN, DEFAULT, DISPOSABLE, HOST, Kind, Token
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 USER_FILE = "30-user.policy"
 """Where a new rule is suggested when it may go anywhere before the one that decides."""
 NEAR = 10
@@ -43,6 +47,18 @@ def explain(policy: Policy, info: SystemInfo, source: str, service: str, argumen
                     break
     line, file, before = _change(decision, info, caller, service, argument, target)
     return Explanation(decision, tuple(near), line, file, before)
+
+
+def facts(found: Explanation) -> dict[str, Any]:
+    """An explanation for JSON: ``verdict``, the ``rule`` that decides, those ``near`` to it, and the ``change`` that
+    would turn the decision round (None where no rule can), with the name of its file."""
+    rule = found.decision.rule
+    return {
+        "verdict": verdict(found.decision),
+        "rule": None if rule is None else {"where": rule.location, "text": str(rule)},
+        "near": [{"where": one.location, "text": str(one), "why": why} for one, why in found.near],
+        "change": {"line": found.line, "file": found.file, "before": found.before} if found.line else None,
+    }
 
 
 def _change(

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from casemate.web import rendering
+from casemate.web import call_trace, rendering
 from casemate.web.actions import VERBS, Actions
 from casemate.web.admin_api import AdminApi
+from casemate.web.forms import form
 from casemate.web.guard import Refused
 from casemate.web.host_page import HostPage
 from casemate.web.live import Live
 from casemate.web.network_page import NetworkPage
+from casemate.web.policy_page import PolicyPage
 from casemate.web.stream import Streams
 from casemate.wire.errors import CasemateError, DaemonAccessError, NotFoundError
 from casemate.wire.names import qube_name
 
-BODY_SECONDS = 10.0
-"""Limit of the manager page (seconds): the body of a request."""
 ASSETS = {"casemate.js": "text/javascript", "casemate.css": "text/css", "icon.svg": "image/svg+xml"}
 """Files that anybody may have, with their types."""
 PUBLIC = ("/", *(f"/static/{name}" for name in ASSETS))
@@ -41,8 +39,9 @@ class Pages:
         self.live = live
         self.actions = actions
         self.read_only = read_only
-        self._pages = (NetworkPage(api, live), HostPage(api, live, read_only))
-        self._streams = Streams(live, read_only, {})
+        policy = PolicyPage(api, live, read_only)
+        self._pages = (NetworkPage(api, live), policy, HostPage(api, live, read_only))
+        self._streams = Streams(live, read_only, {call_trace.TOPIC: policy.trace.used})
         self._assets = {name: (rendering.HERE / "static" / name).read_bytes() for name in ASSETS}
         # A new version of the files has a new address: a window that stays open never mixes two.
         self._version = hashlib.sha256(b"".join(self._assets.values())).hexdigest()[:12]
@@ -103,19 +102,3 @@ class Pages:
         await form(request)  # nothing is expected in it; it is read, and bounded, as any other
         self.actions.begin(verb, name)
         return PlainTextResponse("", 202)
-
-
-async def form(request: Request) -> dict[str, str]:
-    """The fields of a form, each once; CasemateError for a body that is none."""
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body = await request.body()
-        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=100)
-    except TimeoutError:
-        raise Refused(408, "The request did not come to an end") from None
-    except ValueError:
-        raise CasemateError("The form is not understood") from None
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise CasemateError("A field of the form is there twice")
-    return found

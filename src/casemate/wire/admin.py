@@ -43,6 +43,8 @@ LONG_REQUESTS = {
     "qubes.SyncAppMenus": (1 << 20) + 4096,
     "policy.Replace": 128 << 10,
     "policy.include.Replace": 128 << 10,
+    "admin.casemate.policy.Check": 128 << 10,
+    "admin.casemate.policy.include.Check": 128 << 10,
 }
 """Methods whose requests may be longer, in bytes with the header. All others keep upstream's limit."""
 

@@ -4,18 +4,30 @@ Files are ``STATE/policy.d/NAME.policy``, and for ``policy.include`` ``STATE/pol
 with a token, ``sha256:`` and the digest of the file, on a line before the text; ``Replace`` and ``Remove`` need
 that token, so that nobody undoes what somebody else has just written. The token ``any`` matches every state of the
 file, ``new`` only a file that does not exist.
+
+``admin.casemate.policy.Check`` and ``….include.Check`` answer what ``Replace`` would refuse the payload for, as one
+line, or nothing where it would not; they change nothing. ``admin.casemate.policy.Explain`` takes
+``SOURCE SERVICE+ARGUMENT [TARGET]`` and answers JSON: ``verdict`` in words, the ``rule`` that decides, those ``near``
+to it (each with ``where`` and ``text``), and ``change``: a ``line`` that would turn the decision round, its ``file``,
+and the number of the line that it must come ``before`` (0: any).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from pathlib import Path
 
 from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.host.files import replace_file
+from casemate.model.system import System
+from casemate.qrexec.explain import explain, facts
+from casemate.qrexec.system import system_info
+from casemate.qrexec.tokens import ADMIN, HOST
 from casemate.wire.errors import (
+    NotFoundError,
     PolicyError,
     PolicyFileNameError,
     PolicyFileNotFoundError,
@@ -24,6 +36,7 @@ from casemate.wire.errors import (
     ProtocolError,
     printable,
 )
+from casemate.wire.qrexec import parse_call, requested_target
 
 KINDS = {"policy": ("", ".policy"), "policy.include": ("include", "")}
 MAX_TEXT = 64 << 10
@@ -66,15 +79,22 @@ def _require(path: Path, token: str) -> None:
         raise PolicyTokenError(f"The file {path.stem} was changed meanwhile")
 
 
+def _wrong(context: Context, path: Path, data: bytes | None) -> str:
+    """Why the policy would be broken with this content of a file (None: without the file); empty where it would not."""
+    try:
+        context.policy.load({path: data})
+    except PolicyError as error:
+        return str(error)
+    return ""
+
+
 def _change(context: Context, path: Path, data: bytes | None) -> None:
     """Write a file, or remove it (None), if the policy as a whole still parses with the change.
 
     The whole is what decides about calls: with the files of the run-time directory, which may include this one.
     """
-    try:
-        context.policy.load({path: data})
-    except PolicyError as error:
-        raise PolicySyntaxError(str(error)) from error
+    if wrong := _wrong(context, path, data):
+        raise PolicySyntaxError(wrong)
     if data is None:
         path.unlink(missing_ok=True)
     else:
@@ -109,6 +129,30 @@ async def replace_policy(context: Context, kind: str, arg: str, payload: str) ->
         raise PolicyFileNameError(f"{arg} comes with Casemate; write a file that sorts before it")
     _require(path, token)
     await asyncio.to_thread(_change, context, path, text.encode("ascii"))
+
+
+@method("admin.casemate.{kind}.Check", Access.EXECUTE, kind=KINDS)
+async def check_policy(context: Context, kind: str, arg: str, payload: str) -> str:
+    """What is wrong with a text for a file; empty where nothing is."""
+    return await asyncio.to_thread(_wrong, context, _path(context, kind, arg), payload.encode("ascii"))
+
+
+@method("admin.casemate.policy.Explain", Access.READ)
+def explain_policy(context: Context, system: System, payload: str) -> str:
+    """Which rule decides about a call, and what would change that."""
+    words = payload.split(" ")
+    if len(words) not in (2, 3):
+        raise ProtocolError("The payload is SOURCE SERVICE+ARGUMENT [TARGET]")
+    source, target = words[0], requested_target(words[2] if len(words) == 3 else "")
+    service, argument = parse_call(words[1])
+    info = system_info(system, lambda name: context.state(system.domains[name]))
+    if info.find(HOST if source == ADMIN else source) is None:
+        raise NotFoundError(source)
+    try:
+        policy = context.policy.current()
+    except PolicyError as error:
+        raise PolicySyntaxError(f"The policy is broken, every call is denied: {error}") from error
+    return json.dumps(facts(explain(policy, info, source, service, argument or "", target)))
 
 
 @method("{kind}.Remove", Access.EXECUTE, kind=KINDS)

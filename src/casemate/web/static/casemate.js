@@ -405,7 +405,8 @@ async function act(element, path, form) {
     const text = await answer.text();
     if (answer.status === 202) return; // its row tells how it goes on
     if (text) notice(text, "good");
-    if (answer.headers.get("x-next")) location.hash = answer.headers.get("x-next");
+    const next = answer.headers.get("x-next");
+    if (next && next !== location.hash) location.hash = next;
     else await show(true);
   } catch (error) {
     notice(error.message);
@@ -416,7 +417,8 @@ async function act(element, path, form) {
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-post]");
-  if (button) act(button, button.dataset.post);
+  // One that submits a form goes with the form's fields, by the listener below.
+  if (button && !(button.form && button.type === "submit")) act(button, button.dataset.post);
   const skip = event.target.closest("a.skip");
   if (skip) {
     event.preventDefault();
@@ -445,6 +447,26 @@ document.addEventListener("input", (event) => {
   else return;
   if (name === "order") arrange();
   filter();
+});
+
+// A text with data-check is looked at by the server while it is typed; what it finds is shown in the form.
+const CHECK_MS = 300;
+let checking = 0;
+
+document.addEventListener("input", (event) => {
+  const { form, dataset } = event.target;
+  if (!dataset.check) return;
+  clearTimeout(checking);
+  checking = setTimeout(async () => {
+    const shownAt = form.querySelector("[data-checked]");
+    const text = event.target.value;
+    try {
+      const html = await (await post(dataset.check, new FormData(form))).text();
+      if (event.target.value === text) shownAt.replaceChildren(parse(html));
+    } catch (error) {
+      shownAt.textContent = error.message;
+    }
+  }, CHECK_MS);
 });
 
 document.addEventListener("keydown", (event) => {
