@@ -404,10 +404,10 @@ async function act(element, path, form) {
     const answer = await post(path, form);
     const text = await answer.text();
     if (answer.status === 202) return; // its row tells how it goes on
-    if (text) notice(text, "good");
     const next = answer.headers.get("x-next");
     if (next && next !== location.hash) location.hash = next;
     else await show(true);
+    if (text) notice(text, "good"); // after the page shows it too: what is pressed next is pressed on the new one
   } catch (error) {
     notice(error.message);
   } finally {
