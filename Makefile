@@ -38,7 +38,7 @@ test-windows: ## the store's locks by Windows' own Python, under Wine
 deb: ## Debian packages of the commit that is checked out, into build/deb
 	@packaging/setup.sh package
 	@packaging/make-deb
-	@lintian --fail-on error --suppress-tags no-manual-page build/deb/*.deb 2>/dev/null
+	@lintian --fail-on error build/deb/*.deb 2>/dev/null
 
 wheel: setup ## a wheel of this tree, into build/wheel
 	@rm -rf build/wheel build/lib build/bdist.*
