@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from casemate import __version__
 from casemate import devices as device_classes
 from casemate.api.context import Context
 from casemate.api.events import Subscriptions
@@ -34,6 +35,7 @@ from casemate.engine.qube_files import QubeFiles
 from casemate.engine.warm_image import WarmImage
 from casemate.host.hypervisor import PowerState
 from casemate.host.process import Runner
+from casemate.host.protections import protections
 from casemate.model.domain import Domain
 from casemate.model.system import PoolConfig
 from casemate.network.explain import Place
@@ -369,8 +371,10 @@ class FakeHostStatus:
     async def probe(self) -> str:
         return "tcg: there are no machines"
 
-    def status(self) -> dict[str, str]:
-        return {"acceleration": "none"}
+    def status(self) -> dict[str, object]:
+        """The real protections of this host; what else is said depends on no machine."""
+        found = [asdict(one) for one in protections(load(), "tcg")]
+        return {"version": __version__, "acceleration": "none", "network": "none", "protections": found}
 
 
 class FakeWarm:

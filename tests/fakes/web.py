@@ -66,13 +66,13 @@ class Page:
             connection.close()
 
     @contextmanager
-    def stream(self, last_id: str = "") -> Iterator[Iterator[dict[str, Any]]]:
-        """The messages of a stream, each with its ``id``."""
+    def stream(self, last_id: str = "", topics: str = "") -> Iterator[Iterator[dict[str, Any]]]:
+        """The messages of a stream, each with its ``id``; of ``topics`` (words with ``+`` between them) too."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             headers = self.headers(**({"last_event_id": last_id} if last_id else {}))
             headers.pop("host")
-            connection.request("GET", "/events", headers=headers)
+            connection.request("GET", f"/events?topics={topics}", headers=headers)
             answer = connection.getresponse()
             assert answer.status == 200, (answer.status, answer.read())
             assert answer.getheader("content-type", "").startswith("text/event-stream")

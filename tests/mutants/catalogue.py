@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.mutants import engine, host, link, network, qrexec, storage, store, streams, tools, warm, web
+from tests.mutants import engine, host, link, network, qrexec, storage, store, streams, tools, warm, web, web_host
 from tests.mutants.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 
 ALL = tuple(
     mutant
-    for area in (engine, host, link, network, qrexec, storage, store, streams, tools, warm, web)
+    for area in (engine, host, link, network, qrexec, storage, store, streams, tools, warm, web, web_host)
     for mutant in area.MUTANTS
 )
 

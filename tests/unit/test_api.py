@@ -182,7 +182,7 @@ def test_one_call_for_everything(qubes: Qubes) -> None:
     for payload in (b"[]", b"{", b'{"x": 1}', b'{"properties": 1}', b'{"properties": [1]}', b"[" * 5000):
         with pytest.raises(ProtocolError):
             qubes.call("admin.casemate.List", payload=payload)
-    assert qubes.status() == {"acceleration": "none"}
+    assert qubes.status()["acceleration"] == "none"
 
 
 def test_clone_leaves_nothing_when_it_fails(qubes: Qubes, daemon: FakeDaemon) -> None:

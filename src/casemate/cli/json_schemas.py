@@ -150,6 +150,7 @@ OUTPUTS = (
         "What this host can do and which protections it lacks. Texts are for people.",
         _object(
             {
+                "version": _said(TEXT, "of the daemon"),
                 "host": TEXT,
                 "acceleration": TEXT,
                 "hypervisor": TEXT,
@@ -160,7 +161,9 @@ OUTPUTS = (
                 "policy": TEXT,
                 "isolation": TEXT,
                 "network": TEXT,
-                "protections": _list(_object({"id": TEXT, "what": TEXT, "present": TRUTH, "why": TEXT})),
+                "protections": _list(
+                    _object(dict.fromkeys(("id", "what", "why", "remedy"), TEXT) | {"present": TRUTH})
+                ),
                 "scheduled": _list(_said(TEXT, "a scheduled backup and how its last run ended")),
             },
             {

@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from casemate import __version__
 from casemate.engine.acceleration import AccelerationProbe
 from casemate.engine.accounts import Accounts
 from casemate.engine.network_report import NetworkReport
@@ -71,6 +72,7 @@ class HostStatus:
         """What this host does for qubes and which protections it lacks, for ``casemate status``; never waits."""
         found = self._acceleration.found
         return {
+            "version": __version__,
             "host": self._host(),
             "acceleration": f"{found.kind} {found.reason}" if found else "not probed yet: happens at the first start",
             "hypervisor": f"libvirt, {self._settings.hypervisor}",

@@ -19,13 +19,38 @@ _CPU = "sys/devices/system/cpu"
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """One protection: what it is, whether it is here, and why (not)."""
+    """One protection: what it is, whether it is here, why (not), and what a person can do where it is missing."""
 
     id: str
     what: str
     present: bool
     why: str
+    remedy: str = ""
+    """Empty where it is present."""
 
+
+_ROOT = "Run casemated as root: only root can give its processes other users, other limits and other views of /dev."
+_REMEDIES = {
+    "KVM": "Turn virtualisation (VT-x, AMD-V) on in the firmware, load kvm_intel or kvm_amd, and let this user open "
+    "/dev/kvm (group kvm).",
+    "H1": "Install the newest kernel and the processor's microcode (intel-microcode or amd64-microcode), and boot "
+    "without mitigations=off.",
+    "H2": "Boot with mitigations=auto,nosmt, or write off to /sys/devices/system/cpu/smt/control.",
+    "H3": "Put the line 'options kvm_intel nested=0' (or kvm_amd) into a file of /etc/modprobe.d, and boot anew.",
+    "H4": "Write 2 to /sys/kernel/mm/ksm/run, and remove what turns it on (ksmtuned).",
+    "H5": "Encrypt the swap space with dm-crypt, use zram instead, or turn it off (swapoff -a, /etc/fstab).",
+    "H7": "See the line about the network: it says why QEMU has no network namespace of its own.",
+    "V1": "Use libvirt without its system daemon: unset CASEMATE_HYPERVISOR. V3 needs the opposite; choose one.",
+    "V2": _ROOT,
+    "V3": "Boot a kernel with AppArmor or SELinux (lsm=), and set CASEMATE_HYPERVISOR=system. V1 needs the opposite; "
+    "choose one.",
+    "V4": "Boot a kernel with CONFIG_SECCOMP_FILTER.",
+    "V5": f"{_ROOT} In a container, allow mount namespaces.",
+    "V6": _ROOT,
+    "V9": "Boot a kernel with CONFIG_SECURITY_LANDLOCK, and with landlock in lsm=.",
+    "P1": "Turn the IOMMU (VT-d, AMD-Vi) on in the firmware, and boot with intel_iommu=on where the kernel needs it.",
+}  # fmt: skip
+"""What to do where a protection is missing. H6 is never missing."""
 
 _Verdict = tuple[bool, str]
 
@@ -39,7 +64,8 @@ def protections(
     found: list[Protection] = []
 
     def tell(ident: str, what: str, verdict: _Verdict) -> None:
-        found.append(Protection(ident, what, *verdict))
+        present, why = verdict
+        found.append(Protection(ident, what, present, why, "" if present else _REMEDIES[ident]))
 
     tell("KVM", "qubes run on the processor's own virtualisation", _kvm(acceleration))
     tell("H1", "the kernel mitigates this processor's known leaks", _vulnerabilities(base))

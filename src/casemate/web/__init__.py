@@ -20,7 +20,11 @@ side. What one module does:
   the version that it has sent. So a browser that reads slowly gets the newest state and no queue can grow.
 * ``actions`` starts and stops qubes as tasks of their own: a request that asks for one is answered at once.
 * ``rendering`` makes HTML: every text is escaped, and text that comes from a qube is shown as such.
-* ``pages`` has the addresses.
+* ``pages`` has the addresses, and those that the modules of pages bring: ``host_page`` (status, pools, ``event_log``).
+
+A page may have parts that change while somebody looks: elements with the address of what they show and a topic. The
+stream says which topics have news (``Live.tell``), and the browser asks for those parts anew. So a part that changes a
+hundred times a second is sent three times, and a page that nobody looks at costs nothing.
 
 No build step: ``static`` has one style sheet and one ES module, ``templates`` the HTML. The module replaces elements by
 what the server has rendered and knows nothing of qubes' properties. Why no cookie is used, and what else keeps other

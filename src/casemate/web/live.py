@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,7 +78,15 @@ class Changes:
     notices: list[str]
     lost: str
     """Why the rows may be stale; empty while they are not."""
+    lost_changed: bool
     total: int
+    topics: list[str]
+    """What else has changed, by the words of ``Live.tell``."""
+
+    def concerns(self, topics: frozenset[str]) -> bool:
+        """Whether there is anything in it for who wants to know of these topics."""
+        news = self.rows or self.gone or self.loads or self.notices or self.lost_changed
+        return self.whole or bool(news) or not topics.isdisjoint(self.topics)
 
 
 class Live:
@@ -97,6 +105,9 @@ class Live:
         """Versions before this one miss removals: who has one gets everything."""
         self._of_lost = 0
         self._notices: deque[tuple[int, str]] = deque(maxlen=KEPT_NOTICES)
+        self._topics: dict[str, int] = {}
+        self.listeners: list[Callable[[Event], None]] = []
+        """Called with each event of the daemon, while it is followed."""
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._dirty: set[str] = set()
@@ -133,7 +144,9 @@ class Live:
             {name: load for name, load in self.loads.items() if self._of_load[name] > version},
             [text for at, text in self._notices if at > version] if not whole else [],
             self.lost,
+            self._of_lost > version,
             len(self.rows),
+            [topic for topic, at in self._topics.items() if at > version],
         )
 
     async def newer(self, version: int, seconds: float) -> None:
@@ -148,6 +161,10 @@ class Live:
     def notice(self, text: str) -> None:
         """Tell all who look."""
         self._notices.append((self._next(), text))
+
+    def tell(self, topic: str) -> None:
+        """Something changed that no row shows. Pages with that topic ask for it anew."""
+        self._topics[topic] = self._next()
 
     def busy(self, name: str, verb: str) -> None:
         """Show that something was asked for; an empty ``verb`` when it is done."""
@@ -227,6 +244,8 @@ class Live:
         async for events in self._api.events():
             for event in events:
                 self._take(event)
+                for listener in self.listeners:
+                    listener(event)
             self._wake.set()
 
     def _take(self, event: Event) -> None:

@@ -16,6 +16,7 @@ from casemate.web import rendering
 from casemate.web.actions import VERBS, Actions
 from casemate.web.admin_api import AdminApi
 from casemate.web.guard import Refused
+from casemate.web.host_page import HostPage
 from casemate.web.live import Live
 from casemate.web.stream import Streams
 from casemate.wire.errors import CasemateError, DaemonAccessError, NotFoundError
@@ -39,7 +40,8 @@ class Pages:
         self.live = live
         self.actions = actions
         self.read_only = read_only
-        self._streams = Streams(live, read_only)
+        self._pages = (HostPage(api, live, read_only),)
+        self._streams = Streams(live, read_only, {})
         self._assets = {name: (rendering.HERE / "static" / name).read_bytes() for name in ASSETS}
         # A new version of the files has a new address: a window that stays open never mixes two.
         self._version = hashlib.sha256(b"".join(self._assets.values())).hexdigest()[:12]
@@ -53,6 +55,9 @@ class Pages:
             Route("/view/qubes", self._checked(self._qubes)),
             Route("/qubes/{name}/do/{verb}", self._checked(self._act), methods=["POST"]),
         ]
+        for page in self._pages:
+            for route in page.routes():
+                routes.append(Route(route.path, self._checked(route.endpoint), methods=list(route.methods or ())))
         return Starlette(routes=routes)
 
     def _checked(self, endpoint: Endpoint) -> Endpoint:
@@ -82,7 +87,8 @@ class Pages:
         return Response(self._assets[name], media_type=ASSETS[name])
 
     async def _events(self, request: Request) -> Response:
-        messages = self._streams.open(request.headers.get("last-event-id", ""))
+        topics = frozenset(request.query_params.get("topics", "").split())
+        messages = self._streams.open(request.headers.get("last-event-id", ""), topics)
         return StreamingResponse(messages, media_type="text/event-stream")
 
     async def _qubes(self, _request: Request) -> Response:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 
 from casemate.web import rendering
 from casemate.web.guard import Refused
@@ -34,43 +36,53 @@ def points(load: Load) -> str:
 
 
 class Streams:
-    """All streams of this process."""
+    """All streams of this process. ``sources`` has, by topic, what must be followed while a stream wants to know of it;
+    other topics need nothing."""
 
-    def __init__(self, live: Live, read_only: bool) -> None:
+    def __init__(
+        self, live: Live, read_only: bool, sources: Mapping[str, Callable[[], AbstractContextManager[None]]]
+    ) -> None:
         self._live = live
+        self._sources = sources
         self._read_only = read_only
         self._open = 0
         self._epoch = secrets.token_hex(8)
 
-    def open(self, last_id: str) -> AsyncIterator[bytes]:
-        """A stream that goes on after ``last_id``; Refused where there are MAX_STREAMS."""
+    def open(self, last_id: str, topics: frozenset[str] = frozenset()) -> AsyncIterator[bytes]:
+        """A stream that goes on after ``last_id``, and tells of ``topics`` too; Refused where there are MAX_STREAMS."""
         if self._open >= MAX_STREAMS:
             raise Refused(503, f"{MAX_STREAMS} pages are open; close one")
         epoch, _, version = last_id.partition("-")
         known = epoch == self._epoch and version.isascii() and version.isdecimal() and len(version) < 19
-        return self._messages(int(version) if known else 0)
+        return self._messages(int(version) if known else 0, topics)
 
-    async def _messages(self, version: int) -> AsyncIterator[bytes]:
+    async def _messages(self, version: int, topics: frozenset[str]) -> AsyncIterator[bytes]:
         if self._open >= MAX_STREAMS:  # many may have been let in before the first of them began to read
             return
         self._open += 1
         try:
-            with self._live.used():
-                first = True
+            with ExitStack() as used:
+                used.enter_context(self._live.used())
+                for topic in topics & self._sources.keys():
+                    used.enter_context(self._sources[topic]())
+                sent = 0.0
                 while True:
                     changes = self._live.since(version)
-                    if first or changes.version > version:
-                        yield self._frame(changes)
-                        version, first = changes.version, False
-                    else:
+                    now = time.monotonic()
+                    if not sent or (changes.version > version and changes.concerns(topics)):
+                        yield self._frame(changes, topics)
+                        sent = now
+                    elif now - sent >= HEARTBEAT_SECONDS:
                         yield b":\n\n"
-                    await self._live.newer(version, HEARTBEAT_SECONDS)
+                        sent = now
+                    version = changes.version
+                    await self._live.newer(version, sent + HEARTBEAT_SECONDS - time.monotonic())
                     # Whatever comes within a tick goes into one message: at most ten a second reach the browser.
                     await asyncio.sleep(TICK_SECONDS)
         finally:
             self._open -= 1
 
-    def _frame(self, changes: Changes) -> bytes:
+    def _frame(self, changes: Changes, topics: frozenset[str]) -> bytes:
         message = {
             "whole": changes.whole,
             "rows": {row.name: rendering.row(row, self._read_only) for row in changes.rows},
@@ -78,6 +90,7 @@ class Streams:
             "loads": {name: [load.memory_mib, load.cpu[-1], points(load)] for name, load in changes.loads.items()},
             "notices": changes.notices,
             "lost": changes.lost,
+            "topics": [topic for topic in changes.topics if topic in topics],
         }
         # JSON in ASCII has no line feed, so it is one line of "data".
         return f"id: {self._epoch}-{changes.version}\ndata: {json.dumps(message)}\n\n".encode()

@@ -206,6 +206,7 @@ function apply(message) {
   if (moved) arrange();
   if (moved || Object.keys(message.rows).length) filter();
   for (const text of message.notices) notice(text);
+  tellParts(message.topics);
   lost(message.lost && `What is shown may be stale. ${message.lost}`);
 }
 
@@ -213,13 +214,17 @@ function apply(message) {
 
 const SILENT_MS = 40000; // a line comes every 15 seconds; without one for that long the connection is dead
 let lastId = "";
+let streaming = new AbortController();
 
 async function readStream() {
   const aborter = new AbortController();
+  switching = false;
+  streaming = aborter;
+  let first = true;
   let timer = setTimeout(() => aborter.abort(), SILENT_MS);
   try {
     const headers = lastId ? { "Last-Event-ID": lastId } : {};
-    const answer = await request("/events", { headers, signal: aborter.signal });
+    const answer = await request(`/events${topics && `?topics=${topics}`}`, { headers, signal: aborter.signal });
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
     for (;;) {
@@ -240,6 +245,9 @@ async function readStream() {
         if (!data) continue;
         apply(JSON.parse(data));
         lastId = id;
+        // What happened between the answer with a part and this stream is in neither.
+        if (first) for (const part of parts()) refresh(part);
+        first = false;
       }
     }
   } finally {
@@ -260,12 +268,90 @@ async function stayUpToDate() {
         main.replaceChildren();
         return;
       }
+      if (error.name === "AbortError" && switching) {
+        switching = false;
+        continue;
+      }
       lost(error.status ? error.message : "casemate-web does not answer. This page goes on by itself when it does.");
     }
     wait = Date.now() - began > 5000 ? 200 : Math.min(wait * 2, 5000);
     await new Promise((done) => setTimeout(done, wait));
   }
 }
+
+// --------------------------------------------------------------------------------------------------- parts of a page
+
+// An element with data-part shows what is at that address. It is asked for anew when the stream has news about its
+// data-topic, and every data-seconds. With data-most it is a log: the newest entries come to its top, the oldest go.
+
+const PART_MS = 300; // time between two questions about one part
+let topics = ""; // those of the page that is shown, as the stream was asked for them
+let switching = false;
+
+function parts() {
+  return [...main.querySelectorAll("[data-part]")];
+}
+
+function replaceWithin(part, html) {
+  const { id, dataset, attributes } = part.contains(document.activeElement) ? document.activeElement : {};
+  part.replaceChildren(parse(html));
+  if (!attributes) return;
+  const href = attributes.href?.value;
+  const same = [...part.querySelectorAll("a, button, [tabindex]")].find(
+    (one) => (id && one.id === id) || (href && one.getAttribute("href") === href) || (dataset.post && one.dataset.post === dataset.post),
+  );
+  same?.focus();
+}
+
+async function refresh(part) {
+  part.asked = Date.now();
+  if (part.busy) {
+    part.again = true;
+    return;
+  }
+  part.busy = true;
+  try {
+    do {
+      part.again = false;
+      const most = Number(part.dataset.most);
+      const newest = part.firstElementChild?.dataset.number ?? 0;
+      const html = await (await request(`${part.dataset.part}${most ? `?after=${newest}` : ""}`)).text();
+      if (most) {
+        part.prepend(parse(html));
+        while (part.children.length > most) part.lastElementChild.remove();
+      } else if (html !== part.shown) {
+        replaceWithin(part, html);
+        part.shown = html;
+      }
+      await new Promise((done) => setTimeout(done, PART_MS));
+    } while (part.again && part.isConnected);
+  } catch (error) {
+    if (!part.children.length && !part.dataset.most) part.textContent = error.message;
+  } finally {
+    part.busy = false;
+  }
+}
+
+function tellParts(news) {
+  for (const part of parts()) if ((part.dataset.topic ?? "").split(" ").some((topic) => news.includes(topic))) refresh(part);
+}
+
+// After another page was shown: its parts, and a stream that tells of what they need.
+function beginParts() {
+  const wanted = [...new Set(parts().flatMap((part) => (part.dataset.topic ?? "").split(" ").filter(Boolean)))].sort().join("+");
+  for (const part of parts()) refresh(part);
+  if (wanted === topics) return;
+  topics = wanted;
+  switching = true;
+  streaming.abort();
+}
+
+setInterval(() => {
+  if (document.hidden) return;
+  for (const part of parts()) {
+    if (part.dataset.seconds && Date.now() - part.asked >= part.dataset.seconds * 1000) refresh(part);
+  }
+}, 1000);
 
 // -------------------------------------------------------------------------------------------------------------- pages
 
@@ -294,6 +380,7 @@ async function show(keepPlace = false) {
       arrange();
       filter();
     }
+    beginParts();
     if (keepPlace) window.scrollTo(0, place);
     else window.scrollTo(0, 0);
   } catch (error) {

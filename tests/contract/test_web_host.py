@@ -1,0 +1,96 @@
+"""The pages about the whole host, as a browser asks for them: the real server, the real Admin API, no machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from markupsafe import escape
+
+from casemate.web import host_page, rendering
+from casemate.web.event_log import KEPT_EVENTS, Entry
+from casemate.web.host_page import Pool
+from casemate.wire.events import FeatureSet
+from tests.builders import short_directory, wait_for
+from tests.fakes.daemon import FakeDaemon, running
+from tests.fakes.web import Page, page
+
+EVIL = "<img src=x onerror=alert(1)>\u202e"
+
+
+@pytest.fixture
+def daemon() -> Iterator[FakeDaemon]:
+    with short_directory() as directory, running(directory) as found:
+        qubes = found.client()
+        qubes.create("TemplateVM", "deb", "black")
+        qubes.create("AppVM", "work", "blue", "deb")
+        yield found
+
+
+@pytest.fixture
+def web(daemon: FakeDaemon) -> Iterator[Page]:
+    with page(daemon.socket.parents[1]) as found:
+        yield found
+
+
+def read(web: Page, path: str) -> str:
+    """The HTML at an address, which must be there."""
+    status, _, text = web.ask("GET", path)
+    assert status == 200, (path, status, text)
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------------- host
+
+
+def test_the_host_page_says_what_is_missing_and_what_to_do(daemon: FakeDaemon, web: Page) -> None:
+    text = read(web, "/part/host")
+    status = daemon.client().status()
+    missing = [one for one in status["protections"] if not one["present"]]
+    assert missing, "no host of tests has all: qubes are emulated there"
+    for one in missing:
+        assert one["remedy"] and escape(one["remedy"]) in text, one
+    assert f"version {status['version']}" in text and "qubes are emulated" in text
+    assert "default" in text and "linux-kernel" in text
+
+
+def test_a_pool_with_little_room_is_warned_of() -> None:
+    gib = 1 << 30
+    assert not Pool("a", "file", "/x", 100 * gib, 50 * gib).warning
+    assert not Pool("kernels", "linux-kernel", "/x", None, None).warning
+    assert Pool("a", "file", "/x", 100 * gib, 95 * gib).warning, "a twentieth is left"
+    assert Pool("a", "file", "/x", 10 * gib, 9 * gib).warning, "less than a start may write"
+
+
+def test_the_log_has_events_newest_first_and_only_the_new_ones(daemon: FakeDaemon, web: Page) -> None:
+    with web.stream(topics="events") as messages:
+        next(message for message in messages if not message["lost"])
+        daemon.client().set("work", "label", "red")
+        assert next(message for message in messages if message["topics"])["topics"] == ["events"]
+        wait_for(lambda: "property-set:label" in read(web, "/part/events"), 20)
+        text = read(web, "/part/events")
+        newest = int(text.partition('data-number="')[2].partition('"')[0])
+        assert read(web, f"/part/events?after={newest}") == ""
+        daemon.client().set("work", "label", "green")
+        wait_for(lambda: "newvalue=green" in read(web, f"/part/events?after={newest}"), 20)
+    for wrong in ("x", "-1", "9" * 40):
+        assert web.ask("GET", f"/part/events?after={wrong}")[0] == 409
+
+
+def test_the_log_is_bounded_and_a_stream_that_did_not_ask_is_left_alone(daemon: FakeDaemon, web: Page) -> None:
+    with web.stream(topics="events") as messages, web.stream() as other:
+        for stream in (messages, other):
+            next(message for message in stream if not message["lost"])
+        for number in range(KEPT_EVENTS + 100):
+            daemon.loop.call_soon_threadsafe(daemon.parts.bus.say, FeatureSet("work", feature="a", value=str(number)))
+        wait_for(lambda: f"value={KEPT_EVENTS + 99}" in read(web, "/part/events"), 20)
+        assert read(web, "/part/events").count("<tr") == KEPT_EVENTS
+        daemon.client().set("work", "label", "purple")
+        assert next(other)["rows"].keys() == {"work"}, "nothing came in between"
+
+
+def test_text_in_events_is_escaped_and_marked() -> None:
+    html = rendering.render(
+        "events.html", entries=[Entry(1, 0.0, "work", "a" + EVIL, "x=" + EVIL)], clock=host_page.clock
+    )
+    assert "<img" not in html and "\u202e" not in html and 'class="said"' in html
