@@ -10,6 +10,7 @@ from markupsafe import escape
 from casemate.web import host_page, rendering
 from casemate.web.event_log import KEPT_EVENTS, Entry
 from casemate.web.host_page import Pool
+from casemate.web.network_picture import MOST_BOXES, Meter, picture
 from casemate.wire.events import FeatureSet
 from tests.builders import short_directory, wait_for
 from tests.fakes.daemon import FakeDaemon, running
@@ -94,3 +95,83 @@ def test_text_in_events_is_escaped_and_marked() -> None:
         "events.html", entries=[Entry(1, 0.0, "work", "a" + EVIL, "x=" + EVIL)], clock=host_page.clock
     )
     assert "<img" not in html and "\u202e" not in html and 'class="said"' in html
+
+
+# ------------------------------------------------------------------------------------------------------------- network
+
+
+@pytest.fixture
+def networked(daemon: FakeDaemon) -> FakeDaemon:
+    """A net qube that runs, one behind it that runs, one that does not."""
+    qubes = daemon.client()
+    qubes.create("AppVM", "sys-net", "red", "deb")
+    qubes.set("sys-net", "netvm", "")
+    qubes.set("sys-net", "provides_network", "True")
+    qubes.call("admin.vm.feature.Set", "net.uplink", "sys-net", "pasta")
+    qubes.create("AppVM", "vault", "black", "deb")
+    qubes.set("vault", "netvm", "")
+    qubes.set("work", "netvm", "sys-net")
+    qubes.call("admin.vm.Start", "", "work")
+    return daemon
+
+
+def test_the_picture_has_each_qube_and_its_traffic(networked: FakeDaemon, web: Page) -> None:
+    networked.parts.network.carry("work", 1 << 20, 2 << 20, dropped=7)
+    text = read(web, "/part/network")
+    assert ">work</text>" in text and ">sys-net</text>" in text and "Without network:" in text and "vault" in text
+    assert "1.0 MiB sent, 2.0 MiB received" in text and "7 packets (firewall)" in text
+    assert 'href="#/network?qube=work"' in text and " style=" not in text
+
+
+def test_the_picture_is_not_of_yesterday(networked: FakeDaemon, web: Page) -> None:
+    """A report serves several windows for a moment, but not beyond a change."""
+    with web.stream(topics="network") as messages:
+        next(message for message in messages if not message["lost"])
+        assert "work, Running" in read(web, "/part/network")
+        networked.client().call("admin.vm.Kill", "", "work")
+        assert next(message for message in messages if message["topics"])["topics"] == ["network"]
+        assert "work, Halted" in read(web, "/part/network")
+
+
+def test_it_is_explained_what_stops_a_packet(networked: FakeDaemon, web: Page) -> None:
+    rules = "action=accept dst4=192.0.2.1 proto=tcp dstports=443-443\naction=drop\n"
+    networked.client().call("admin.vm.firewall.Set", "", "work", rules)
+    assert '<b class="good">yes</b>' in read(web, "/view/network?qube=work&host=192.0.2.1&port=443&protocol=tcp")
+    text = read(web, "/view/network?qube=work&host=192.0.2.1&port=80&protocol=tcp")
+    assert '<b class="bad">no</b>' in text and 'class="remedy' in text, "and what would change it"
+    assert 'role="alert"' in read(web, "/view/network?qube=work&host=192.0.2.1&port=99999")
+    assert 'role="alert"' in read(web, "/view/network?qube=nobody&host=x")
+    status, headers, _ = web.ask("GET", "/view/network?qube=%3Cimg%3E")
+    assert status == 409 and headers["content-type"].startswith("text/plain")
+
+
+def test_rates_are_of_the_time_between_two_reports() -> None:
+    def report(sent: int, received: int) -> list[dict[str, object]]:
+        return [{"name": "a", "traffic": {"u1": {"sent_bytes": sent, "received_bytes": received}}}]
+
+    meter = Meter()
+    meter.take(report(1000, 5000), 10.0)
+    assert meter.rates == {}, "nothing to compare with"
+    meter.take(report(3000, 5000), 12.0)
+    assert meter.rates == {"a": (1000.0, 0.0)}
+    meter.take(report(10, 10), 13.0)
+    assert meter.rates == {"a": (0.0, 0.0)}, "its machine was started anew"
+
+
+def test_a_picture_of_thousands_stays_small() -> None:
+    def qube(number: int, netvm: str | None, state: str, provides: bool = False) -> dict[str, object]:
+        return {
+            "name": f"q{number}", "label": "0xcc0000", "state": state, "netvm": netvm, "ip": "10.0.0.1", "rules": 1,
+            "provides_network": provides, "uplink": provides, "joined": True, "traffic": {}, "dropped": {},
+        }  # fmt: skip
+
+    found = [
+        qube(0, None, "Running", True),
+        *(qube(n, "q0", "Halted") for n in range(1, 2000)),
+        qube(2000, "q0", "Running"),
+    ]
+    shown = picture(found, {})  # type: ignore[arg-type]
+    assert {box.name for box in shown.boxes} >= {"q0", "q2000"} and len(shown.boxes) <= MOST_BOXES + 1
+    assert shown.left_out == 1999
+    many = [qube(0, None, "Running", True), *(qube(n, "q0", "Running") for n in range(1, 2000))]
+    assert len(picture(many, {}).boxes) == MOST_BOXES + 1  # type: ignore[arg-type]

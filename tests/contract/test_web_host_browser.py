@@ -38,3 +38,25 @@ def test_the_host_and_its_events(tab: Tab, daemon: FakeDaemon) -> None:
     expect(tab.locator(".notice")).to_contain_text("there are no machines", timeout=SECONDS)
     daemon.client().set("vault", "label", "black")
     expect(tab.locator(".log")).to_contain_text("newvalue=black", timeout=SECONDS)
+
+
+def test_the_network_is_drawn_and_explains(tab: Tab, daemon: FakeDaemon) -> None:
+    with daemon.store.write() as transaction:
+        transaction.system.domains["sys-net"].features["net.uplink"] = "pasta"
+    network = daemon.parts.network
+    network.carry("work", 0, 0)
+    network.carry("mail", 0, 0)
+    go(tab, "Network")
+    box = tab.get_by_role("link", name="work, Running: explain")
+    expect(box).to_be_visible(timeout=SECONDS)
+    network.carry("work", 400_000, 2_000_000)
+    network.carry("mail", 3_000, 12_000)
+    expect(tab.locator(".network .wire text").first).to_contain_text("/s", timeout=SECONDS)
+    picture(tab, "network")
+    box.click()
+    expect(tab.get_by_role("combobox", name="Qube")).to_have_value("work", timeout=SECONDS)
+    tab.get_by_label("Place").fill("192.0.2.1")
+    tab.get_by_label("Port").fill("443")
+    tab.get_by_role("button", name="Explain").click()
+    expect(tab.locator(".steps li").first).to_be_visible(timeout=SECONDS)
+    picture(tab, "network-explained")

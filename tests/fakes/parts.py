@@ -38,7 +38,6 @@ from casemate.host.process import Runner
 from casemate.host.protections import protections
 from casemate.model.domain import Domain
 from casemate.model.system import PoolConfig
-from casemate.network.explain import Place
 from casemate.qrexec.files import PolicyFiles
 from casemate.settings import load
 from casemate.storage.drivers import load as load_drivers
@@ -63,6 +62,7 @@ from casemate.wire.errors import (
 from casemate.wire.recipe import Recipe
 from tests.builders import settings_in
 from tests.fakes.host_devices import FakeDisks, FakeKernel
+from tests.fakes.network import FakeNetwork
 
 GUID = "0f5e6a1c-0000-4000-8000-000000000000"
 """That of each start: nothing here looks at it."""
@@ -398,25 +398,6 @@ class FakeWarm:
         return self.images.pop(key, None) is not None
 
 
-class FakeNetwork:
-    """No network, but what a test puts in ``carried``."""
-
-    def __init__(self) -> None:
-        self.carried: list[ev.NetworkStatistics] = []
-
-    async def report(self) -> dict[str, object]:
-        return {"why": "none here", "qubes": []}
-
-    async def statistics(self) -> list[ev.NetworkStatistics]:
-        return self.carried
-
-    async def enforce(self) -> None:
-        pass
-
-    def explain(self, domain: Domain, place: Place) -> list[dict[str, object]]:
-        return []
-
-
 class FakePermissions:
     """No policy: nothing is allowed."""
 
@@ -438,7 +419,8 @@ class FakeParts:
         self.volumes = FakeVolumes(store, self.states)
         self.free_memory = 4096
         """MiB that the host has left."""
-        self.network = FakeNetwork()
+        self.firewalls = Firewalls(QubeFiles(store.path.parent / "qubes"), self.bus.say)
+        self.network = FakeNetwork(store, self.states, self.firewalls)  # type: ignore[arg-type]
         self.warm = FakeWarm()
         self.disks = FakeDisks()
         self.sys = store.path.parent / "sys"
@@ -480,7 +462,7 @@ class FakeParts:
             permissions=permissions or FakePermissions(),
             guests=guests,
             network=self.network,
-            firewalls=Firewalls(QubeFiles(directory / "qubes"), self.bus.say),
+            firewalls=self.firewalls,
             policy=PolicyFiles(directory / "policy.d", run_policy if run_policy.is_dir() else None),
             backups=Backups(
                 settings_in(directory),

@@ -20,4 +20,13 @@ MUTANTS = (
         "page-event-unmarked", "W8", f"{_WEB}templates/events.html", "{{ one.details|said }}", "{{ one.details|safe }}",
         (f"{_TESTS}test_text_in_events_is_escaped_and_marked",),
     ),
+    Mutant(
+        "page-network-of-yesterday", "what is shown is true", f"{_WEB}network_page.py",
+        "            self._at = 0.0\n", "",
+        (f"{_TESTS}test_the_picture_is_not_of_yesterday",),
+    ),
+    Mutant(
+        "page-picture-without-end", "W6", f"{_WEB}network_picture.py", "if len(found) <= MOST_BOXES:", "if True:",
+        (f"{_TESTS}test_a_picture_of_thousands_stays_small",),
+    ),
 )  # fmt: skip

@@ -9,10 +9,10 @@ from typing import Any
 
 from casemate.cli import json_output, tool
 from casemate.cli.table import table
+from casemate.client.network_tree import HOST, tree, upward_traffic
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import printable
 
-_HOST = "this host's network"
 _ROW, _COLUMN, _BOX_WIDTH, _BOX_HEIGHT = 70, 230, 170, 44
 
 
@@ -54,23 +54,9 @@ def _show(args: argparse.Namespace, qubes: Qubes) -> int:
         if report["why"]:
             print(f"Qubes have no network on this host: {printable(report['why'])}\n")
         rows = [["QUBE", "STATE", "THROUGH", "ADDRESS", "RULES", "SENT", "RECEIVED", "DROPPED"]]
-        rows += [_row(depth, one) for depth, one in _tree(report["qubes"])]
+        rows += [_row(depth, one) for depth, one in tree(report["qubes"])]
         print(table(rows), end="")
     return 0
-
-
-def _tree(qubes: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """All qubes that have to do with the network, each below what serves it, with its depth."""
-    served: dict[str | None, list[dict[str, Any]]] = {}
-    for one in qubes:
-        if one["netvm"] is not None or one["provides_network"]:
-            served.setdefault(one["netvm"], []).append(one)
-    # The daemon refuses loops, so this ends.
-    waiting = [(0, one) for one in reversed(served.get(None, []))]
-    while waiting:
-        depth, one = waiting.pop()
-        yield depth, one
-        waiting += [(depth + 1, below) for below in reversed(served.get(one["name"], []))]
 
 
 def _through(one: dict[str, Any]) -> str:
@@ -85,13 +71,8 @@ def _bytes(count: int) -> str:
     return f"{count} GiB"
 
 
-def _up(one: dict[str, Any]) -> dict[str, int]:
-    """Traffic of the interface towards the net qube."""
-    return next((found for tap, found in one["traffic"].items() if tap.startswith("u")), {})
-
-
 def _row(depth: int, one: dict[str, Any]) -> list[str]:
-    traffic = _up(one)
+    traffic = upward_traffic(one)
     dropped = sum(packets for causes in one["dropped"].values() for packets in causes.values())
     rules = "unreadable" if one["rules"] is None else str(one["rules"])
     return [
@@ -161,20 +142,20 @@ def _explain(args: argparse.Namespace, qubes: Qubes) -> int:
 
 def _edges(qubes: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, bool]]:
     """(from, to, label, whether traffic can pass now)."""
-    for _depth, one in _tree(qubes):
+    for _depth, one in tree(qubes):
         if one["netvm"] is None and not one["uplink"]:
             continue
-        traffic = _up(one)
+        traffic = upward_traffic(one)
         label = f"{one['rules']} rules" if one["rules"] is not None else "unreadable rules"
         if traffic:
             label += f", {_bytes(traffic['sent_bytes'])} out, {_bytes(traffic['received_bytes'])} in"
-        yield one["name"], one["netvm"] or _HOST, label, one["joined"]
+        yield one["name"], one["netvm"] or HOST, label, one["joined"]
 
 
 def dot(qubes: list[dict[str, Any]]) -> str:
     """The graph's text. Names of qubes have no character that would need escaping in it."""
-    lines = ["digraph network {", "  rankdir=LR; node [shape=box];", f'  "{_HOST}" [shape=ellipse];']
-    for _depth, one in _tree(qubes):
+    lines = ["digraph network {", "  rankdir=LR; node [shape=box];", f'  "{HOST}" [shape=ellipse];']
+    for _depth, one in tree(qubes):
         style = "" if one["state"] == "Running" else ", style=dashed"
         lines.append(f'  "{one["name"]}" [label="{one["name"]}\\n{one["ip"]}", color="#{one["label"][2:]}"{style}];')
     for source, target, label, joined in _edges(qubes):
@@ -184,9 +165,9 @@ def dot(qubes: list[dict[str, Any]]) -> str:
 
 def svg(qubes: list[dict[str, Any]]) -> str:
     """A picture: each qube right of what serves it, dashed what does not run."""
-    places = {_HOST: (0, 0)}
-    boxes = [(_HOST, "", "#888888", True)]
-    for row, (depth, one) in enumerate(_tree(qubes)):
+    places = {HOST: (0, 0)}
+    boxes = [(HOST, "", "#888888", True)]
+    for row, (depth, one) in enumerate(tree(qubes)):
         places[one["name"]] = (depth + 1, row)
         boxes.append((one["name"], one["ip"] or "", f"#{one['label'][2:]}", one["state"] == "Running"))
     width = max(column for column, _row in places.values()) * _COLUMN + _BOX_WIDTH + 20

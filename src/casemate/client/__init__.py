@@ -10,7 +10,8 @@
      v
     open_stream (calling.py)               a call into a qube, over its link's socket; Disposable for one block
 
-``device_lines.py`` has the lines and arguments of the methods for devices.
+``device_lines.py`` has the lines and arguments of the methods for devices, ``network_tree.py`` the order in which the
+network of qubes is shown.
 
 Most of the time of a tool is its imports. So nothing here imports asyncio, pathlib, json or typing before it is needed,
 and settings keep paths as text.

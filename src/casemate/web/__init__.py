@@ -20,7 +20,8 @@ side. What one module does:
   the version that it has sent. So a browser that reads slowly gets the newest state and no queue can grow.
 * ``actions`` starts and stops qubes as tasks of their own: a request that asks for one is answered at once.
 * ``rendering`` makes HTML: every text is escaped, and text that comes from a qube is shown as such.
-* ``pages`` has the addresses, and those that the modules of pages bring: ``host_page`` (status, pools, ``event_log``).
+* ``pages`` has the addresses, and those that the modules of pages bring: ``host_page`` (status, pools, ``event_log``),
+  ``network_page`` (``network_picture``).
 
 A page may have parts that change while somebody looks: elements with the address of what they show and a topic. The
 stream says which topics have news (``Live.tell``), and the browser asks for those parts anew. So a part that changes a

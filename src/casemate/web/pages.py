@@ -18,6 +18,7 @@ from casemate.web.admin_api import AdminApi
 from casemate.web.guard import Refused
 from casemate.web.host_page import HostPage
 from casemate.web.live import Live
+from casemate.web.network_page import NetworkPage
 from casemate.web.stream import Streams
 from casemate.wire.errors import CasemateError, DaemonAccessError, NotFoundError
 from casemate.wire.names import qube_name
@@ -40,7 +41,7 @@ class Pages:
         self.live = live
         self.actions = actions
         self.read_only = read_only
-        self._pages = (HostPage(api, live, read_only),)
+        self._pages = (NetworkPage(api, live), HostPage(api, live, read_only))
         self._streams = Streams(live, read_only, {})
         self._assets = {name: (rendering.HERE / "static" / name).read_bytes() for name in ASSETS}
         # A new version of the files has a new address: a window that stays open never mixes two.

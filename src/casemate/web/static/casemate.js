@@ -365,7 +365,13 @@ async function show(keepPlace = false) {
     const html = await answer.text();
     if (turn !== shown) return;
     const place = window.scrollY;
+    const before = new Map(parts().map((part) => [part.dataset.part.split("?")[0], part.shown]));
     main.replaceChildren(parse(html));
+    for (const part of parts()) {
+      // A part that stays is shown as it was until its address has answered: an empty one would let the page jump.
+      part.shown = before.get(part.dataset.part.split("?")[0]);
+      if (part.shown) part.replaceChildren(parse(part.shown));
+    }
     for (const link of document.querySelectorAll("nav a")) {
       const here = path.startsWith(link.hash.slice(1));
       if (here) link.setAttribute("aria-current", "page");
@@ -419,9 +425,16 @@ document.addEventListener("click", (event) => {
 });
 
 document.addEventListener("submit", (event) => {
-  const form = event.target.closest("form[data-post]");
+  const form = event.target.closest("form[data-post], form[data-go]");
   if (!form) return;
   event.preventDefault();
+  if (form.dataset.go) {
+    // A question has an address: it can be asked again, and "back" leads to what was shown before it.
+    const address = `#${form.dataset.go}?${new URLSearchParams(new FormData(form))}`;
+    if (location.hash === address) show(true);
+    else location.hash = address;
+    return;
+  }
   act(event.submitter ?? form, event.submitter?.dataset.post ?? form.dataset.post, new FormData(form, event.submitter));
 });
 
