@@ -1,7 +1,7 @@
 # The two commands: make run, make test. Everything else is for work on Casemate itself (see HACKING.md).
 PYTHON = .venv/bin/python
 
-.PHONY: help setup setup-tests run test test-full test-root test-busy test-windows check fix bench clean docs fuzz mutants man completion docs-site
+.PHONY: help setup setup-tests run test test-full test-root test-busy test-windows test-deb test-wheel deb wheel check fix bench clean docs fuzz mutants man completion docs-site
 
 help: ## show what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -20,7 +20,8 @@ test: setup-tests ## set everything up and run all tests, those on real virtual 
 
 test-full: test-windows ## everything: full counts, Windows, and both commands in bare roots of both Debian releases
 	@CASEMATE_FULL=1 $(PYTHON) -m pytest tests
-	@for suite in bookworm trixie; do $(MAKE) --no-print-directory test-root SUITE=$$suite || exit 1; done
+	@for suite in bookworm trixie; do $(MAKE) --no-print-directory test-root test-deb SUITE=$$suite || exit 1; done
+	@$(MAKE) --no-print-directory test-wheel
 
 SUITE = trixie
 GOALS = run test
@@ -33,6 +34,22 @@ test-busy: setup-tests ## the suite three times in random order beside a load of
 test-windows: ## the store's locks by Windows' own Python, under Wine
 	@packaging/setup.sh windows
 	@$(PYTHON) -m pytest tests/windows tests/component/laws/test_law6_windows.py
+
+deb: ## Debian packages of the commit that is checked out, into build/deb
+	@packaging/setup.sh package
+	@packaging/make-deb
+	@lintian --fail-on error build/deb/*.deb 2>/dev/null
+
+wheel: setup ## a wheel of this tree, into build/wheel
+	@rm -rf build/wheel build/lib build/bdist.*
+	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	@ls -1 build/wheel/*.whl
+
+test-deb: deb ## install the packages in a bare root of SUITE=bookworm|trixie, use them, purge them
+	@packaging/debian-root $(SUITE) sh tests/install/deb.sh
+
+test-wheel: wheel ## put the wheel into fresh environments and use it
+	@sh tests/install/wheel.sh "$$(ls $(CURDIR)/build/wheel/*.whl)"
 
 check: setup-tests ## lint, types, layers, unit tests: about a minute
 	@.venv/bin/ruff format --check src tests

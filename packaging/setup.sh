@@ -4,6 +4,7 @@
 #
 #   setup.sh           what qubes need
 #   setup.sh tests     and what the tests need
+#   setup.sh package   and what it takes to build the Debian packages
 #   setup.sh windows   and what the tests of the store on Windows need (Wine: half a gigabyte)
 #
 # On Debian missing packages are installed by apt. Elsewhere each program is looked for, however it came to the host;
@@ -14,7 +15,7 @@ for_what=${1:-}
 
 # What is needed, how it is found, and the package that has it:
 #   sign: a program, "lib:FILE" for a file in a library directory, "py:MODULE" for a module of the system's Python
-#   when: "" always, "tests", "windows"
+#   when: "-" always, "tests", "package", "windows"
 # qemu-system-x86 and libvirt's QEMU driver run the guests; mmdebstrap builds templates (uidmap: without root); tcc
 # compiles the guest's first program, a few kilobytes of C without a C library.
 needs() {
@@ -44,6 +45,11 @@ fish                                    tests   fish                         fis
 mandb                                   tests   man-db                       man-db                        man-db                  man                      man-db
 groff                                   tests   groff-base                   groff-base                    groff                   groff                    groff
 chromium                                tests   chromium                     chromium                      chromium                chromium                 chromium
+dh                                      package debhelper                    -                             -                       -                        -
+dh_python3                              package dh-python                    -                             -                       -                        -
+dpkg-buildpackage                       package dpkg-dev                     -                             -                       -                        -
+lintian                                 package lintian                      -                             -                       -                        -
+py:zstandard                            package python3-zstandard            -                             -                       -                        -
 wine                                    windows wine                         wine-core                     wine                    wine                     wine64
 wine64                                  windows wine64                       wine-core                     wine                    wine                     wine64
 x86_64-w64-mingw32-gcc-win32            windows gcc-mingw-w64-x86-64-win32   mingw64-gcc                   mingw-w64-gcc           mingw64-cross-gcc        pkgsCross.mingwW64.buildPackages.gcc
@@ -88,7 +94,9 @@ missing=""
 for line in $(needs | awk -v column=$column '{print $1 "|" $2 "|" $column}'); do
     sign=${line%%|*} rest=${line#*|}
     when=${rest%%|*} package=${rest#*|}
-    case $when:$for_what in -:*|tests:tests|tests:windows|windows:windows) ;; *) continue ;; esac
+    case $when:$for_what in
+    -:package) [ "$sign" = tcc ] || continue ;; # the only part of a host that a build uses
+    -:*|tests:tests|tests:windows|windows:windows|package:package) ;; *) continue ;; esac
     is_here "$sign" || case " $missing " in *" $package "*) ;; *) missing="$missing $package" ;; esac
 done
 
@@ -120,6 +128,9 @@ elif [ -n "$missing" ]; then
     echo "Templates need Debian's archive keyring too (debian-archive-keyring; Fedora: debian-keyring)." >&2
     exit 1
 fi
+
+# A build of packages uses the system's Python; it needs no .venv, and the host stays as it is.
+[ "$for_what" != package ] || exit 0
 
 # Debian's libvirt does not open its QEMU driver for root while this user is missing; the package that makes it
 # (libvirt-daemon-system, same ids) would also enable services. No machine of ours runs as this user.

@@ -13,8 +13,9 @@ Which state a program means is one rule, the first that holds (`casemate status`
 
 1. ``--state DIR``, or ``CASEMATE_STATE`` (or ``CASEMATE_RUN``);
 2. root: that of the whole host;
-3. who is in the group ``qubes`` of a host where ``casemate interop install`` was run: that of the whole host, through
-   the sockets that are open to the group. Its daemon is root's, so it is never started for them;
+3. who is in the group ``qubes`` of a host where ``casemate interop install`` was run, or that has a state of the whole
+   host (root's directory WHOLE_HOST, made when Casemate is installed as a package or root first uses it): that state,
+   through the sockets that are open to the group. Its daemon is root's, so it is never started for them;
 4. anybody else: one of his own, in his home.
 """
 
@@ -35,6 +36,8 @@ WHOLE_HOST = ("/var/lib/casemate", "/run/casemate", "/var/cache/casemate")
 """State, run-time directory and cache of the whole host's daemon."""
 _SHARED_SOCKETS = "/var/run"
 """Where that daemon has its sockets for members of the group, as upstream's has."""
+ROOT, OWN = "this host's, as you are root", "your own"
+"""The origins of a state that nobody has named: ``Settings.origin``."""
 BY_GROUP = f"this host's, as you are in the group {GROUP}"
 
 HYPERVISORS = ("embed", "session", "system")
@@ -244,9 +247,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     if said or run:
         origin = "CASEMATE_STATE (or --state)" if said else "CASEMATE_RUN"
     elif os.geteuid() == 0:
-        origin = "this host's, as you are root"
+        origin = ROOT
     else:
-        origin = BY_GROUP if _host_is_meant() else "your own"
+        origin = BY_GROUP if _host_is_meant() else OWN
     whole = os.geteuid() == 0 or origin == BY_GROUP
     state = said or (WHOLE_HOST[0] if whole else f"{env.get('XDG_DATA_HOME') or f'{home}/.local/share'}/casemate")
     if not run and not said and whole:
@@ -278,7 +281,12 @@ def _host_is_meant() -> bool:
             if MARK not in file.read(4096):
                 return False
     except OSError:
-        return False
+        # Nobody but root can make the directory, so nobody can lead members to a daemon that is not root's.
+        try:
+            if os.stat(WHOLE_HOST[0]).st_uid != 0:  # noqa: PTH116
+                return False
+        except OSError:
+            return False
     import grp
     import pwd
 

@@ -111,7 +111,7 @@ def page(state: Path, *options: str) -> Iterator[Page]:
         yield Page(process, int(found[1]), found[2])
         assert process.poll() is None, (state / "web.log").read_text()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) in (0, -signal.SIGINT), (state / "web.log").read_text()
+        assert process.wait(60) in (0, -signal.SIGINT), (state / "web.log").read_text()
         # What the server did not expect it would have said here, with a traceback.
         assert "Traceback" not in (said := (state / "web.log").read_text()), said
     finally:

@@ -174,8 +174,17 @@ def test_which_state_a_program_means(host: Path, monkeypatch: pytest.MonkeyPatch
     me = pwd.getpwuid(os.getuid()).pw_name
     monkeypatch.setattr(grp, "getgrnam", lambda name: SimpleNamespace(gr_gid=77, gr_mem=[me]))
     assert load(home).shared
-    host.write_text("Qubes release 4.2\n")  # a real one, or none: nothing of ours is there
+    host.write_text("Qubes release 4.2\n")  # a real one: nothing of ours is there
     assert not load(home).shared
+    # Without any, a state of the whole host is enough, if it is root's.
+    host.unlink()
+    monkeypatch.setattr(settings, "WHOLE_HOST", (str(host.parent / "none"), "/run/casemate", "/var/cache/casemate"))
+    assert not load(home).shared
+    for owner in (0, 1000):
+        monkeypatch.setattr(settings.os, "stat", lambda _path, owner=owner: SimpleNamespace(st_uid=owner))
+        assert load(home).shared == (owner == 0)
+    monkeypatch.undo()
+    monkeypatch.setattr(grp, "getgrnam", lambda name: SimpleNamespace(gr_gid=77, gr_mem=[me]))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert load(home).state == Path("/var/lib/casemate") and not load(home).shared and "root" in load(home).origin
 

@@ -220,16 +220,18 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
         self._path: Path | None = None
+        self._keeps_path = False
         self._second: asyncio.Server | None = None
         self._others: list[Path] = []
         self.last_active = 0.0
         """When the last call ended, on the loop's clock."""
 
-    async def start(self, path: Path) -> None:
+    async def start(self, path: Path, given: socket.socket | None = None) -> None:
         """Listen on ``path``. A socket file that a killed daemon left is replaced; one that is served raises
-        CasemateError."""
-        listener = bind(path)
+        CasemateError. ``given``: a socket that listens there already and is systemd's, so that its file stays."""
+        listener = bind(path) if given is None else given
         self._path = path
+        self._keeps_path = given is not None
         self._listener = await asyncio.get_running_loop().create_unix_server(
             lambda: Connection(self), sock=listener, backlog=_BACKLOG
         )
@@ -239,9 +241,15 @@ class Server:
         """The file name of the socket."""
         return self._path.name if self._path is not None else ""
 
-    async def also(self, path: Path) -> None:
-        """Listen on a second path too, if that is possible: members of GROUP may use it where the group exists."""
+    async def also(self, path: Path, given: socket.socket | None = None) -> None:
+        """Listen on a second path too, if that is possible: members of GROUP may use it where the group exists.
+
+        ``given`` is as in ``start``. Its mode is the unit's, so it is looked at before the peer is not asked.
+        """
         shared = False
+        if given is not None:
+            self._second = await self._listen(given, _is_for_group(path))
+            return
         try:
             listener = bind(path)
             with contextlib.suppress(KeyError):
@@ -252,7 +260,10 @@ class Server:
             _log.info("not serving %s: %s", path, error)
             return
         self._others.append(path)
-        self._second = await asyncio.get_running_loop().create_unix_server(
+        self._second = await self._listen(listener, shared)
+
+    async def _listen(self, listener: socket.socket, shared: bool) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_unix_server(
             lambda: Connection(self, shared), sock=listener, backlog=_BACKLOG
         )
 
@@ -264,7 +275,9 @@ class Server:
         if self._second is not None:
             self._second.close()
             self._second = None
-        for path in [self._path, *self._others] if self._path is not None else self._others:
+        # systemd goes on listening on a socket of its own, and starts a daemon when somebody connects.
+        own = [self._path] if self._path is not None and not self._keeps_path else []
+        for path in [*own, *self._others]:
             path.unlink(missing_ok=True)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=10)
@@ -291,6 +304,15 @@ class Server:
         self.last_active = asyncio.get_running_loop().time()
         if not task.cancelled() and task.exception() is not None:
             _log.error("a call ended without an answer", exc_info=task.exception())
+
+
+def _is_for_group(path: Path) -> bool:
+    """Whether a socket's file is open to its owner and GROUP, and to nobody else."""
+    try:
+        found = path.lstat()
+        return found.st_mode & 0o007 == 0 and found.st_gid == grp.getgrnam(GROUP).gr_gid
+    except (OSError, KeyError):
+        return False
 
 
 def bind(path: Path) -> socket.socket:

@@ -6,7 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from casemate.cli import backup, colour, interop, json_output, net, store_tool, template, tool, warm, web
+from casemate.cli import (
+    backup,
+    colour,
+    interop,
+    json_output,
+    net,
+    setup,
+    store_tool,
+    template,
+    tool,
+    uninstall,
+    warm,
+    web,
+)
 from casemate.client.qubes import Qubes
 from casemate.settings import load
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
@@ -34,6 +47,8 @@ def _status(args: argparse.Namespace, qubes: Qubes) -> int:
             continue
         shown = f"{value} ({qubes.transport.settings.origin})" if key == "state" else str(value)
         print(f"{key:<14} {printable(shown)}")
+    if missing := setup.missing(qubes):
+        print(f"{'missing':<14} {printable(', '.join(missing))}: casemate setup makes them")
     from casemate.cli import backup_schedule
 
     if scheduled := backup_schedule.status_lines(qubes.transport.settings):
@@ -172,6 +187,8 @@ def make_parser() -> tool.Parser:
     trace.add_argument("VMNAME", nargs="?", help="only calls that concern this qube")
     trace.add_argument("--json", action="store_true", help="a line of JSON for each step")
     trace.set_defaults(body=_trace)
+    setup.add_to(commands)
+    uninstall.add_to(commands)
     net.add_to(commands)
     backup.add_to(commands)
     interop.add_to(commands)

@@ -67,6 +67,13 @@ def machines_of(settings: Settings) -> dict[int, str]:
 
 def clean_state(settings: Settings) -> None:
     """End what runs, then remove the state and run-time directories. The cache of built templates stays."""
+    end_processes(settings)
+    for directory in (settings.run, settings.state):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def end_processes(settings: Settings) -> None:
+    """End the daemon, all machines, and what serves them; files stay."""
     _end({pid for pid in _recorded(settings.run / "casemated.pid") if _is_ours(pid)}, signal.SIGTERM)
     _end(set(machines_of(settings)), signal.SIGTERM)
     # The embedded driver's definitions go with the state; another libvirt has to be told.
@@ -89,8 +96,6 @@ def clean_state(settings: Settings) -> None:
                 link.unlink()
         if not any(short.iterdir()):
             short.rmdir()
-    for directory in (settings.run, settings.state):
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _is_ours(pid: int, word: bytes = b"casemate") -> bool:

@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 
 from casemate.cli import json_output, tool
+from casemate.tools_directory import tools_directory
 from casemate.wire.errors import CasemateError
 from casemate.wire.upstream_paths import GROUP, MARK
 
-BIN = Path(__file__).resolve().parents[3] / "bin"
+BIN = tools_directory()
 
 _IMPORT = f"""#!/bin/sh
 # {{name}}: data for a volume comes on standard input ({MARK}).

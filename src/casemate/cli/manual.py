@@ -63,6 +63,13 @@ _PROGRAMS = {
         "--help.",
         (),
     ),
+    "casemate-web": (
+        "the manager page, for a browser on this host",
+        "casemate-web [--read-only] [--no-browser]",
+        "Serves a page with all qubes until it is interrupted, and prints its address, which is a password. It is what "
+        "casemate web runs.",
+        (("--read-only", "show everything, change nothing"), ("--no-browser", "print the address only")),
+    ),
 }
 """Programs that are no tools: what they are, how they are called, what they do, options."""
 
@@ -227,16 +234,24 @@ _GUEST = {
     "qvm-sync-clock": "set the clock of this qube by that of the host",
 }
 """Tools inside a qube, and what they are for. They are small, so their help has no more than how they are called."""
+_GUEST_WITHOUT_HELP = {
+    "qubes-open": ("open a file or a link in this qube", "qubes-open FILE|URL"),
+    "tar2qfile": ("send the files of a tar archive to another qube", "tar2qfile FILE [PREFIX ...]"),
+}
+"""Programs inside a qube that take any word as a file, ``--help`` too: what they are for and how they are called."""
 
 
 def guest_page(name: str) -> str:
     """The page of a tool inside a qube: what it says to ``--help``, as it is."""
-    output = io.StringIO()
-    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-        guest_main([name, "--help"])
-    usage = output.getvalue()
-    usage = usage[usage.index("usage:") :].removeprefix("usage:").strip("\n")
-    lines = [*_head(name, _GUEST[name]), _section("SYNOPSIS"), ".nf", ".nh", escape(usage), ".hy", ".fi"]
+    if name in _GUEST_WITHOUT_HELP:
+        what, usage = _GUEST_WITHOUT_HELP[name]
+    else:
+        output = io.StringIO()
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+            guest_main([name, "--help"])
+        what, usage = _GUEST[name], output.getvalue()
+        usage = usage[usage.index("usage:") :].removeprefix("usage:").strip("\n")
+    lines = [*_head(name, what), _section("SYNOPSIS"), ".nf", ".nh", escape(usage), ".hy", ".fi"]
     lines += [_section("DESCRIPTION"), "For use inside a qube. What it may do is decided by the policy of the host."]
     return _ended(lines)
 
@@ -246,7 +261,7 @@ def write(directory: Path) -> list[str]:
     with declarations.unwrapped():
         pages = {f"man1/{name}.1": page(name) for name in ("casemate", *declarations.names())}
     pages |= {f"man1/{name}.1": program_page(name) for name in _PROGRAMS}
-    pages |= {f"guest/man1/{name}.1": guest_page(name) for name in _GUEST}
+    pages |= {f"guest/man1/{name}.1": guest_page(name) for name in (*_GUEST, *_GUEST_WITHOUT_HELP)}
     for name, text in pages.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)

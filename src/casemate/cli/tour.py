@@ -16,9 +16,10 @@ from pathlib import Path
 from casemate.cli.clean import clean_state, machines_of
 from casemate.cli.template import default_suite
 from casemate.settings import Settings, load
+from casemate.tools_directory import tools_directory
 from casemate.wire.recipe import Recipe
 
-BIN = Path(__file__).resolve().parents[3] / "bin"
+BIN = tools_directory()
 POLICY_LINE = "qubes.Filecopy  *  work  vault  allow"
 MEBIBYTE = 1 << 20
 STREAM_MEBIBYTES = 100

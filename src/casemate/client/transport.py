@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-DAEMON = (sys.executable, "-P", "-m", "casemate.daemon.main")
+DAEMON = (sys.executable, "-P", "-m", "casemate.daemon.start")
 """The program to start. ``-P``: nothing is imported from the directory that a tool happens to be called in."""
 START_SECONDS = 60.0
 """Seconds until a started daemon must listen. It adopts running qubes first, which takes a moment on a busy host."""

@@ -8,9 +8,13 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 import sys
+from collections.abc import Mapping
 from logging.handlers import RotatingFileHandler
+from pathlib import Path
 
+from casemate.daemon import activation
 from casemate.daemon.wiring import Daemon
 from casemate.host.orphans import become_subreaper
 from casemate.settings import Settings, load
@@ -100,12 +104,12 @@ def _claim_state(settings: Settings) -> None:
     os.write(fd, f"{settings.run}\n".encode())
 
 
-async def _serve(settings: Settings, foreground: bool) -> None:
+async def _serve(settings: Settings, foreground: bool, given: Mapping[Path, socket.socket]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Daemon(settings):
+    async with Daemon(settings, given):
         log.info("serving %s", settings.api_socket)
         if not foreground:
             os.dup2(1, 2)  # whoever started us has heard enough; what Python may still say goes to the log
@@ -119,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--foreground", action="store_true", help="log to standard error")
     options = parser.parse_args(argv)
     try:
+        given = activation.inherited(os.environ)
         settings = load()
         # Modes are ours to set, not those of whoever starts the daemon: under 077 qubes could not reach what is theirs
         # (libvirt's directories too), under 000 anybody could write.
@@ -130,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             return 3
         _log_to(settings, options.foreground)
         become_subreaper()
-        asyncio.run(_serve(settings, options.foreground))
+        asyncio.run(_serve(settings, options.foreground, given))
     except CasemateError as error:
         return _failed(str(error), error.exit_status)
     except OSError as error:

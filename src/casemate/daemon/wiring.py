@@ -336,8 +336,10 @@ def _upstream_run(settings: Settings) -> Path | None:
 class Daemon:
     """Everything casemated is made of, as an async context: entered it serves, left it has let go of all."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, given: Mapping[Path, socket.socket] | None = None) -> None:
+        """``given``: listening sockets by their paths, which systemd made before it started us."""
         self._settings = settings
+        self._given = given or {}
 
     async def __aenter__(self) -> Daemon:
         settings = self._settings
@@ -361,18 +363,22 @@ class Daemon:
         }
         await parts.leases.start(settings.lease_socket)
         await parts.call_sockets.open()
-        await self._server.start(settings.api_socket)
+        await self._server.start(settings.api_socket, self._given_at(settings.api_socket))
         for path, server in self._others.items():
             await server.start(path)
         if _is_of_the_whole_host(settings):
             for server in (self._server, *self._others.values()):
-                await server.also(UPSTREAM_DIRECTORY / server.name)
+                path = UPSTREAM_DIRECTORY / server.name
+                await server.also(path, self._given_at(path))
         self._follower = Follower(store)
         # Last: what these three start may make calls at once.
         await parts.preloads.start()
         parts.builds.start()
         parts.autostart.begin()
         return self
+
+    def _given_at(self, path: Path) -> socket.socket | None:
+        return self._given.get(path.parent.resolve() / path.name)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -16,6 +16,11 @@ from casemate.wire.errors import StoreError, printable
 MAX_SIZE = 64 << 20
 """Limit of the store (bytes): size of `qubes.xml`. That is some 60,000 qubes; a larger file is no collection of qubes
 but an accident."""
+MAX_TEXT = 10_000_000
+"""Limit of the store (bytes): one text in `qubes.xml`. It is libxml2's own limit (XML_MAX_TEXT_LENGTH), which its 2.9
+does not hold for a text that arrives in one piece."""
+_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""Marks at the start of UTF-16, which may also come without one: then one of the first two bytes is NUL."""
 MAX_DEPTH = 16
 """Limit of the store: depth of its elements of a kind that is not known here. Ours are nested 6 deep."""
 
@@ -45,6 +50,11 @@ def parse(data: bytes, source: str) -> etree._Element:
     # The search above looks for ASCII bytes. A file in UTF-16 passes it, so the parsed document is asked too.
     if root.getroottree().docinfo.internalDTD is not None:
         raise StoreError(f"{source}: a document type is not allowed")
+    if (data[:2] in _MARKS or b"\0" in data[:2]) and len(data) % 2:
+        raise StoreError(f"{source}: ends within a character")  # libxml2 2.9 drops the odd byte without a word
+    # A smaller file can have no longer text: nearly no file is looked through.
+    if len(data) > MAX_TEXT and any(len(text) > MAX_TEXT for text in root.itertext()):
+        raise StoreError(f"{source}: a text is longer than {MAX_TEXT} bytes")
     return root
 
 
