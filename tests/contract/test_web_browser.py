@@ -1,28 +1,21 @@
-"""The manager page in a real browser (Chromium): a thousand qubes without machines, keys and clicks, pictures.
-
-With ``CASEMATE_SCREENSHOTS=DIRECTORY`` the pictures are kept there, to be looked at.
-"""
+"""The manager page in a real browser (Chromium): a thousand qubes without machines, keys and clicks, pictures."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 from playwright.sync_api import Page as Tab
 
 from tests.builders import short_directory
+from tests.fakes.browser import SECONDS, chromium, opened, picture
 from tests.fakes.daemon import FakeDaemon, running
 from tests.fakes.web import Page, page
 
-CHROMIUM = "/usr/bin/chromium"
 QUBES = 1000
-SECONDS = 30_000
-"""How long (ms) a condition is waited for: generous, for a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +40,8 @@ def daemon() -> Iterator[FakeDaemon]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if not Path(CHROMIUM).exists():
-        pytest.fail(f"{CHROMIUM} is missing: make setup-tests installs it")
-    with sync_playwright() as playwright:
-        # As root Chromium has no sandbox of its own; it opens nothing here but our page.
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,35 +54,6 @@ def web(daemon: FakeDaemon) -> Iterator[Page]:
 def tab(browser: Browser, web: Page) -> Iterator[Tab]:
     with ExitStack() as stack:
         yield opened(stack, browser, web)
-
-
-def opened(stack: ExitStack, browser: Browser, web: Page, *, scheme: str = "light", width: int = 1360) -> Tab:
-    """A window with the page. Any fault of a script, or anything that the policy of the page blocked, is an error."""
-    context = browser.new_context(
-        color_scheme=scheme,  # type: ignore[arg-type]
-        viewport={"width": width, "height": 820},
-    )
-    stack.callback(context.close)
-    faults: list[str] = []
-    found = context.new_page()
-    found.set_default_timeout(SECONDS)
-    found.on("pageerror", lambda error: faults.append(str(error)))
-    found.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
-    stack.callback(lambda: _none(faults))
-    found.goto(web.url)
-    expect(found.locator("tr[data-name=dom0]")).to_be_visible(timeout=SECONDS)
-    return found
-
-
-def _none(faults: list[str]) -> None:
-    assert not [text for text in faults if "Failed to load resource" not in text], faults
-
-
-def picture(tab: Tab, name: str) -> None:
-    """Keep a picture, where a directory for it was named."""
-    if directory := os.environ.get("CASEMATE_SCREENSHOTS"):
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        tab.screenshot(path=Path(directory) / f"{name}.png")
 
 
 def test_the_token_leaves_the_address_and_is_in_no_cookie(tab: Tab, web: Page) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.cli.qvm_console import Harmless
+from casemate.client.console import Harmless
 from casemate.link.console import CONSOLE_BYTES, Console
 from casemate.streams.loop import Loop
 

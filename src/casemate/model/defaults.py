@@ -16,6 +16,9 @@ class Holder(Protocol):
     def system(self) -> Registry:
         """The system it belongs to."""
 
+    def title(self) -> str:
+        """What to call it in a message."""
+
     def base(self) -> Holder | None:
         """The template whose values are defaults here."""
 
@@ -36,6 +39,10 @@ class Default:
     def describe(self) -> str:
         """The rule in words."""
         raise NotImplementedError
+
+    def origin(self, holder: Holder, name: str) -> str:
+        """Where the default of property ``name`` on ``holder`` comes from now, in words; empty for a constant."""
+        return ""
 
 
 class Fixed(Default):
@@ -66,6 +73,12 @@ class FromTemplate(Default):
     def describe(self) -> str:
         return f"that of the template, else {self.fallback.describe()}"
 
+    def origin(self, holder: Holder, name: str) -> str:
+        template = holder.base()
+        if template is not None and template.has(name):
+            return f"the template {template.title()}"
+        return self.fallback.origin(holder, name)
+
 
 class FromSystem(Default):
     """The value of a global property."""
@@ -78,6 +91,9 @@ class FromSystem(Default):
 
     def describe(self) -> str:
         return f"the global {self.name}"
+
+    def origin(self, holder: Holder, name: str) -> str:
+        return self.describe()
 
 
 class Computed(Default):

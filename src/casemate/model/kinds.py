@@ -71,6 +71,10 @@ class Kind(Generic[T]):
         """What a person may write, in words for the reference page and for help."""
         raise NotImplementedError
 
+    def bounds(self) -> Mapping[str, object]:
+        """The same for a program that makes a form: ``choices``; ``low``, ``high`` and ``unit``; ``limit``."""
+        return {}
+
     def read(self, text: str) -> Stored:
         """The stored value of non-empty or required ``text``; raises ValueInvalidError."""
         raise NotImplementedError
@@ -107,6 +111,9 @@ class _Int(Kind[T]):
         upper = f" to {self.high}" if self.high < 2**63 - 1 else " or more"
         return f"a whole number, {self.low}{upper}{' ' + self.unit if self.unit else ''}"
 
+    def bounds(self) -> Mapping[str, object]:
+        return {"low": self.low, "high": self.high, "unit": self.unit}
+
     def read(self, text: str) -> Stored:
         if text.startswith("-") and self.low < 0:
             value = -names.number(text[1:], "number", 1)
@@ -136,6 +143,9 @@ class Bool(Kind[bool]):
     def syntax(self) -> str:
         return "True or False (also yes/no, on/off, 1/0)"
 
+    def bounds(self) -> Mapping[str, object]:
+        return {"choices": ["True", "False"]}
+
     def read(self, text: str) -> Stored:
         word = text.lower()
         if word in self._TRUE:
@@ -154,6 +164,9 @@ class _Text(Kind[T]):
 
     def syntax(self) -> str:
         return f"{self.what}, at most {self.limit} characters"
+
+    def bounds(self) -> Mapping[str, object]:
+        return {"limit": self.limit}
 
     def read(self, text: str) -> Stored:
         if len(text) > self.limit:
@@ -207,6 +220,9 @@ class Choice(Kind[str]):
 
     def syntax(self) -> str:
         return "one of " + ", ".join(self.choices)
+
+    def bounds(self) -> Mapping[str, object]:
+        return {"choices": list(self.choices)}
 
     def read(self, text: str) -> Stored:
         if text not in self.choices:

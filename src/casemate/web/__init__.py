@@ -22,13 +22,15 @@ side. What one module does:
 * ``rendering`` makes HTML: every text is escaped, and text that comes from a qube is shown as such.
 * ``pages`` has the addresses, and those that the modules of pages bring: ``host_page`` (status, pools, ``event_log``),
   ``network_page`` (``network_picture``),
-  ``policy_page`` (``call_trace``). ``forms`` reads the body of a POST.
+  ``policy_page`` (``call_trace``). The package ``qube`` has the pages of single qubes; ``site`` is what they are given.
+  ``forms`` reads the body of a POST.
 
 A page may have parts that change while somebody looks: elements with the address of what they show and a topic. The
 stream says which topics have news (``Live.tell``), and the browser asks for those parts anew. So a part that changes a
-hundred times a second is sent three times, and a page that nobody looks at costs nothing.
+hundred times a second is sent three times, and a page that nobody looks at costs nothing. A page with forms follows
+topics as a whole: it is fetched again and made equal to the answer, and what a person is typing stays (``refresh.js``).
 
-No build step: ``static`` has one style sheet and one ES module, ``templates`` the HTML. The module replaces elements by
+No build step: ``static`` has style sheets and ES modules, ``templates`` the HTML. ``casemate.js`` replaces elements by
 what the server has rendered and knows nothing of qubes' properties. Why no cookie is used, and what else keeps other
 programs and web sites out, is in docs/explanation/security.md (rows W).
 """

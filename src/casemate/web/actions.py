@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from casemate.web.admin_api import AdminApi
@@ -59,27 +60,36 @@ class Actions:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, word: str, name: str) -> None:
-        """Have something done to a qube; returns at once. Refused where too much is under way."""
+        """Have a verb carried out on a qube; returns at once. Refused where too much is under way."""
+        verb = VERBS[word]
+        self.run(name, verb.label, verb.doing, lambda: self._carry_out(word, name))
+
+    def run(self, name: str, label: str, doing: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Have ``work`` done on a qube; returns at once. Meanwhile its row says ``doing``; a failure is told to all
+        under ``label``. Refused where too much is under way."""
         if len(self._tasks) >= MAX_ACTIONS:
             raise Refused(503, f"{MAX_ACTIONS} actions are under way; wait for one of them")
-        task = asyncio.create_task(self._carry_out(word, name))
+        task = asyncio.create_task(self._watched(name, label, doing, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _carry_out(self, word: str, name: str) -> None:
-        verb = VERBS[word]
-        self._live.busy(name, verb.doing)
+    async def _watched(self, name: str, label: str, doing: str, work: Callable[[], Awaitable[None]]) -> None:
+        self._live.busy(name, doing)
         try:
-            for method, arg in verb.calls:
-                try:
-                    await self._api.call(method, arg, name)
-                except NotHaltedError:
-                    if word != "restart":
-                        raise  # else: another qube that needs its network has started it meanwhile
+            await work()
         except CasemateError as error:
-            self._live.notice(f"{verb.label} {name}: {error}")
+            notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+            self._live.notice(f"{label} {name}: {error}{notes}")
         finally:
             self._live.busy(name, "")
+
+    async def _carry_out(self, word: str, name: str) -> None:
+        for method, arg in VERBS[word].calls:
+            try:
+                await self._api.call(method, arg, name)
+            except NotHaltedError:
+                if word != "restart":
+                    raise  # else: another qube that needs its network has started it meanwhile
 
     async def close(self) -> None:
         """Wait for nothing more. What the daemon was asked for it goes on doing."""

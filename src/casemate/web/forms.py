@@ -14,8 +14,11 @@ BODY_SECONDS = 10.0
 """Limit of the manager page (seconds): the body of a request."""
 
 
-async def form(request: Request) -> dict[str, str]:
-    """The fields of a form, each once; CasemateError for a body that is none."""
+async def form(request: Request, *names: str) -> dict[str, str]:
+    """The fields of a form, each once; CasemateError for a body that is none, or has other fields than ``names``.
+
+    Without ``names`` it may have any.
+    """
     try:
         async with asyncio.timeout(BODY_SECONDS):
             body = await request.body()
@@ -27,4 +30,6 @@ async def form(request: Request) -> dict[str, str]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise CasemateError("A field of the form is there twice")
+    if names and found.keys() != set(names):
+        raise CasemateError(f"The fields of the form are not {', '.join(names)}")
     return found

@@ -33,6 +33,8 @@ KEPT_NOTICES = 50
 """Messages for persons that are kept for browsers that read slowly."""
 KEPT_GONE = 2000
 """Names of removed qubes that are remembered; who is further behind gets everything anew."""
+KEPT_TOPICS = 4096
+"""Topics whose last change is remembered; who is further behind shows everything anew."""
 SHOWN = ("label", "template", "netvm", "memory", "provides_network")
 """Properties that a row shows."""
 
@@ -81,7 +83,8 @@ class Changes:
     lost_changed: bool
     total: int
     topics: list[str]
-    """What else has changed, by the words of ``Live.tell``."""
+    """What else has changed, by the words of ``Live.tell``; ``qube:NAME`` is anything about a qube, ``event:NAME`` any
+    event whose name begins so, up to its colon."""
 
     def concerns(self, topics: frozenset[str]) -> bool:
         """Whether there is anything in it for who wants to know of these topics."""
@@ -102,10 +105,11 @@ class Live:
         self._of_load: dict[str, int] = {}
         self._gone: dict[str, int] = {}
         self._oldest = 0
-        """Versions before this one miss removals: who has one gets everything."""
+        """Versions before this one miss removals or topics: who has one gets everything."""
         self._of_lost = 0
         self._notices: deque[tuple[int, str]] = deque(maxlen=KEPT_NOTICES)
         self._topics: dict[str, int] = {}
+        """In the order of their versions."""
         self.listeners: list[Callable[[Event], None]] = []
         """Called with each event of the daemon, while it is followed."""
         self._changed = asyncio.Event()
@@ -164,12 +168,17 @@ class Live:
 
     def tell(self, topic: str) -> None:
         """Something changed that no row shows. Pages with that topic ask for it anew."""
+        self._topics.pop(topic, None)
         self._topics[topic] = self._next()
+        while len(self._topics) > KEPT_TOPICS:
+            first = next(iter(self._topics))
+            self._oldest = max(self._oldest, self._topics.pop(first))
 
     def busy(self, name: str, verb: str) -> None:
         """Show that something was asked for; an empty ``verb`` when it is done."""
         if name in self.rows:
             self._put(replace(self.rows[name], busy=verb))
+            self.tell(f"qube:{name}")
 
     async def close(self) -> None:
         """Follow the daemon no longer."""
@@ -202,7 +211,7 @@ class Live:
         self._gone[name] = self._next()
         while len(self._gone) > KEPT_GONE:
             first = next(iter(self._gone))
-            self._oldest = self._gone.pop(first) + 1
+            self._oldest = max(self._oldest, self._gone.pop(first) + 1)
 
     def _lose(self, why: str) -> None:
         if why != self.lost:
@@ -251,10 +260,11 @@ class Live:
     def _take(self, event: Event) -> None:
         if event.name == CONNECTED or (not event.subject and event.name.startswith("property-")):
             self._all = True  # everything may have changed; a system's property is the default of many
-        if event.subject:
-            self._dirty.add(event.subject)
-        if "vm" in event.details:
-            self._dirty.add(event.details["vm"])
+        for name in (event.subject, event.details.get("vm", "")):
+            if name:
+                self._dirty.add(name)
+                self.tell(f"qube:{name}")
+        self.tell(f"event:{event.name.partition(':')[0]}")
 
     async def _refresh(self) -> None:
         while True:
@@ -282,24 +292,25 @@ class Live:
             self._all = True  # one was removed between the two questions
             self._wake.set()
             return
-        for entry in found:
-            label = entry["properties"].get("label", {}).get("value", "")
-            if label and label not in self._colors:
-                self._colors[label] = "#" + color(await self._api.call("admin.label.Get", label))[2:]
+        rows = [await self.row_of(entry) for entry in found]
         if everything:
             for name in self.rows.keys() - {entry["name"] for entry in found}:
                 self._drop(name)
             self._lose("")
-        for entry in found:
-            self._put(self._row(entry))
+        for row in rows:
+            old = self.rows.get(row.name)
+            self._put(replace(row, busy=old.busy if old else ""))
 
-    def _row(self, entry: dict[str, Any]) -> Row:
+    async def row_of(self, entry: dict[str, Any]) -> Row:
+        """The row of a qube as ``admin.casemate.List`` describes it, asked for the properties in SHOWN."""
+        label = entry["properties"].get("label", {}).get("value", "")
+        if label and label not in self._colors:
+            self._colors[label] = "#" + color(await self._api.call("admin.label.Get", label))[2:]
         shown = {name: str(prop["value"]) for name, prop in entry["properties"].items()}
-        old = self.rows.get(entry["name"])
         return Row(
             entry["name"], entry["class"], entry["state"], shown.get("label", ""),
             self._colors.get(shown.get("label", ""), "#000000"), shown.get("template", ""), shown.get("netvm", ""),
-            shown.get("memory", ""), shown.get("provides_network") == "True", old.busy if old else "",
+            shown.get("memory", ""), shown.get("provides_network") == "True",
         )  # fmt: skip
 
     async def _statistics(self) -> None:

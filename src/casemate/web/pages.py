@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,16 +18,22 @@ from casemate.web.host_page import HostPage
 from casemate.web.live import Live
 from casemate.web.network_page import NetworkPage
 from casemate.web.policy_page import PolicyPage
+from casemate.web.qube.pages import QubePages
+from casemate.web.site import Endpoint, Site
 from casemate.web.stream import Streams
 from casemate.wire.errors import CasemateError, DaemonAccessError, NotFoundError
 from casemate.wire.names import qube_name
 
-ASSETS = {"casemate.js": "text/javascript", "casemate.css": "text/css", "icon.svg": "image/svg+xml"}
+ASSETS = {
+    "casemate.js": "text/javascript",
+    "refresh.js": "text/javascript",
+    "casemate.css": "text/css",
+    "qube.css": "text/css",
+    "icon.svg": "image/svg+xml",
+}
 """Files that anybody may have, with their types."""
 PUBLIC = ("/", *(f"/static/{name}" for name in ASSETS))
 """Addresses that need no token: what they answer is the same for everybody."""
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Pages:
@@ -40,7 +45,10 @@ class Pages:
         self.actions = actions
         self.read_only = read_only
         policy = PolicyPage(api, live, read_only)
-        self._pages = (NetworkPage(api, live), policy, HostPage(api, live, read_only))
+        self._pages = (
+            QubePages(Site(api, live, actions, read_only)), NetworkPage(api, live), policy,
+            HostPage(api, live, read_only),
+        )  # fmt: skip
         self._streams = Streams(live, read_only, {call_trace.TOPIC: policy.trace.used})
         self._assets = {name: (rendering.HERE / "static" / name).read_bytes() for name in ASSETS}
         # A new version of the files has a new address: a window that stays open never mixes two.

@@ -9,7 +9,7 @@ import secrets
 import socket
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -40,8 +40,11 @@ def listening() -> socket.socket:
     return found
 
 
-async def serve(api: AdminApi, door: socket.socket, token: str, read_only: bool) -> None:
-    """Serve the page on a listening socket until a signal ends it."""
+async def serve(api: AdminApi, door: socket.socket, token: str, read_only: bool, ready: Callable[[], None]) -> None:
+    """Serve the page on a listening socket until a signal ends it.
+
+    ``ready`` is called when a signal is already understood: who has read the address may interrupt at once.
+    """
     live = Live(api)
     actions = Actions(api, live)
     pages = Pages(api, live, actions, read_only)
@@ -54,6 +57,7 @@ async def serve(api: AdminApi, door: socket.socket, token: str, read_only: bool)
         timeout_graceful_shutdown=1,  # streams never end by themselves
     )  # fmt: skip
     try:
+        ready()
         await uvicorn.Server(config).serve(sockets=[door])
     finally:
         await actions.close()
@@ -86,11 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         token = secrets.token_urlsafe(32)
         with listening() as door:
             url = f"http://127.0.0.1:{door.getsockname()[1]}/#token={token}"
-            sys.stdout.write(f"The manager page is at\n  {url}\nThe address is a password. Ctrl-C ends the page.\n")
-            sys.stdout.flush()
-            if not args.no_browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-                opened = open_browser(url, settings)
-            asyncio.run(serve(AdminApi(), door, token, args.read_only))
+
+            def ready() -> None:
+                nonlocal opened
+                sys.stdout.write(f"The manager page is at\n  {url}\nThe address is a password. Ctrl-C ends the page.\n")
+                sys.stdout.flush()
+                if not args.no_browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+                    opened = open_browser(url, settings)
+
+            asyncio.run(serve(AdminApi(), door, token, args.read_only, ready))
     except KeyboardInterrupt:
         pass
     except (CasemateError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -185,6 +186,26 @@ async def create_disposable(
         return ""
     name = await context.disposables.create(template, source)
     return f"uuid:{context.store.snapshot().domains[name].uuid_text}" if payload else name
+
+
+@method("admin.casemate.Uses", Access.READ, shows_qubes=True)
+def uses(system: System, dest: Domain, sees: Callable[[str], bool], source: str) -> str:
+    """Who uses the qube, as JSON: ``[{"qube": "work", "property": "netvm", "is_default": false}, …]``.
+
+    ``qube`` is empty for a global property. With ``is_default`` the value comes from a template or a global property.
+    A device that is assigned from the qube has ``property`` null. Asked before a qube is removed or renamed.
+    """
+    found: list[dict[str, object]] = []
+    for holder in (system, *system.domains.ordered()):
+        name = holder.name if isinstance(holder, Domain) else ""
+        if name == dest.name or (name and source != ADMIN and not sees(name)):
+            continue
+        for prop in holder.references():
+            if holder.stored(prop.name) == dest.name:
+                found.append({"qube": name, "property": prop.name, "is_default": not holder.is_set(prop.name)})
+        if isinstance(holder, Domain) and any(one.device.backend == dest.name for one in holder.devices):
+            found.append({"qube": name, "property": None, "is_default": False})
+    return json.dumps(found)
 
 
 @method("admin.vm.Remove", Access.EXECUTE)

@@ -21,6 +21,7 @@ from casemate.wire.admin import ADMIN
 from casemate.wire.clock import NANOSECONDS, SERVICE, format_date, parse_date
 from casemate.wire.errors import ProtocolError, printable
 from casemate.wire.menus import build_lines, parse_menus
+from casemate.wire.requested_features import FREE, ONCE, SUPPORTED, TEXT
 
 REQUEST = "/features-request/"
 TOOLS = "/qubes-tools/"
@@ -31,15 +32,6 @@ MAX_VALUE = 128
 CLOCK_SECONDS = 10.0
 """Seconds in which the qube that knows the time must say it. A call to an emulated qube takes about half a second."""
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
-
-ONCE = ("qrexec", "gui", "gui-emulated")
-"""Features that are 0 or 1, accepted only while the qube has no such feature, so that a person's setting stays."""
-FREE = ("qubes-firewall", "vmexec")
-"""Features that are 0 or 1, always as the qube says."""
-TEXT = ("os", "os-distribution", "os-distribution-like", "os-version", "os-eol", "qubes-agent-version")
-"""Features with a text, always as the qube says."""
-SUPPORTED = ("supported-service.", "supported-feature.", "supported-rpc.")
-"""Prefixes of features that are 1. A request with some of one prefix removes the others that the qube has of it."""
 
 
 def requested(tree: Mapping[str, bytes], prefix: str) -> dict[str, str]:

@@ -1,7 +1,18 @@
-"""Methods of properties: the same for qubes (``admin.vm.property``) and the system (``admin.property``)."""
+"""Methods of properties: the same for qubes (``admin.vm.property``) and the system (``admin.property``).
+
+``admin.casemate.property.Describe`` answers with JSON all that a form needs, one object for each property of the qube::
+
+    {"name": "memory", "type": "int", "value": "400", "is_default": true, "default": "400",
+     "origin": "the template debian-13", "doc": "…", "syntax": "a whole number, …", "optional": false,
+     "bounds": {"low": 1, "high": 16777216, "unit": "MiB"}, "setting": "free", "while_halted": false, "kept": ""}
+
+``default`` is null where there is none. ``setting`` is ``free``, ``once`` (at creation) or ``read-only``. ``kept`` says
+what a property of Qubes OS that does nothing here waits for.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 
 from casemate.api.context import Context
@@ -98,6 +109,24 @@ def default_of_system(system: System, arg: str) -> str:
 def help_of_qube(dest: Domain, arg: str) -> str:
     """What a property of the qube is for."""
     return explain(dest, arg)
+
+
+@method("admin.casemate.property.Describe", Access.READ)
+def describe(context: Context, dest: Domain) -> str:
+    """All properties of the qube: values, defaults and where they come from, and what each takes, in one answer."""
+    return json.dumps([_described(context, dest, name) for name in dest.properties()])
+
+
+def _described(context: Context, holder: Holder, name: str) -> dict[str, object]:
+    prop, rule, now = holder.declaration(name), holder.default_rule(name), value(context, holder, name)
+    return {
+        "name": name, "type": prop.kind.tag, "value": now.text, "is_default": now.default,
+        "default": None if rule is None else holder.default_text(name),
+        "origin": "" if rule is None else rule.origin(holder, name),
+        "doc": prop.doc, "syntax": prop.kind.syntax(), "optional": prop.kind.optional,
+        "bounds": dict(prop.kind.bounds()), "setting": prop.setting.value, "while_halted": prop.while_halted,
+        "kept": prop.kept,
+    }  # fmt: skip
 
 
 @method("admin.property.Help", Access.READ)

@@ -1,5 +1,17 @@
 // The page's one module: fetches what the server renders, keeps the table equal to the stream, sends what is pressed.
 // It knows rows and addresses; it knows no property of a qube.
+//
+// What the server renders asks for things by attributes:
+//   data-post="ADDRESS"      on a button or a form: what is sent when it is pressed; data-confirm asks a person before
+//   data-go="ADDRESS"        on a form: its fields become the query of the address that is shown next
+//   data-dialog="ADDRESS"    on a button: the form at this address is shown before the page; data-close closes it
+//   data-part="ADDRESS"      on anything: what is at this address is shown in it (see "parts of a page")
+//   data-follow="TOPIC …"    on a page: it is fetched again, and made equal, when one of these topics has news
+//   data-every="SECONDS"     on a page: it is fetched again so often, for what no event tells
+//   data-key="KEY"           this element stays the same one when its page is fetched again
+//   data-kept                its content is not the server's
+
+import { sameContent, touched } from "./refresh.js";
 
 const main = document.getElementById("main");
 const lostBar = document.getElementById("lost");
@@ -207,6 +219,7 @@ function apply(message) {
   if (moved || Object.keys(message.rows).length) filter();
   for (const text of message.notices) notice(text);
   tellParts(message.topics);
+  follow(message);
   lost(message.lost && `What is shown may be stale. ${message.lost}`);
 }
 
@@ -246,7 +259,10 @@ async function readStream() {
         apply(JSON.parse(data));
         lastId = id;
         // What happened between the answer with a part and this stream is in neither.
-        if (first) for (const part of parts()) refresh(part);
+        if (first) {
+          for (const part of parts()) refresh(part);
+          follow({ whole: true });
+        }
         first = false;
       }
     }
@@ -338,8 +354,16 @@ function tellParts(news) {
 
 // After another page was shown: its parts, and a stream that tells of what they need.
 function beginParts() {
-  const wanted = [...new Set(parts().flatMap((part) => (part.dataset.topic ?? "").split(" ").filter(Boolean)))].sort().join("+");
   for (const part of parts()) refresh(part);
+  subscribe();
+}
+
+function subscribe() {
+  const words = [
+    ...parts().map((part) => part.dataset.topic ?? ""),
+    ...[...document.querySelectorAll("[data-follow]")].map((element) => element.dataset.follow),
+  ];
+  const wanted = [...new Set(words.flatMap((word) => word.split(" ").filter(Boolean)))].sort().join("+");
   if (wanted === topics) return;
   topics = wanted;
   switching = true;
@@ -356,14 +380,25 @@ setInterval(() => {
 // -------------------------------------------------------------------------------------------------------------- pages
 
 let shown = 0; // counts pages, so that a slow answer does not replace a page that was asked for after it
+let shownPath = "";
 
 async function show(keepPlace = false) {
   const path = location.hash.startsWith("#/") ? location.hash.slice(1) : "/qubes";
   const turn = ++shown;
+  // A page that follows what others do is made equal to the answer; another one takes its place.
+  const again = keepPlace && path === shownPath && Boolean(main.querySelector("[data-follow]"));
   try {
     const answer = await request(`/view${path}`);
     const html = await answer.text();
     if (turn !== shown) return;
+    if (again) {
+      sameContent(main, parse(html));
+      for (const form of main.querySelectorAll("form")) mark(form);
+      subscribe();
+      return;
+    }
+    shownPath = path;
+    main.dispatchEvent(new Event("leave"));
     const place = window.scrollY;
     const before = new Map(parts().map((part) => [part.dataset.part.split("?")[0], part.shown]));
     main.replaceChildren(parse(html));
@@ -372,7 +407,7 @@ async function show(keepPlace = false) {
       part.shown = before.get(part.dataset.part.split("?")[0]);
       if (part.shown) part.replaceChildren(parse(part.shown));
     }
-    for (const link of document.querySelectorAll("nav a")) {
+    for (const link of document.querySelectorAll(".top nav a")) {
       const here = path.startsWith(link.hash.slice(1));
       if (here) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
@@ -390,8 +425,77 @@ async function show(keepPlace = false) {
     if (keepPlace) window.scrollTo(0, place);
     else window.scrollTo(0, 0);
   } catch (error) {
+    if (again && !error.status) return; // it is told at the top, and the page is fetched again when that is over
+    shownPath = "";
     if (turn === shown && error.status !== 401) main.replaceChildren(Object.assign(document.createElement("p"), { className: "none", textContent: error.message }));
   }
+}
+
+const dialog = document.getElementById("dialog");
+let dialogPath = "";
+
+async function showDialog(path, again = false) {
+  try {
+    const html = await (await request(path)).text();
+    if (again && path === dialogPath && dialog.open) sameContent(dialog, parse(html));
+    else if (!again) {
+      dialogPath = path;
+      dialog.replaceChildren(parse(html));
+      dialog.showModal();
+    }
+    subscribe();
+  } catch (error) {
+    if (again && error.status === 404) dialog.close(); // what it is about has gone
+    if (!again || error.status === 404) notice(error.message);
+  }
+}
+
+dialog.addEventListener("close", () => {
+  dialog.replaceChildren();
+  subscribe();
+});
+
+function follow({ whole, topics: news }) {
+  const changed = new Set(news);
+  const concerned = (root) => [...root.querySelectorAll("[data-follow]")].some((element) =>
+    whole || element.dataset.follow.split(" ").some((topic) => changed.has(topic)));
+  if (dialog.open && concerned(dialog)) showDialog(dialogPath, true);
+  if (concerned(main)) refetch();
+}
+
+// Fetches the page again: at most once at a time, and once more if meanwhile something changed again.
+let fetching = false;
+let stale = false;
+
+async function refetch() {
+  stale = true;
+  if (fetching) return;
+  fetching = true;
+  while (stale) {
+    stale = false;
+    await show(true);
+    await new Promise((done) => setTimeout(done, PART_MS));
+  }
+  fetching = false;
+}
+
+let since = 0; // seconds since a page that asks for it was fetched
+setInterval(() => {
+  const often = main.querySelector("[data-every]")?.dataset.every;
+  if (!often || document.hidden || ++since < Number(often)) return;
+  since = 0;
+  refetch();
+}, 1000);
+
+// A form shows by itself whether something was typed into it that was not sent.
+function mark(form) {
+  form.toggleAttribute("data-own-touched", [...form.elements].some((control) => control.name && touched(control)));
+}
+
+function problem(element, text) {
+  const place = element.closest("[data-key]")?.querySelector(".problem");
+  if (place) place.textContent = text;
+  else if (text) notice(text);
 }
 
 async function act(element, path, form) {
@@ -400,16 +504,22 @@ async function act(element, path, form) {
   // Not "disabled", which would take the focus from who uses the keyboard.
   if (element.getAttribute("aria-busy") === "true") return;
   element.setAttribute("aria-busy", "true");
+  problem(element, "");
   try {
     const answer = await post(path, form);
     const text = await answer.text();
-    if (answer.status === 202) return; // its row tells how it goes on
+    if (element.closest("dialog")) dialog.close();
     const next = answer.headers.get("x-next");
     if (next && next !== location.hash) location.hash = next;
-    else await show(true);
+    else if (answer.status === 202) return; // its row tells how it goes on
+    else {
+      // What was typed has been taken: from now on the fields say what the server says.
+      element.closest("main [data-follow] form")?.reset();
+      await show(true);
+    }
     if (text) notice(text, "good"); // after the page shows it too: what is pressed next is pressed on the new one
   } catch (error) {
-    notice(error.message);
+    problem(element, error.message);
   } finally {
     element.removeAttribute("aria-busy");
   }
@@ -418,7 +528,12 @@ async function act(element, path, form) {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-post]");
   // One that submits a form goes with the form's fields, by the listener below.
-  if (button && !(button.form && button.type === "submit")) act(button, button.dataset.post);
+  if (button && !(button.form && button.type === "submit")) {
+    act(button, button.dataset.post, button.name ? { [button.name]: button.value } : undefined);
+  }
+  const asker = event.target.closest("button[data-dialog]");
+  if (asker) showDialog(asker.dataset.dialog);
+  if (event.target.closest("[data-close]")) dialog.close();
   const skip = event.target.closest("a.skip");
   if (skip) {
     event.preventDefault();
@@ -440,11 +555,25 @@ document.addEventListener("submit", (event) => {
   act(event.submitter ?? form, event.submitter?.dataset.post ?? form.dataset.post, new FormData(form, event.submitter));
 });
 
+// A form that is taken back says again what the server says, also in its hidden fields.
+document.addEventListener("reset", (event) => {
+  if (!event.target.closest("main [data-follow]")) return;
+  event.target.removeAttribute("data-own-late");
+  setTimeout(() => {
+    mark(event.target);
+    problem(event.target, "");
+    show(true);
+  });
+});
+
 document.addEventListener("input", (event) => {
   const { id, name, value } = event.target;
   if (id === "filter") chosen.filter = value.trim().toLowerCase();
   else if (name === "which" || name === "order") chosen[name] = value;
-  else return;
+  else {
+    if (event.target.form) mark(event.target.form);
+    return;
+  }
   if (name === "order") arrange();
   filter();
 });
