@@ -11,6 +11,7 @@ from playwright.sync_api import Page as Tab
 
 from tests.builders import short_directory, wait_for
 from tests.fakes.browser import SECONDS, chromium, opened, picture
+from tests.fakes.console import console
 from tests.fakes.daemon import FakeDaemon, running
 from tests.fakes.host_devices import add_block
 from tests.fakes.web import Page, page
@@ -301,3 +302,31 @@ def test_a_page_of_a_qube_that_goes_says_so(tab: Tab, daemon: FakeDaemon) -> Non
     daemon.client().remove("short")
     expect(tab.locator("main")).to_contain_text("short", timeout=SECONDS)
     expect(tab.locator("form")).to_have_count(1)  # the question of the frame
+
+
+def test_the_console_carries_bytes_both_ways(tab: Tab, daemon: FakeDaemon) -> None:
+    """The guest's end of the terminal is this test; there is no agent, so no shell."""
+    with console(daemon) as guest:
+        daemon.client().call("admin.vm.Start", "", "vault")
+        go(tab, "#/qubes/vault/console")
+        tab.get_by_role("button", name="Open the console").click()
+        expect(tab.locator(".screen")).to_contain_text("No shell: the agent of vault", timeout=SECONDS)
+        guest.write(b"\x1b[31mvault login:\x1b[0m \x1b]0;a title\x07")
+        expect(tab.locator(".xterm-rows")).to_contain_text("vault login:", timeout=SECONDS)
+        assert "vault" in tab.title() and "a title" not in tab.title()
+        tab.keyboard.type("root\n")
+        assert guest.read_until(b"\r") == b"root\r"
+        guest.write(b"\r\n".join(b"line %d" % number for number in range(5000)) + b"\r\nthe end")
+        expect(tab.locator(".xterm-rows")).to_contain_text("the end", timeout=SECONDS)
+        picture(tab, "qube-console")
+        tab.keyboard.press("Control+]")
+        assert tab.evaluate("document.activeElement.textContent") == "Close the console"
+        tab.keyboard.press("Enter")
+        # The console is free again, and the terminal of another page takes it.
+        expect(tab.get_by_role("button", name="Open the console")).to_be_visible(timeout=SECONDS)
+        tab.get_by_role("button", name="Open the console").click()
+        expect(tab.locator(".screen")).to_contain_text("No shell", timeout=SECONDS)
+        go(tab, "#/qubes/vault")
+        expect(tab.get_by_label("memory", exact=True)).to_be_visible(timeout=SECONDS)
+        wait_for(lambda: not guest.is_used(), 20)
+    daemon.client().call("admin.vm.Kill", "", "vault")

@@ -7,6 +7,8 @@ from tests.mutants.mutant import Mutant
 _FILE = "src/casemate/web/guard.py"
 _HEAD = "tests/unit/test_web_guard.py::"
 _PAGE = "tests/contract/test_web.py::"
+_QUBE = "tests/contract/test_web_qube.py::"
+_CONSOLE = "tests/contract/test_web_console.py::"
 
 MUTANTS = (
     Mutant(
@@ -98,5 +100,83 @@ MUTANTS = (
     Mutant(
         "page-text-that-hides", "W8", "src/casemate/web/rendering.py", ".format(printable(text, 2000))",
         ".format(text)", (f"{_PAGE}test_text_of_others_is_escaped",),
+    ),
+    Mutant(
+        "page-rules-written-over", "W10", "src/casemate/web/qube/firewall.py",
+        "if await rules_of(name) != known:", "if False:",
+        (f"{_QUBE}test_wrong_input_is_named_and_changes_nothing",),
+    ),
+    Mutant(
+        "page-other-rule-removed", "W10", "src/casemate/web/qube/firewall.py",
+        "if at >= len(lines) or lines[at] != line:", "if at >= len(lines):",
+        (f"{_QUBE}test_wrong_input_is_named_and_changes_nothing",),
+    ),
+    Mutant(
+        "page-notes-written-over", "W10", "src/casemate/web/qube/features.py",
+        'if await site.api.call("admin.vm.notes.Get", "", name) != fields["known"]:', "if False:",
+        (f"{_QUBE}test_wrong_input_is_named_and_changes_nothing",),
+    ),
+    Mutant(
+        "page-removes-what-is-used", "W10", "src/casemate/web/qube/lifecycle.py",
+        "        if users:\n", "        if False:\n",
+        (f"{_QUBE}test_wrong_input_is_named_and_changes_nothing",),
+    ),
+    Mutant(
+        "page-removes-what-changed", "W10", "src/casemate/web/qube/lifecycle.py",
+        'if found.row.state != fields["state"]:', "if False:",
+        (f"{_QUBE}test_wrong_input_is_named_and_changes_nothing",),
+    ),
+    Mutant(
+        "page-half-a-creation", "W10", "src/casemate/web/qube/lifecycle.py",
+        '                await site.api.call("admin.vm.Remove", "", name)\n                raise\n',
+        "                raise\n",
+        (f"{_QUBE}test_a_creation_whose_network_is_refused_leaves_nothing",),
+    ),
+    Mutant(
+        "page-half-a-rename", "W10", "src/casemate/client/renaming.py",
+        "for step in reversed(back):", "for step in ():",
+        (f"{_QUBE}test_a_rename_that_fails_is_undone",),
+    ),
+    Mutant(
+        "page-console-raw", "W11", "src/casemate/web/qube/console.py", "self._harmless.pass_on(data)", "data",
+        (f"{_CONSOLE}test_the_console_carries_what_is_harmless",),
+    ),
+    Mutant(
+        "page-console-stays", "W11", "src/casemate/web/qube/console.py",
+        "            self._open.pop(ident, None)\n            session.close()\n", "            pass\n",
+        (f"{_CONSOLE}test_the_console_carries_what_is_harmless",),
+    ),
+    Mutant(
+        "page-console-waits-for-ever", "W11", "src/casemate/web/qube/console.py",
+        "asyncio.timeout(WRITE_SECONDS)", "asyncio.timeout(None)",
+        (f"{_CONSOLE}test_neither_end_of_a_console_can_make_the_other_hold_much",), slow=True,
+    ),
+    Mutant(
+        "page-any-consoles", "W11", "src/casemate/web/qube/console.py",
+        "if len(self._open) + self._opening >= MAX_CONSOLES:", "if False:",
+        (f"{_CONSOLE}test_consoles_are_bounded",),
+    ),
+    Mutant(
+        "page-long-typing", "W11", "src/casemate/web/qube/console.py", "if len(data) > MAX_INPUT:", "if False:",
+        (f"{_CONSOLE}test_the_console_carries_what_is_harmless",),
+    ),
+    Mutant(
+        "page-log-follows-links", "W8", "src/casemate/web/qube/log.py", " | os.O_NOFOLLOW", "",
+        (f"{_QUBE}test_what_a_log_says_is_printable_and_its_end",),
+    ),
+    Mutant(
+        "page-log-raw", "W8", "src/casemate/web/qube/log.py", "printable(line, 2000)", "line",
+        (f"{_QUBE}test_what_a_log_says_is_printable_and_its_end",),
+    ),
+    Mutant(
+        "page-topics-forgotten", "W10", "src/casemate/web/live.py",
+        "            self._oldest = max(self._oldest, self._topics.pop(first))\n",
+        "            self._topics.pop(first)\n",
+        (f"{_QUBE}test_topics_that_are_forgotten_mean_everything",),
+    ),
+    Mutant(
+        "page-typing-lost", "W10", "src/casemate/web/static/refresh.js",
+        "const mine = touched(old);", "const mine = false;",
+        ("tests/contract/test_web_qube_browser.py::test_another_net_qube_and_what_others_set_meanwhile",), slow=True,
     ),
 )  # fmt: skip

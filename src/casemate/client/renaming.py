@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+_MOVED = ("ip", "ip6", "mac")
+"""Properties that a clone does not get, and that belong to the qube under whatever name."""
+
 
 def uses(qubes: Qubes, name: str) -> list[dict[str, Any]]:
     """Who uses a qube, as ``admin.casemate.Uses`` says it."""
@@ -34,6 +37,7 @@ def rename(qubes: Qubes, old: str, new: str) -> None:
         if use["property"] is None:
             raise InUseError(f"{old} offers a device that is assigned to {use['qube']}: unassign it first")
     assigned = _assignments(qubes, old)
+    before = qubes.properties(old)
     qubes.clone(old, new)
     back: list[Callable[[], object]] = [lambda: qubes.remove(new)]
     try:
@@ -42,6 +46,12 @@ def rename(qubes: Qubes, old: str, new: str) -> None:
         for prop, value in qubes.properties(new).items():
             if value.tag == "vm" and value.text == old and not value.default:
                 qubes.set(new, prop, new)
+        for prop, value in before.items():
+            # Two qubes cannot have one address, so it moves.
+            if prop in _MOVED and not value.default:
+                qubes.reset(old, prop)
+                back.append(lambda prop=prop, text=value.text: qubes.set(old, prop, text))  # type: ignore[misc]
+                qubes.set(new, prop, value.text)
         for use in users:
             qube, prop = use["qube"] or None, use["property"]
             qubes.set(qube, prop, new)

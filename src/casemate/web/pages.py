@@ -27,6 +27,10 @@ from casemate.wire.names import qube_name
 ASSETS = {
     "casemate.js": "text/javascript",
     "refresh.js": "text/javascript",
+    "console.js": "text/javascript",
+    "xterm.js": "text/javascript",
+    "xterm-fit.js": "text/javascript",
+    "xterm.css": "text/css",
     "casemate.css": "text/css",
     "qube.css": "text/css",
     "icon.svg": "image/svg+xml",

@@ -9,6 +9,7 @@
     #/qubes/NAME/firewall        firewall      rules, and which of them decides about a place
     #/qubes/NAME/programs        programs      entries of its menus, started by a click
     #/qubes/NAME/log             log           what its link and the daemon wrote about it
+    #/qubes/NAME/console         console       its serial console, in a terminal
 
     POST /qubes/NAME/KIND/…      the change; the daemon checks it, and its refusal is the answer
 

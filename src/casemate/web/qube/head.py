@@ -16,7 +16,7 @@ from casemate.wire.names import qube_name
 
 TABS = (
     ("", "Settings"), ("features", "Features"), ("volumes", "Volumes"), ("devices", "Devices"),
-    ("firewall", "Firewall"), ("programs", "Programs"), ("log", "Log"),
+    ("firewall", "Firewall"), ("programs", "Programs"), ("log", "Log"), ("console", "Console"),
 )  # fmt: skip
 """Last word of the address, and title."""
 

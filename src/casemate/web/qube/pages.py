@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from casemate.web.qube import devices, features, firewall, lifecycle, log, programs, settings, volumes
+from casemate.web.qube import console, devices, features, firewall, lifecycle, log, programs, settings, volumes
 from casemate.web.site import Site
 
-_PARTS = (settings, features, volumes, devices, firewall, programs, log, lifecycle)
+_PARTS = (settings, features, volumes, devices, firewall, programs, log, console, lifecycle)
 
 
 class QubePages:

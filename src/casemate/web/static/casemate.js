@@ -9,6 +9,7 @@
 //   data-follow="TOPIC …"    on a page: it is fetched again, and made equal, when one of these topics has news
 //   data-every="SECONDS"     on a page: it is fetched again so often, for what no event tells
 //   data-key="KEY"           this element stays the same one when its page is fetched again
+//   data-terminal="ADDRESS"  a terminal is opened in it, by console.js
 //   data-kept                its content is not the server's
 
 import { sameContent, touched } from "./refresh.js";
@@ -381,6 +382,7 @@ setInterval(() => {
 
 let shown = 0; // counts pages, so that a slow answer does not replace a page that was asked for after it
 let shownPath = "";
+const leaving = []; // what is to be ended when another page is shown
 
 async function show(keepPlace = false) {
   const path = location.hash.startsWith("#/") ? location.hash.slice(1) : "/qubes";
@@ -398,7 +400,7 @@ async function show(keepPlace = false) {
       return;
     }
     shownPath = path;
-    main.dispatchEvent(new Event("leave"));
+    for (const end of leaving.splice(0)) end();
     const place = window.scrollY;
     const before = new Map(parts().map((part) => [part.dataset.part.split("?")[0], part.shown]));
     main.replaceChildren(parse(html));
@@ -422,6 +424,11 @@ async function show(keepPlace = false) {
       filter();
     }
     beginParts();
+    const terminal = main.querySelector("[data-terminal]");
+    if (terminal) {
+      const { attach } = await import("./console.js");
+      if (terminal.isConnected) attach(terminal, { request, notice, leaving: (end) => leaving.push(end) });
+    }
     if (keepPlace) window.scrollTo(0, place);
     else window.scrollTo(0, 0);
   } catch (error) {
