@@ -12,10 +12,11 @@ from playwright.sync_api import Page as Tab
 
 from casemate.qrexec.calls import Calls
 from casemate.qrexec.files import default_policy
-from tests.builders import settings_in
+from casemate.wire.events import BackupProgress
+from tests.builders import settings_in, short_directory
 from tests.contract.test_web_browser import SECONDS, browser, daemon, opened, picture, web
-from tests.fakes.daemon import FakeDaemon
-from tests.fakes.web import Page
+from tests.fakes.daemon import FakeDaemon, running
+from tests.fakes.web import Page, page
 
 __all__ = ["browser", "daemon", "web"]
 
@@ -115,3 +116,70 @@ def test_a_refused_call_becomes_a_rule(tab: Tab, daemon: FakeDaemon) -> None:
     tab.get_by_role("button", name="Remove").click()
     tab.get_by_role("button", name="Yes").click()
     expect(tab.locator(".files")).not_to_contain_text("30-user", timeout=SECONDS)
+
+
+def test_disposables_templates_and_backups(tab: Tab, daemon: FakeDaemon) -> None:
+    qubes = daemon.client()
+    qubes.set("dvm", "template_for_dispvms", "True")
+    qubes.set(None, "default_dispvm", "dvm")
+    go(tab, "Disposables")
+    tab.get_by_role("button", name="New disposable of dvm").click()
+    kill = tab.get_by_role("button", name="Kill disp")
+    expect(kill).to_be_visible(timeout=SECONDS)
+    tab.get_by_role("button", name="Make the warm image of dvm").click()
+    expect(tab.get_by_role("button", name="Drop the image of dvm")).to_be_visible(timeout=SECONDS)
+    picture(tab, "disposables")
+    kill.click()
+    tab.get_by_role("button", name="Yes").click()
+    expect(tab.get_by_text("None runs")).to_be_visible(timeout=SECONDS)
+    tab.get_by_role("button", name="Drop the image of dvm").click()
+    qubes.create("TemplateVM", "debian-14", "black")
+    go(tab, "Templates")
+    tab.get_by_label("vault").check()
+    tab.get_by_label("untrusted").check()
+    tab.locator("select[name=to]").select_option("debian-14")
+    picture(tab, "templates")
+    tab.get_by_role("button", name="Switch").click()
+    expect(tab.locator(".notice.good", has_text="2 qubes have the template debian-14")).to_be_visible(timeout=SECONDS)
+    expect(tab.locator("tr", has_text="debian-14")).to_contain_text("2 qubes", timeout=SECONDS)
+    for name in ("vault", "untrusted"):
+        qubes.set(name, "template", "debian-13")
+    profiles = daemon.socket.parents[1] / "backup"
+    profiles.mkdir(exist_ok=True)
+    text = "destination_path: /nowhere/x\npassphrase_text: six words of a book\ninclude: [vault]\n"
+    (profiles / "daily.conf").write_text(text)
+    go(tab, "Backups")
+    tab.get_by_role("link", name="daily").click()
+    expect(tab.get_by_role("button", name="Back up now")).to_be_visible(timeout=SECONDS)
+    daemon.loop.call_soon_threadsafe(daemon.parts.bus.say, BackupProgress(backup_profile="weekly", progress="41.5"))
+    expect(tab.get_by_text("41.5 %")).to_be_visible(timeout=SECONDS)
+    picture(tab, "backups")
+    tab.get_by_role("button", name="Back up now").click()
+    expect(tab.get_by_text("from this page: failed")).to_be_visible(timeout=SECONDS)
+
+
+def test_five_steps_to_a_running_qube(browser: Browser) -> None:
+    with short_directory() as directory, running(directory) as empty, page(directory) as web, ExitStack() as stack:
+        tab = opened(stack, browser, web)
+        tab.get_by_role("button", name="Build Debian").click()
+        tab.get_by_role("button", name="Make sys-net").click()
+        tab.locator(".first").get_by_label("Name").fill("personal")
+        picture(tab, "first-steps")
+        tab.get_by_role("button", name="Make it").click()
+        tab.get_by_role("button", name="Start personal now").click()
+        expect(tab.locator("tr[data-name=personal] .state")).to_have_text("Running", timeout=SECONDS)
+        expect(tab.locator(".first")).to_have_count(0, timeout=SECONDS)
+        assert set(empty.parts.machines) == {"sys-net", "personal"}
+
+
+def test_no_page_sticks_out_and_all_have_a_picture(browser: Browser, web: Page) -> None:
+    """Light and dark, wide and narrow; and nothing of a page is wider than a phone."""
+    for name, scheme, width in (("dark", "dark", 1360), ("phone", "light", 390)):
+        with ExitStack() as stack:
+            tab = opened(stack, browser, web, scheme=scheme, width=width)
+            for title in ("Templates", "Disposables", "Network", "Policy", "Backups", "Host"):
+                go(tab, title)
+                expect(tab.locator("[data-part] > *").first).to_be_visible(timeout=SECONDS)
+                wide: int = tab.evaluate("document.documentElement.scrollWidth")
+                assert wide <= width, (title, name)
+                picture(tab, f"{title.lower()}-{name}")

@@ -351,6 +351,9 @@ class FakeTemplates:
 
     async def install(self, name: str, recipe: Recipe) -> None:
         await self._qubes.create("TemplateVM", name, "black", None)
+        with self._qubes.store.write() as transaction:
+            if transaction.system.default_template is None:
+                transaction.system.set("default_template", name)
         self._recipes[name] = recipe
 
     async def rebuild(self, name: str) -> None:

@@ -6,6 +6,7 @@ from tests.mutants.mutant import Mutant
 
 _WEB = "src/casemate/web/"
 _TESTS = "tests/contract/test_web_host.py::"
+_MANY = "tests/contract/test_web_many.py::"
 _POLICY = "tests/contract/test_web_policy.py::"
 
 MUTANTS = (
@@ -54,5 +55,25 @@ MUTANTS = (
         "    replace_file(_path(context, kind, arg), payload.encode())\n"
         "    return await asyncio.to_thread(_wrong, context, _path(context, kind, arg), payload.encode",
         (f"{_POLICY}test_a_check_says_what_replace_would_and_changes_nothing",),
+    ),
+    Mutant(
+        "page-shows-a-passphrase", "a passphrase is shown to nobody", f"{_WEB}backups_page.py",
+        '"in the profile" if found.passphrase_text', "found.passphrase_text if found.passphrase_text",
+        (f"{_MANY}test_backups_show_profiles_schedules_and_what_is_wrong",),
+    ),
+    Mutant(
+        "page-switch-stops-at-a-refusal", "nothing is half done", f"{_WEB}templates_page.py",
+        '                refused.append(f"{name}: {error}")\n',
+        '                refused.append(f"{name}: {error}")\n                break\n',
+        (f"{_MANY}test_several_qubes_are_switched_and_a_refusal_holds_no_other_up",),
+    ),
+    Mutant(
+        "page-half-made-net-qube", "nothing is half done", f"{_WEB}first_run.py",
+        "        if why:\n", "        if False:\n",
+        (f"{_MANY}test_a_net_qube_that_cannot_be_is_not_half_made",),
+    ),
+    Mutant(
+        "page-any-long-calls", "W6", f"{_WEB}long_calls.py", "if len(self._tasks) >= MAX_LONG_CALLS:", "if False:",
+        (f"{_MANY}test_long_calls_are_bounded",),
     ),
 )  # fmt: skip

@@ -21,9 +21,9 @@ side. What one module does:
 * ``actions`` starts and stops qubes as tasks of their own: a request that asks for one is answered at once.
 * ``rendering`` makes HTML: every text is escaped, and text that comes from a qube is shown as such.
 * ``pages`` has the addresses, and those that the modules of pages bring: ``host_page`` (status, pools, ``event_log``),
-  ``network_page`` (``network_picture``),
-  ``policy_page`` (``call_trace``). The package ``qube`` has the pages of single qubes; ``site`` is what they are given.
-  ``forms`` reads the body of a POST.
+  ``network_page`` (``network_picture``), ``policy_page`` (``call_trace``), ``templates_page``, ``disposables_page``,
+  ``backups_page`` and ``first_run``. The package ``qube`` has the pages of single qubes. Pages are given a ``site``, ask for many qubes by ``inventory``, read forms by
+  ``forms``, and have ``long_calls`` made.
 
 A page may have parts that change while somebody looks: elements with the address of what they show and a topic. The
 stream says which topics have news (``Live.tell``), and the browser asks for those parts anew. So a part that changes a

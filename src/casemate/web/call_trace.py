@@ -23,6 +23,7 @@ KEPT_CALLS = 100
 MAX_LINE = 64 << 10
 """Bytes of a line. The daemon's are a few hundred."""
 TOPIC = "calls"
+NOT_YET = "Calls are not followed yet."
 _RETRY_SECONDS = 2.0
 _MEANINGS = {125: "cannot be run", 127: "no such service", 255: "went away"}
 """Of exit statuses that say something about the call; a service's own may be the same."""
@@ -60,8 +61,8 @@ class CallTrace:
         self._calls: OrderedDict[str, Call] = OrderedDict()
         self._users = 0
         self._task: asyncio.Task[None] | None = None
-        self.why_not = ""
-        """Why calls cannot be followed; empty while they are."""
+        self.why_not = NOT_YET
+        """Why calls are not followed; empty while they are."""
 
     def newest(self) -> list[Call]:
         """Those that are kept."""
@@ -80,6 +81,7 @@ class CallTrace:
             if not self._users and self._task is not None:
                 self._task.cancel()
                 self._task = None
+                self._say(NOT_YET)
 
     async def _follow(self) -> None:
         path = str(self._api.transport.settings.trace_socket)

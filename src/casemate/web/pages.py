@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,6 +14,9 @@ from starlette.routing import Route
 from casemate.web import call_trace, rendering
 from casemate.web.actions import VERBS, Actions
 from casemate.web.admin_api import AdminApi
+from casemate.web.backups_page import BackupsPage
+from casemate.web.disposables_page import DisposablesPage
+from casemate.web.first_run import FirstRun
 from casemate.web.forms import form
 from casemate.web.guard import Refused
 from casemate.web.host_page import HostPage
@@ -21,6 +26,7 @@ from casemate.web.policy_page import PolicyPage
 from casemate.web.qube.pages import QubePages
 from casemate.web.site import Endpoint, Site
 from casemate.web.stream import Streams
+from casemate.web.templates_page import TemplatesPage
 from casemate.wire.errors import CasemateError, DaemonAccessError, NotFoundError
 from casemate.wire.names import qube_name
 
@@ -40,6 +46,13 @@ PUBLIC = ("/", *(f"/static/{name}" for name in ASSETS))
 """Addresses that need no token: what they answer is the same for everybody."""
 
 
+class Page(Protocol):
+    """A part of the page, in a module of its own."""
+
+    def routes(self) -> Iterable[Route]:
+        """Its addresses."""
+
+
 class Pages:
     """All that is answered, for one daemon."""
 
@@ -49,9 +62,10 @@ class Pages:
         self.actions = actions
         self.read_only = read_only
         policy = PolicyPage(api, live, read_only)
-        self._pages = (
-            QubePages(Site(api, live, actions, read_only)), NetworkPage(api, live), policy,
-            HostPage(api, live, read_only),
+        site = Site(api, live, actions, read_only)
+        self._pages: tuple[Page, ...] = (
+            QubePages(site), TemplatesPage(site), DisposablesPage(site), NetworkPage(api, live), policy,
+            BackupsPage(site), HostPage(api, live, read_only), FirstRun(site),
         )  # fmt: skip
         self._streams = Streams(live, read_only, {call_trace.TOPIC: policy.trace.used})
         self._assets = {name: (rendering.HERE / "static" / name).read_bytes() for name in ASSETS}

@@ -234,6 +234,8 @@ class DeviceNotAssignedError(CasemateError):
 class RecipeNotFoundError(CasemateError):
     """A template was not built from a recipe, or the recipe is not known."""
 
+    wire_name = "CasemateRecipeNotFoundError"
+
 
 class BackupProfileNotFoundError(CasemateError):
     """No such profile of a backup."""

@@ -309,6 +309,11 @@ function parts() {
   return [...main.querySelectorAll("[data-part]")];
 }
 
+function isTyped(part) {
+  const control = part.contains(document.activeElement) && document.activeElement.closest("input, textarea");
+  return Boolean(control) && control.value !== control.defaultValue;
+}
+
 function replaceWithin(part, html) {
   const { id, dataset, attributes } = part.contains(document.activeElement) ? document.activeElement : {};
   part.replaceChildren(parse(html));
@@ -336,6 +341,9 @@ async function refresh(part) {
       if (most) {
         part.prepend(parse(html));
         while (part.children.length > most) part.lastElementChild.remove();
+      } else if (isTyped(part)) {
+        part.again = true; // nobody's text is taken from under his fingers
+        await new Promise((done) => setTimeout(done, 10 * PART_MS));
       } else if (html !== part.shown) {
         replaceWithin(part, html);
         part.shown = html;
