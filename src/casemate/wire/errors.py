@@ -234,7 +234,7 @@ class DeviceNotAssignedError(CasemateError):
 class RecipeNotFoundError(CasemateError):
     """A template was not built from a recipe, or the recipe is not known."""
 
-    wire_name = "CasemateRecipeNotFoundError"
+    wire_name = "RecipeNotFoundError"
 
 
 class BackupProfileNotFoundError(CasemateError):
