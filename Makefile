@@ -73,6 +73,7 @@ bench: setup-tests ## measure, as ratios within one run; the table goes to docs/
 	@$(PYTHON) -m tests.bench.vchan --write
 	@$(PYTHON) -m tests.bench.api --write
 	@$(PYTHON) -m tests.bench.completion --write
+	@$(PYTHON) -m tests.bench.web --write
 
 fuzz: setup ## fuzz each parser and state machine, a minute each (SECONDS=600 for ten)
 	@$(PYTHON) -m pip install --quiet --requirement packaging/requirements-fuzz.txt

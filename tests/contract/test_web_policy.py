@@ -203,7 +203,7 @@ def test_calls_are_bounded(daemon: FakeDaemon, web: Page, calls: Calls) -> None:
                 calls.not_begun, "work", "my.Service", f"n{number}", "vault", "policy", "denied"
             )
         wait_for(lambda: f"n{KEPT_CALLS + 49}<" in read(web, "/part/calls"), 20)
-        assert read(web, "/part/calls").count("<tr class") == KEPT_CALLS
+        assert read(web, "/part/calls").count("<tr data-key") == KEPT_CALLS
 
 
 def test_a_daemon_that_goes_is_followed_again(daemon: FakeDaemon, web: Page) -> None:

@@ -309,22 +309,6 @@ function parts() {
   return [...main.querySelectorAll("[data-part]")];
 }
 
-function isTyped(part) {
-  const control = part.contains(document.activeElement) && document.activeElement.closest("input, textarea");
-  return Boolean(control) && control.value !== control.defaultValue;
-}
-
-function replaceWithin(part, html) {
-  const { id, dataset, attributes } = part.contains(document.activeElement) ? document.activeElement : {};
-  part.replaceChildren(parse(html));
-  if (!attributes) return;
-  const href = attributes.href?.value;
-  const same = [...part.querySelectorAll("a, button, [tabindex]")].find(
-    (one) => (id && one.id === id) || (href && one.getAttribute("href") === href) || (dataset.post && one.dataset.post === dataset.post),
-  );
-  same?.focus();
-}
-
 async function refresh(part) {
   part.asked = Date.now();
   if (part.busy) {
@@ -341,11 +325,9 @@ async function refresh(part) {
       if (most) {
         part.prepend(parse(html));
         while (part.children.length > most) part.lastElementChild.remove();
-      } else if (isTyped(part)) {
-        part.again = true; // nobody's text is taken from under his fingers
-        await new Promise((done) => setTimeout(done, 10 * PART_MS));
       } else if (html !== part.shown) {
-        replaceWithin(part, html);
+        // Rows with a data-key stay the same elements: nobody presses a button that has become another row's.
+        sameContent(part, parse(html));
         part.shown = html;
       }
       await new Promise((done) => setTimeout(done, PART_MS));
