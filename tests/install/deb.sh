@@ -12,7 +12,7 @@ daemon() { cat /run/casemate/casemated.pid; }
 end_daemon() { # SIGNAL
     kill "-$1" "$(daemon)"
     tries=0
-    while [ -e "/proc/$pid" ] && ! grep -q '^State:.*Z' "/proc/$pid/status"; do
+    while [ -e "/proc/$pid" ] && ! grep -qs '^State:.*Z' "/proc/$pid/status"; do
         tries=$((tries + 1))
         [ $tries -lt 300 ] || fail "the daemon does not end by signal $1"
         sleep 0.1

@@ -10,7 +10,7 @@ if [ -z "${CASEMATE_LAYERS:-}" ]; then
     unshare --mount --propagation private --pid --fork --kill-child --mount-proc sh "$0" "$@"
     exit
 fi
-debs=$1 layers=$CASEMATE_LAYERS
+debs=$1 layers=$CASEMATE_LAYERS said=$CASEMATE_LAYERS/said
 say() { echo "== $*"; }
 fail() { echo "FAILED: $*" >&2; exit 1; }
 shown() { cat "$1"; fail "$2"; }
@@ -30,7 +30,8 @@ mkdir -p /run/lock
 unset CASEMATE_STATE CASEMATE_RUN CASEMATE_CACHE
 export DEBIAN_FRONTEND=noninteractive HOME=/root
 cd /
-dpkg() { command dpkg --force-depends "$@" >/tmp/dpkg.$$ 2>&1; } # which packages are needed, deb.sh tries
+# Which packages are needed, deb.sh tries. Images of containers leave manual pages out.
+dpkg() { command dpkg --force-depends --path-include='/usr/*' "$@" >"$said" 2>&1; }
 
 # What changed of the host's files, apart from the lists that every package changes.
 changed() {
@@ -43,12 +44,12 @@ say "a state of a newer version"
 mkdir -p /var/lib/casemate
 printf '<?xml version="1.0"?>\n<qubes casemate-format="999" generation="1"/>\n' >/var/lib/casemate/qubes.xml
 ! dpkg -i "$layers"/debs/casemate_*.deb || fail "installed over a state that it cannot read"
-grep -q "written by a newer Casemate: its format is 999" /tmp/dpkg.$$ || shown /tmp/dpkg.$$ "refused without the reason"
+grep -q "written by a newer Casemate: its format is 999" "$said" || shown "$said" "refused without the reason"
 [ ! -e /usr/bin/casemate ] || fail "refused after it was unpacked"
 rm -r /var/lib/casemate
 say "is refused before anything is unpacked"
 
-dpkg -i "$layers"/debs/casemate_*.deb "$layers"/debs/casemate-qubes-tools_*.deb || shown /tmp/dpkg.$$ "dpkg -i"
+dpkg -i "$layers"/debs/casemate_*.deb "$layers"/debs/casemate-qubes-tools_*.deb || shown "$said" "dpkg -i"
 getent group qubes >/dev/null || fail "no group qubes"
 [ -z "$(find /etc/systemd -name 'casemate*')" ] || fail "a unit was enabled: $(find /etc/systemd -name 'casemate*')"
 for program in $(dpkg-query -L casemate casemate-qubes-tools | sed -n 's,^/usr/bin/,,p'); do
@@ -58,18 +59,25 @@ done
 [ "$(casemate --version)" = "casemate $(dpkg-query -W -f '${Version}' casemate)" ] || fail "casemate --version"
 qvm-create --help | grep -q -e --label || fail "qvm-create --help"
 say "tools run"
+if command -v systemd-analyze >/dev/null; then
+    systemd-analyze verify --man=no /usr/lib/systemd/system/casemate* >"$said" 2>&1 || shown "$said" "a unit is wrong"
+    ! grep casemate "$said" || fail "systemd finds something in a unit"
+    XDG_RUNTIME_DIR=/run systemd-analyze verify --man=no --user /usr/lib/systemd/user/casemate* >"$said" 2>&1 || shown "$said" "a user unit"
+    rm -rf /run/systemd # made by systemd-analyze
+    say "systemd takes the units"
+fi
 
 # The daemon imports Debian's packages of Python, which this host may not have.
 if /usr/bin/python3 -c 'import libvirt, lxml, nftables, pyroute2, cryptography, yaml, zstandard' 2>/dev/null; then
-    casemate status >/tmp/dpkg.$$ || shown /tmp/dpkg.$$ "casemate status"
-    grep -q "^state .*/var/lib/casemate (this host's" /tmp/dpkg.$$ || shown /tmp/dpkg.$$ "another state"
+    casemate status >"$said" || shown "$said" "casemate status"
+    grep -q "^state .*/var/lib/casemate (this host's" "$said" || shown "$said" "another state"
     [ "$(qvm-ls --raw-list)" = dom0 ] || fail "qvm-ls"
     useradd --no-create-home --groups qubes casemate-member 2>/dev/null
     [ "$(su casemate-member -s /bin/sh -c 'qvm-ls --raw-list')" = dom0 ] || fail "a member has other qubes"
     say "the daemon serves root and members of the group"
 fi
 
-command dpkg --purge casemate casemate-qubes-tools >/tmp/dpkg.$$ 2>&1 || shown /tmp/dpkg.$$ "purge"
+command dpkg --purge casemate casemate-qubes-tools >"$said" 2>&1 || shown "$said" "purge"
 for process in /proc/[0-9]*; do
     ! tr '\0' ' ' 2>/dev/null <"$process/cmdline" | grep -Eq 'casemate\.|casemated|qemu-system' \
         || fail "left running: $(tr '\0' ' ' <"$process/cmdline")"
@@ -78,5 +86,4 @@ left=$(changed)
 [ -z "$left" ] || fail "purge has left: $left"
 left=$(ls -A /run | grep -Ev '^(lock|libvirt)$' || true) # libvirt is a package of its own
 [ -z "$left" ] || fail "purge has left in /run: $left"
-rm -f /tmp/dpkg.$$
 say "purge left nothing else"
