@@ -50,6 +50,7 @@ dh                                      build   debhelper                    -  
 dh_python3                              build   dh-python                    -                             -                       -                        -
 dpkg-buildpackage                       build   dpkg-dev                     -                             -                       -                        -
 lintian                                 package lintian                      -                             -                       -                        -
+py:cryptography                         build   python3-cryptography         -                             -                       -                        -
 py:zstandard                            build   python3-zstandard            -                             -                       -                        -
 wine                                    windows wine                         wine-core                     wine                    wine                     wine64
 wine64                                  windows wine64                       wine-core                     wine                    wine                     wine64
