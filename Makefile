@@ -20,8 +20,7 @@ test: setup-tests ## set everything up and run all tests, those on real virtual 
 
 test-full: test-windows ## everything: full counts, Windows, and both commands in bare roots of both Debian releases
 	@CASEMATE_FULL=1 $(PYTHON) -m pytest tests
-	@for suite in bookworm trixie; do $(MAKE) --no-print-directory test-root test-deb SUITE=$$suite || exit 1; done
-	@$(MAKE) --no-print-directory test-wheel
+	@for suite in bookworm trixie; do $(MAKE) --no-print-directory test-root SUITE=$$suite || exit 1; done
 
 SUITE = trixie
 GOALS = run test
@@ -45,7 +44,8 @@ wheel: setup ## a wheel of this tree, into build/wheel
 	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 	@ls -1 build/wheel/*.whl
 
-test-deb: deb ## install the packages in a bare root of SUITE=bookworm|trixie, use them, purge them
+test-deb: deb ## install the packages in a bare root of SUITE=bookworm|trixie, use them, upgrade, purge
+	@packaging/make-deb --next >/dev/null
 	@packaging/debian-root $(SUITE) sh tests/install/deb.sh
 
 test-wheel: wheel ## put the wheel into fresh environments and use it

@@ -15,7 +15,8 @@ for_what=${1:-}
 
 # What is needed, how it is found, and the package that has it:
 #   sign: a program, "lib:FILE" for a file in a library directory, "py:MODULE" for a module of the system's Python
-#   when: "-" always, "tests", "package", "windows"
+#   when: "-" always, "tests", "package", "windows", or "build": for packages and for tests, which build them too
+#   package: "-" where it is of no use on that distribution
 # qemu-system-x86 and libvirt's QEMU driver run the guests; mmdebstrap builds templates (uidmap: without root); tcc
 # compiles the guest's first program, a few kilobytes of C without a C library.
 needs() {
@@ -45,11 +46,12 @@ fish                                    tests   fish                         fis
 mandb                                   tests   man-db                       man-db                        man-db                  man                      man-db
 groff                                   tests   groff-base                   groff-base                    groff                   groff                    groff
 chromium                                tests   chromium                     chromium                      chromium                chromium                 chromium
-dh                                      package debhelper                    -                             -                       -                        -
-dh_python3                              package dh-python                    -                             -                       -                        -
-dpkg-buildpackage                       package dpkg-dev                     -                             -                       -                        -
+dh                                      build   debhelper                    -                             -                       -                        -
+dh_python3                              build   dh-python                    -                             -                       -                        -
+dpkg-buildpackage                       build   dpkg-dev                     -                             -                       -                        -
 lintian                                 package lintian                      -                             -                       -                        -
-py:zstandard                            package python3-zstandard            -                             -                       -                        -
+py:cryptography                         build   python3-cryptography         -                             -                       -                        -
+py:zstandard                            build   python3-zstandard            -                             -                       -                        -
 wine                                    windows wine                         wine-core                     wine                    wine                     wine64
 wine64                                  windows wine64                       wine-core                     wine                    wine                     wine64
 x86_64-w64-mingw32-gcc-win32            windows gcc-mingw-w64-x86-64-win32   mingw64-gcc                   mingw-w64-gcc           mingw64-cross-gcc        pkgsCross.mingwW64.buildPackages.gcc
@@ -96,7 +98,8 @@ for line in $(needs | awk -v column=$column '{print $1 "|" $2 "|" $column}'); do
     when=${rest%%|*} package=${rest#*|}
     case $when:$for_what in
     -:package) [ "$sign" = tcc ] || continue ;; # the only part of a host that a build uses
-    -:*|tests:tests|tests:windows|windows:windows|package:package) ;; *) continue ;; esac
+    -:*|tests:tests|tests:windows|windows:windows|build:tests|build:package|package:package) ;; *) continue ;; esac
+    [ "$package" != - ] || continue # Debian's packages are built on Debian
     is_here "$sign" || case " $missing " in *" $package "*) ;; *) missing="$missing $package" ;; esac
 done
 

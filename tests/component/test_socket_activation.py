@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from casemate.api import server
 from casemate.cli.clean import clean_state
 from casemate.client.transport import Transport, python_path
 from casemate.daemon.activation import inherited
@@ -64,6 +67,30 @@ def test_sockets_for_another_process_are_left_alone() -> None:
 def test_a_wrong_number_is_refused(count: str) -> None:
     with pytest.raises(ValueInvalidError, match="LISTEN_FDS"):
         inherited({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count})
+
+
+def test_a_socket_that_does_not_listen_is_refused(tmp_path: Path) -> None:
+    program = (
+        "import os, socket, sys; from casemate.daemon.activation import inherited\n"
+        "one = socket.socket(socket.AF_UNIX); one.bind(sys.argv[1]); os.dup2(one.fileno(), 3)\n"
+        "inherited({'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1'})"
+    )
+    with short_directory() as directory:
+        argv = [sys.executable, "-c", program, str(directory / "s")]
+        done = subprocess.run(argv, env={"PYTHONPATH": python_path()}, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "descriptor 3 of LISTEN_FDS is no listening unix socket" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to a group")
+def test_only_a_socket_of_the_groups_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "socket"
+    path.touch()
+    monkeypatch.setattr(grp, "getgrnam", lambda name: SimpleNamespace(gr_gid=77))
+    for group, mode, shared in ((77, 0o660, True), (77, 0o666, False), (77, 0o661, False), (78, 0o660, False)):
+        os.chown(path, 0, group)
+        path.chmod(mode)
+        assert server._is_for_group(path) == shared, (group, oct(mode))
+    assert not server._is_for_group(tmp_path / "missing")
 
 
 def test_a_descriptor_that_does_not_listen_is_refused(tmp_path: Path) -> None:

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.mutants import engine, host, link, network, qrexec, storage, store, streams, tools, warm, web, web_host
+from tests.mutants import (
+    engine,
+    host,
+    link,
+    network,
+    packages,
+    qrexec,
+    storage,
+    store,
+    streams,
+    tools,
+    warm,
+    web,
+    web_host,
+)
 from tests.mutants.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 
 ALL = tuple(
     mutant
-    for area in (engine, host, link, network, qrexec, storage, store, streams, tools, warm, web, web_host)
+    for area in (engine, host, link, network, packages, qrexec, storage, store, streams, tools, warm, web, web_host)
     for mutant in area.MUTANTS
 )
 

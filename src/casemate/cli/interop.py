@@ -48,6 +48,10 @@ DIRECTORIES = ("etc/qubes/backup",)
 """Where the group may write."""
 
 
+_PACKAGED = Path("/var/lib/dpkg/info/casemate-qubes-tools.list")
+"""What Debian's package of the tools has put in place, one path a line; missing where it is not installed."""
+
+
 class InteropError(CasemateError):
     """Something is at one of the places that is not ours."""
 
@@ -58,12 +62,22 @@ def _content(place: str) -> str:
     )
 
 
-def _state(path: Path, place: str) -> str:
+def _target(link: Path, root: Path) -> Path:
+    """Where a symbolic link leads. Debian's packages make relative ones within /usr, which are meant below ``root``."""
+    said = link.readlink()
+    if said.is_absolute():
+        return said
+    found = Path(os.path.normpath(link.parent / said))
+    return Path("/") / found.relative_to(root) if found.is_relative_to(root) else found
+
+
+def _state(root: Path, place: str) -> str:
     """``ours``, ``missing`` or ``foreign``."""
+    path = root / place
     if not os.path.lexists(path):
         return "missing"
     if place in LINKS:
-        return "ours" if path.is_symlink() and path.readlink() == BIN / LINKS[place] else "foreign"
+        return "ours" if path.is_symlink() and _target(path, root) == BIN / LINKS[place] else "foreign"
     try:
         return "ours" if path.is_file() and MARK in path.read_text("utf-8", "replace") else "foreign"
     except OSError:
@@ -72,7 +86,7 @@ def _state(path: Path, place: str) -> str:
 
 def places(root: Path) -> dict[str, str]:
     """Each place and what is there."""
-    return {place: _state(root / place, place) for place in (*FILES, *LINKS)}
+    return {place: _state(root, place) for place in (*FILES, *LINKS)}
 
 
 def _group(user: str | None) -> int | None:
@@ -118,14 +132,22 @@ def install(root: Path, user: str | None) -> None:
 
 
 def remove(root: Path) -> None:
-    """Take away what is ours, and directories that are empty then; the group stays."""
-    for place, state in places(root).items():
-        path = root / place
-        if state == "ours":
-            path.unlink()
-        _remove_empty(path.parent, root)
+    """Take away what is ours, and directories that are empty then; the group stays, and what a package has brought."""
+    for place in removable(root):
+        (root / place).unlink()
+    for place in places(root):
+        _remove_empty((root / place).parent, root)
     for place in DIRECTORIES:
         _remove_empty(root / place, root)
+
+
+def removable(root: Path) -> list[str]:
+    """The places that ``remove`` would take away."""
+    try:
+        packaged = set(_PACKAGED.read_text("utf-8", "surrogateescape").splitlines())
+    except FileNotFoundError:
+        packaged = set()
+    return [place for place, state in places(root).items() if state == "ours" and f"/{place}" not in packaged]
 
 
 def _remove_empty(path: Path, root: Path) -> None:

@@ -56,9 +56,12 @@ def steps(qubes: Qubes, wish: Wish) -> list[Step]:
 
     name = wish.recipe.default_name
     found = {qube.name: qube.klass for qube in qubes.listed()}
-    wanted = [
-        Step(f"template {name}", "TemplateVM" not in found.values(), lambda: template.install(qubes, wish.recipe, name))
-    ]
+    templates = [one for one, klass in found.items() if klass == "TemplateVM"]
+    wanted = [Step(f"template {name}", not templates, lambda: template.install(qubes, wish.recipe, name))]
+    if templates:  # a template that is made becomes the default at its end, which a crash may have prevented
+        default = name if name in templates else templates[0]
+        wanted.append(_global(qubes, "default_template", default))
+        wanted.append(_global(qubes, "default_kernel", qubes.get(default, "kernel").text))
     if wish.network:
         provides = {"provides_network": "True"}
         wanted += [
@@ -105,7 +108,7 @@ def _global(qubes: Qubes, name: str, value: str) -> Step:
         qubes.set(None, name, value)
         return 0
 
-    return Step(f"{name} {value}", not qubes.get(None, name).text, make)
+    return Step(f"{name} {value}", bool(value) and not qubes.get(None, name).text, make)
 
 
 def missing(qubes: Qubes) -> list[str]:

@@ -16,6 +16,7 @@ from casemate.wire.errors import DaemonAccessError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from typing import BinaryIO
 
@@ -24,6 +25,10 @@ DAEMON = (sys.executable, "-P", "-m", "casemate.daemon.start")
 START_SECONDS = 60.0
 """Seconds until a started daemon must listen. It adopts running qubes first, which takes a moment on a busy host."""
 _POLL_SECONDS = 0.01
+_ANOTHER_SERVES = 3
+"""Exit status of a daemon that found another one of the same state (daemon/main.py)."""
+_AGAIN_SECONDS = 0.2
+"""Until the next try then. A start takes as long, and there may be many."""
 _CHUNK = 65536
 _LOG_TAIL = 2000
 """Bytes of the end of the daemon's log that are read for a message."""
@@ -165,7 +170,7 @@ class Transport:
         # What it says until it serves is for us, and kept in memory: on a full disk its log stays empty.
         said = os.memfd_create("casemated", os.MFD_CLOEXEC)
         try:
-            return self._wait_for_daemon(self._spawn_daemon(environment, log, append, said), log, said)
+            return self._wait_for_daemon(lambda: self._spawn_daemon(environment, log, append, said), log, said)
         finally:
             os.close(said)
 
@@ -182,14 +187,20 @@ class Transport:
             setsid=True,
         )
 
-    def _wait_for_daemon(self, child: int, log: Path, said: int) -> socket.socket:
+    def _wait_for_daemon(self, start: Callable[[], int], log: Path, said: int) -> socket.socket:
         deadline = time.monotonic() + START_SECONDS
+        child = start()
         # It is ready when its socket listens. The standard library has nothing that waits for that, hence polling.
         while time.monotonic() < deadline:
             connection = self._try_connect()
             if connection is not None:
                 return connection
-            if os.waitpid(child, os.WNOHANG)[0] == child:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended == child and os.waitstatus_to_exitcode(status) == _ANOTHER_SERVES:
+                # It listens soon, or it has been killed and is about to vanish, locks and all: then one of ours starts.
+                time.sleep(_AGAIN_SECONDS)
+                child = start()
+            elif ended == child:
                 reason = os.pread(said, _LOG_TAIL, 0).decode("utf-8", "replace").strip()
                 why = printable(reason, _LOG_TAIL) if reason else _tail(os.fspath(log))
                 raise DaemonAccessError(f"The daemon ended at once: {why}")

@@ -80,28 +80,36 @@ def _only_one(settings: Settings) -> int | None:
     except BlockingIOError:
         os.close(fd)
         return None
-    _claim_state(settings)
+    if not _claim_state(settings):
+        os.close(fd)
+        return None
     os.ftruncate(fd, 0)
     os.write(fd, f"{os.getpid()}\n".encode())
     return fd
 
 
-def _claim_state(settings: Settings) -> None:
+def _claim_state(settings: Settings) -> bool:
     """Hold the state for this run-time directory while the daemon lives (the descriptor stays open until then).
 
-    The lock beside the sockets does not see a daemon of the same state whose sockets are elsewhere (CASEMATE_RUN).
+    The lock beside the sockets does not see a daemon of the same state whose sockets are elsewhere (CASEMATE_RUN):
+    ValueInvalidError for such a one. False when a daemon of this very directory has it: one that is just ending gives
+    up the two locks one after the other.
     """
     fd = os.open(settings.state / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         elsewhere = os.read(fd, 4096).decode("utf-8", "replace").strip()
+        os.close(fd)
+        if elsewhere == str(settings.run):
+            return False
         raise ValueInvalidError(
             f"Another casemated serves {settings.state}, with its sockets in {elsewhere or 'another directory'}: "
             f"set CASEMATE_RUN={elsewhere}, or end it first"
         ) from None
     os.ftruncate(fd, 0)
     os.write(fd, f"{settings.run}\n".encode())
+    return True
 
 
 async def _serve(settings: Settings, foreground: bool, given: Mapping[Path, socket.socket]) -> None:

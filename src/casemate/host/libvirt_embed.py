@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import grp
 import hashlib
 import logging
 import os
 import pwd
 import stat
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -112,6 +115,32 @@ def prepare(settings: Settings) -> str:
     short = directory if _fits(directory) else _alias(directory)
     check_socket_path(Path(f"{short}{_LONGEST_BELOW_ROOT}"), "libvirt's monitor sockets")
     return f"qemu:///embed?root={quote(str(short))}"
+
+
+async def driver_is_free(settings: Settings, seconds: float) -> bool:
+    """Wait until no other process has the driver's directory, at most so long; whether that is so then.
+
+    libvirt locks its pid file (fcntl(2)) while a driver is open. To be called before the driver is opened here: closing
+    any descriptor of the file gives up all locks that this process has on it.
+    """
+    path = settings.state / "libvirt" / "run" / "qemu" / "driver.pid"
+    end = time.monotonic() + seconds
+    while _is_locked(path):
+        if time.monotonic() >= end:
+            return False
+        await asyncio.sleep(0.05)
+    return True
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with open(path, "r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none yet; what else is wrong, libvirt will say
+        return False
+    return False
 
 
 def logs(settings: Settings) -> Path:

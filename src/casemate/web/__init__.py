@@ -11,6 +11,7 @@
 It is an ordinary client of the Admin API: it imports ``client``, ``settings`` and ``wire`` and nothing of the daemon's
 side. What one module does:
 
+* ``start`` says what is missing where the three packages of Python that the page needs are not there.
 * ``server`` opens a loopback port, prints the address with the token, and runs uvicorn until it is interrupted;
   ``connections`` bounds how many connections there are and how long one may wait before it asks.
 * ``guard`` stands before everything else and decides by the head of a request alone: host, origin, token, rate. It

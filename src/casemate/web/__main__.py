@@ -2,6 +2,6 @@
 
 import sys
 
-from casemate.web.server import main
+from casemate.web.start import main
 
 sys.exit(main())

@@ -15,6 +15,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from casemate.host.libvirt_embed import driver_is_free
 from casemate.host.libvirt_machines import connect
 from casemate.host.orphans import become_subreaper
 from casemate.host.room import namespaces
@@ -23,8 +24,11 @@ from casemate.host.room.server import Server, Wires
 from casemate.settings import load
 from casemate.wire.errors import CasemateError, HypervisorError
 
-_DRIVER_SECONDS = 10.0
-"""How long the process of an earlier daemon may take to let go of libvirt's directory: it ends when its daemon does."""
+_DRIVER_SECONDS = 30.0
+"""How long the process of an earlier daemon may take to let go of libvirt's directory: it ends when its daemon does,
+which takes seconds on a busy machine. Shorter than tools wait for a daemon (60 s), so that they are told the reason."""
+_MAX_OPENINGS = 5
+"""How often the driver is opened. libvirt registers it anew each time, and refuses the eleventh: "Too many drivers"."""
 
 
 def _enter(room: Room | None, owner: int | None) -> tuple[Room | None, str]:
@@ -49,18 +53,21 @@ async def _serve(connection: socket.socket, room: Room | None, why: str) -> None
             wires = await asyncio.get_running_loop().run_in_executor(thread, Wires)
         except (CasemateError, OSError) as error:
             answer["why"] = str(error)
-    while True:
+    machines = None
+    for _opening in range(_MAX_OPENINGS):
+        await driver_is_free(load(), end - time.monotonic())
         try:
             machines = await connect(load())
             break
         except HypervisorError as error:
-            # An earlier process of ours that has not ended yet holds libvirt's pid file. Which of the two libvirt says
-            # depends on how far its driver got.
+            answer["error"] = str(error)
+            # Another process was faster, or one has just let go of the pid file. Which of the two libvirt says depends
+            # on how far its driver got.
             if not any(hint in str(error) for hint in ("pid file", "is not active")) or time.monotonic() > end:
-                answer["error"] = str(error)
-                machines = None
                 break
             await asyncio.sleep(0.05)
+    if machines is not None:
+        answer.pop("error", None)
     reader, writer = await asyncio.open_connection(sock=connection, limit=1 << 24)
     writer.write(json.dumps(answer).encode() + b"\n")
     await writer.drain()
