@@ -11,6 +11,7 @@ import sys
 import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -40,6 +41,28 @@ def listening() -> socket.socket:
     return found
 
 
+class QuietServer(uvicorn.Server):
+    """uvicorn's server, which by itself wakes ten times a second to see whether it is to end. This one sleeps."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._end = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def main_loop(self) -> None:
+        """Wait until a signal says that it is the end."""
+        self._loop = asyncio.get_running_loop()
+        await self.on_tick(0)  # sets the headers of every answer; ours has none that change with the time
+        if not self.should_exit:
+            await self._end.wait()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by Python's handler of a signal, between any two steps of the loop."""
+        super().handle_exit(sig, frame)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._end.set)  # wakes a loop that waits for descriptors
+
+
 async def serve(api: AdminApi, door: socket.socket, token: str, read_only: bool, ready: Callable[[], None]) -> None:
     """Serve the page on a listening socket until a signal ends it.
 
@@ -58,7 +81,7 @@ async def serve(api: AdminApi, door: socket.socket, token: str, read_only: bool,
     )  # fmt: skip
     try:
         ready()
-        await uvicorn.Server(config).serve(sockets=[door])
+        await QuietServer(config).serve(sockets=[door])
     finally:
         await actions.close()
         await live.close()

@@ -77,8 +77,10 @@ class Streams:
                         sent = now
                     version = changes.version
                     await self._live.newer(version, sent + HEARTBEAT_SECONDS - time.monotonic())
-                    # Whatever comes within a tick goes into one message: at most ten a second reach the browser.
-                    await asyncio.sleep(TICK_SECONDS)
+                    # Whatever comes within a tick goes into one message: at most ten a second reach the browser. What
+                    # comes after a quiet tick goes at once, and so do the first rows: somebody waits for them.
+                    if not changes.lost:
+                        await asyncio.sleep(now + TICK_SECONDS - time.monotonic())
         finally:
             self._open -= 1
 
