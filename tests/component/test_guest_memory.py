@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import pytest
 
-from casemate.host import guest_memory
+from casemate.host import guest_memory, memory_map
 from casemate.host.guest_memory import GuestMemories, make_launcher, waiting_for_launcher
 from casemate.host.hypervisor import GuestMemory, MachineSpec
 from casemate.wire.errors import HypervisorError
@@ -134,7 +134,7 @@ def test_the_launcher_becomes_qemu_with_the_memory_at_its_place(spec: MachineSpe
     stand_in = tmp_path / "qemu-system-x86_64"
     stand_in.write_text(
         f"#!{sys.executable}\nimport os, sys\n"
-        f"print(sys.argv[1:], os.pread({guest_memory.FD}, 6, 0), '{guest_memory.VARIABLE}' in os.environ)\n"
+        f"print(sys.argv[1:], os.pread({memory_map.FD}, 6, 0), '{guest_memory.VARIABLE}' in os.environ)\n"
     )
     stand_in.chmod(0o755)
     with pytest.MonkeyPatch.context() as patched:
