@@ -54,9 +54,8 @@ def test_an_image_has_the_memory_without_its_holes(spec: MachineSpec, tmp_path: 
     assert os.pread(memories.for_machine(other), 6, 2 * MIB) == b"secret"
 
 
-def test_nobody_can_write_an_image(spec: MachineSpec, tmp_path: Path) -> None:
-    memories = GuestMemories()
-    fd = memories.for_machine(image_of(spec, memories, tmp_path))
+def cannot_be_written(fd: int) -> None:
+    """By whoever has the descriptor; ``secret`` stands at 2 MiB, and still does."""
     # As QEMU opens it: for writing, by its path.
     opened = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
     try:
@@ -74,6 +73,28 @@ def test_nobody_can_write_an_image(spec: MachineSpec, tmp_path: Path) -> None:
         assert os.pread(fd, 6, 2 * MIB) == b"secret"
     finally:
         os.close(opened)
+
+
+def test_nobody_can_write_an_image(spec: MachineSpec, tmp_path: Path) -> None:
+    memories = GuestMemories()
+    cannot_be_written(memories.for_machine(image_of(spec, memories, tmp_path)))
+
+
+def test_nobody_can_write_what_forks_share(spec: MachineSpec, tmp_path: Path) -> None:
+    memories = GuestMemories()
+    qube = memories.for_machine(spec)
+    os.pwrite(qube, b"secret", 2 * MIB)
+    os.dup2(qube, memory_map.FD)  # where QEMU has it; we stand for one
+    try:
+        memories.fork(memory_map.MappedMemory(os.getpid(), (), private=False), tmp_path)
+    finally:
+        os.close(memory_map.FD)
+    os.pwrite(qube, b"later!", 2 * MIB)
+    shared = memories.for_machine(replace(spec, name="two", uuid=uuid4(), memory=GuestMemory(tmp_path)))
+    cannot_be_written(shared)
+    memories.release(tmp_path)
+    with pytest.raises(OSError):
+        os.fstat(shared)
 
 
 def test_machines_of_one_image_get_one_file_until_it_is_released(spec: MachineSpec, tmp_path: Path) -> None:

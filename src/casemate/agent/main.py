@@ -8,7 +8,7 @@ import socket
 import sys
 
 from casemate.agent.port import find_port, open_port
-from casemate.agent.renewal import SEED_KEY, prepare, renew, renew_fork
+from casemate.agent.renewal import SEED_KEY, prepare, renew, renew_fork, set_clock
 from casemate.agent.service import NoServiceError, Service, failure_status, find_service
 from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
@@ -122,6 +122,8 @@ class Agent:
             renew_fork(self._database.tree.read)
             self._identity_is = RENEWED
             self._seeded = False
+            if self._network is not None:
+                self._network.bring()
         self._configure()
         self._thaw()  # also in the guest that was copied, where its link died before it could say so
         if not self._need_network(self._tell_ready):
@@ -136,15 +138,16 @@ class Agent:
         elif os.path.exists(APT_PROXY):
             os.unlink(APT_PROXY)
 
-    def _freeze(self, stream: MuxStream, on: bool) -> None:
+    def _freeze(self, stream: MuxStream, body: bytes) -> None:
         """Stop all other programs, or let them go on, and say so."""
         try:
-            if on:
+            if body == b"1":
                 from casemate.agent.freezer import freeze
 
                 freeze()
                 self._frozen = True
             else:
+                set_clock(body[1:])  # this guest stood still meanwhile
                 self._thaw()
         except OSError as error:
             sys.stderr.write(f"casemate-agent: {error}\n")
@@ -241,7 +244,7 @@ class Agent:
             except (CasemateError, OSError, ValueError) as error:
                 refuse(stream, failure_status(error), f"{error}\n")
         elif kind == FREEZE:
-            self._freeze(stream, body == b"1")
+            self._freeze(stream, body)
         elif kind == POWER:
             stream.abort()
             from casemate.agent.power import power_off

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from casemate.streams.loop import Loop
 from casemate.streams.stream import Handler
 from casemate.wire.errors import ProtocolError
@@ -29,7 +31,7 @@ class Freezing(Handler):
         late = f"its agent did not do it within {FREEZE_SECONDS:g} s"
         self._timer = loop.later(FREEZE_SECONDS, lambda: self._answer(False, late))
         try:
-            self._stream = channel.open(FREEZE + (b"1" if on else b"0"), self)
+            self._stream = channel.open(FREEZE + (b"1" if on else f"0{time.time():.3f}".encode()), self)
         except ProtocolError as error:
             self._answer(False, str(error))
 

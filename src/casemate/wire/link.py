@@ -9,7 +9,7 @@ A stream of the channel starts with one byte that says what it is for, then the 
 ``READY``  guest       JSON ``{"boot_id": ..., "identity": ...}``: services can be called now
 ``POWER``  host        ``off``: power off in an orderly way
 ``PING``   host        nothing: the agent gives the stream up at once, which is a sign of life
-``FREEZE`` host        ``1``: stop all other programs, ``0``: let them go on; answered with DONE
+``FREEZE`` host        ``1``: stop all other programs; ``0`` and the time: let them go on; answered with DONE
 =========  ==========  =======================================================================
 
 Casemated (and only its user) speaks CONTROL messages on the link's socket: ``msg_header`` of type CONTROL, then JSON;
