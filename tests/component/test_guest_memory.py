@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import pytest
 
-from casemate.host import guest_memory
+from casemate.host import guest_memory, memory_map
 from casemate.host.guest_memory import GuestMemories, make_launcher, waiting_for_launcher
 from casemate.host.hypervisor import GuestMemory, MachineSpec
 from casemate.wire.errors import HypervisorError
@@ -54,9 +54,8 @@ def test_an_image_has_the_memory_without_its_holes(spec: MachineSpec, tmp_path: 
     assert os.pread(memories.for_machine(other), 6, 2 * MIB) == b"secret"
 
 
-def test_nobody_can_write_an_image(spec: MachineSpec, tmp_path: Path) -> None:
-    memories = GuestMemories()
-    fd = memories.for_machine(image_of(spec, memories, tmp_path))
+def cannot_be_written(fd: int) -> None:
+    """By whoever has the descriptor; ``secret`` stands at 2 MiB, and still does."""
     # As QEMU opens it: for writing, by its path.
     opened = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
     try:
@@ -74,6 +73,28 @@ def test_nobody_can_write_an_image(spec: MachineSpec, tmp_path: Path) -> None:
         assert os.pread(fd, 6, 2 * MIB) == b"secret"
     finally:
         os.close(opened)
+
+
+def test_nobody_can_write_an_image(spec: MachineSpec, tmp_path: Path) -> None:
+    memories = GuestMemories()
+    cannot_be_written(memories.for_machine(image_of(spec, memories, tmp_path)))
+
+
+def test_nobody_can_write_what_forks_share(spec: MachineSpec, tmp_path: Path) -> None:
+    memories = GuestMemories()
+    qube = memories.for_machine(spec)
+    os.pwrite(qube, b"secret", 2 * MIB)
+    os.dup2(qube, memory_map.FD)  # where QEMU has it; we stand for one
+    try:
+        memories.fork(memory_map.MappedMemory(os.getpid(), (), private=False), tmp_path)
+    finally:
+        os.close(memory_map.FD)
+    os.pwrite(qube, b"later!", 2 * MIB)
+    shared = memories.for_machine(replace(spec, name="two", uuid=uuid4(), memory=GuestMemory(tmp_path)))
+    cannot_be_written(shared)
+    memories.release(tmp_path)
+    with pytest.raises(OSError):
+        os.fstat(shared)
 
 
 def test_machines_of_one_image_get_one_file_until_it_is_released(spec: MachineSpec, tmp_path: Path) -> None:
@@ -134,7 +155,7 @@ def test_the_launcher_becomes_qemu_with_the_memory_at_its_place(spec: MachineSpe
     stand_in = tmp_path / "qemu-system-x86_64"
     stand_in.write_text(
         f"#!{sys.executable}\nimport os, sys\n"
-        f"print(sys.argv[1:], os.pread({guest_memory.FD}, 6, 0), '{guest_memory.VARIABLE}' in os.environ)\n"
+        f"print(sys.argv[1:], os.pread({memory_map.FD}, 6, 0), '{guest_memory.VARIABLE}' in os.environ)\n"
     )
     stand_in.chmod(0o755)
     with pytest.MonkeyPatch.context() as patched:

@@ -473,6 +473,53 @@ def test_a_volume_begins_with_what_was_kept_for_an_image(rig: Rig) -> None:
     asyncio.run(scenario())
 
 
+def test_the_layer_of_a_machine_that_goes_on_is_copied_for_forks(rig: Rig) -> None:
+    async def scenario() -> None:
+        await rig.imported()
+        image = await rig.pool.start(work_root, WORK, False)
+        if rig.pool.start_content(work_root) is None:
+            with pytest.raises(StorageError, match="keeps nothing for forks"):
+                await rig.pool.copy_for_image(work_root, IMAGE)
+            return
+        await write(image, 0x22, at=65536)
+        await rig.pool.copy_for_image(work_root, IMAGE)
+        await write(image, 0x55, at=65536)  # it goes on
+        below, volume = image, work_root
+        for depth in range(1, 5):
+            # A fork of the fork of ... each has one more layer below it, until they are too many.
+            name = f"{IMAGE[:-1]}{depth}"
+            fork = replace(mail_root, vid=f"fork{depth}/root")
+            below = await rig.pool.start(fork, WORK, False, IMAGE if depth == 1 else f"{IMAGE[:-1]}{depth - 1}")
+            assert await shows(below, 0x22, at=65536) and await shows(below, 0x11)
+            assert not rig.pool.is_outdated(fork)
+            assert len(below.backing) == depth + 1
+            if depth < 4:
+                await rig.pool.copy_for_image(fork, name)
+            volume = fork
+        with pytest.raises(StorageError, match="fork of forks"):
+            await rig.pool.copy_for_image(volume, "aa")
+        for name in rig.pool.images():
+            await rig.pool.drop_image(name)
+        assert await shows(below, 0x22, at=65536) and await shows(image, 0x55, at=65536)
+        for volume in (work_root, *(replace(mail_root, vid=f"fork{depth}/root") for depth in range(1, 5))):
+            await rig.pool.stop(volume)
+            assert not rig.pool.has_left_overs(volume)
+
+    asyncio.run(scenario())
+
+
+def test_what_a_machine_writes_itself_cannot_be_copied_while_it_goes_on(rig: Rig) -> None:
+    async def scenario() -> None:
+        await rig.pool.create(private)
+        await rig.pool.start(private, WORK, False)
+        with pytest.raises(StorageError, match="fork"):
+            await rig.pool.copy_for_image(private, IMAGE)
+        assert rig.pool.images() == []
+        await rig.pool.stop(private)
+
+    asyncio.run(scenario())
+
+
 def test_what_a_start_begins_with_changes_when_its_source_does(rig: Rig) -> None:
     async def scenario() -> None:
         await rig.imported()
@@ -499,6 +546,9 @@ def test_a_layer_whose_header_was_changed_becomes_no_part_of_an_image(rig: Rig) 
         with pytest.raises(StorageError, match="names another file"):
             await rig.pool.keep_for_image(work_root, IMAGE)
         assert rig.pool.images() == []
+        with pytest.raises(StorageError, match="names another file"):
+            await rig.pool.copy_for_image(work_root, IMAGE)
+        await rig.pool.drop_image(IMAGE)
         await rig.pool.stop(work_root)
 
     asyncio.run(scenario())

@@ -401,6 +401,13 @@ class FakeWarm:
         return self.images.pop(key, None) is not None
 
 
+class FakeForks:
+    """Forks of qubes that run: names alone."""
+
+    async def fork(self, name: str, count: int, _creator: str) -> list[str]:
+        return [f"{name}-{number}" for number in range(count)]
+
+
 class FakePermissions:
     """No policy: nothing is allowed."""
 
@@ -457,6 +464,7 @@ class FakeParts:
             qubes=self.qubes,
             disposables=self.preloads(guests),
             warm=self.warm,
+            forks=FakeForks(),
             volumes=self.volumes,
             pools=FakePools(),
             devices=self.devices,

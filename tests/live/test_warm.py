@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from casemate.cli.clean import machines_of
-from casemate.host import guest_memory
+from casemate.host import guest_memory, memory_map
 from tests.builders import wait_for
 from tests.live.world import TEMPLATE, World
 
@@ -86,7 +86,7 @@ def test_it_is_as_confined_as_one_that_boots(world: World, clone: str, usable: s
 
 def test_it_cannot_change_the_image(world: World, clone: str) -> None:
     # QEMU has the memory open for writing, so what it may do we may try with the very same descriptor.
-    path = f"/proc/{pid_of(world, clone)}/fd/{guest_memory.FD}"
+    path = f"/proc/{pid_of(world, clone)}/fd/{memory_map.FD}"
     fd = os.open(path, os.O_RDWR)
     try:
         for attempt in (
@@ -249,7 +249,7 @@ def test_two_app_qubes_of_one_image_share_neither_disk_nor_memory(world: World, 
         world.run("qvm-start", name)
     pids = [pid_of(world, name) for name in (app, "other")]
     assert all(map(went_on, pids))
-    assert len({os.stat(f"/proc/{pid}/fd/{guest_memory.FD}").st_ino for pid in pids}) == 2
+    assert len({os.stat(f"/proc/{pid}/fd/{memory_map.FD}").st_ino for pid in pids}) == 2
     # It has a file system of 2 GiB on a disk of 3, which grows, as it does in a qube that boots.
     empty, mebibytes = world.inside("other", "ls -A | wc -l; df --output=size -BM /rw | tail -n 1").split()
     assert empty == "0" and int(mebibytes.rstrip("M")) > 2900

@@ -56,4 +56,24 @@ MUTANTS = (
         "        check_file(run, base if volume.snap_on_start else None)\n", "",
         ("tests/contract/test_storage_driver.py::test_a_layer_whose_header_was_changed_becomes_no_part_of_an_image",),
     ),
+    Mutant(
+        "fork-not-sealed", "a fork cannot write what others share", "src/casemate/host/guest_memory.py",
+        "            memory.copy_to(fd)\n            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)\n",
+        "            memory.copy_to(fd)\n", (f"{_MEMORY}test_nobody_can_write_what_forks_share",),
+    ),
+    Mutant(
+        "layer-of-a-fork-unchecked", "S3", "src/casemate/storage/drivers/qcow2.py",
+        "        check_file(kept, below[0] if below else None)\n", "",
+        ("tests/contract/test_storage_driver.py::test_a_layer_whose_header_was_changed_becomes_no_part_of_an_image",),
+    ),
+    Mutant(
+        "forks-of-forks-without-end", "chains of layers are bounded", "src/casemate/storage/drivers/qcow2.py",
+        "if len(below) >= len(_PINS):", "if False:",
+        ("tests/contract/test_storage_driver.py::test_the_layer_of_a_machine_that_goes_on_is_copied_for_forks",),
+    ),
+    Mutant(
+        "own-pages-not-copied", "a fork has what the qube has", "src/casemate/host/memory_map.py",
+        "        if self.private:\n", "        if False:\n",
+        ("tests/component/test_memory_map.py::test_a_copy_has_what_the_process_sees",),
+    ),
 )  # fmt: skip

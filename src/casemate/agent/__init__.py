@@ -13,7 +13,8 @@
                                 │ streams.channel
                         virtio-serial port (port.py) ── the host's link
 
-A guest that boots to become a warm image takes no identity; one that goes on from it takes its own (``renewal``).
+A guest that boots to become a warm image takes no identity; one that goes on from it takes its own (``renewal``). So
+does the fork of a guest that runs, before its programs go on (``freezer``).
 
 The agent is one zipapp (``host/agent_package.py``). In a lean guest it is process 1, started by ``host/initrd/init.c``,
 else a service of systemd. It owns the guest's end of the channel, the guest's copy of the database and the programs of

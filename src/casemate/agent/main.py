@@ -8,7 +8,7 @@ import socket
 import sys
 
 from casemate.agent.port import find_port, open_port
-from casemate.agent.renewal import SEED_KEY, prepare, renew
+from casemate.agent.renewal import SEED_KEY, prepare, renew, renew_fork, set_clock
 from casemate.agent.service import NoServiceError, Service, failure_status, find_service
 from casemate.agent.sessions import SERVICE as WAIT_FOR_SESSION
 from casemate.agent.sessions import Sessions
@@ -25,7 +25,7 @@ from casemate.streams.loop import Loop
 from casemate.streams.mux_stream import MuxStream
 from casemate.streams.stream import Handler
 from casemate.wire.errors import CasemateError, ProtocolError
-from casemate.wire.link import CALL, DATABASE, IMAGE_KEY, POWER, READY, RENEWED
+from casemate.wire.link import CALL, DATABASE, DONE, FORK_KEY, FREEZE, IMAGE_KEY, POWER, READY, RENEWED
 from casemate.wire.qrexec import (
     EXIT_FAILED,
     EXIT_NO_SERVICE,
@@ -72,6 +72,8 @@ class Agent:
         self._seeded = False
         self._is_image = False
         self._identity_is = "own"
+        self._fork: bytes | None = None
+        self._frozen = False
         os.makedirs(run, mode=0o755, exist_ok=True)
         os.chmod(run, 0o755)
         Listener(loop, listen(f"{run}/qrexec-agent.sock", 0o666), self._connection)
@@ -113,7 +115,17 @@ class Agent:
             self._is_image = False
             renew(self._database.tree.read)
             self._identity_is = RENEWED
+        fork = self._database.tree.read(FORK_KEY)
+        if fork is not None and fork != self._fork:
+            # A moment ago, for us, we were the guest that was copied. All of its programs but us stand still.
+            self._fork = fork
+            renew_fork(self._database.tree.read)
+            self._identity_is = RENEWED
+            self._seeded = False
+            if self._network is not None:
+                self._network.bring()
         self._configure()
+        self._thaw()  # also in the guest that was copied, where its link died before it could say so
         if not self._need_network(self._tell_ready):
             self._tell_ready()
 
@@ -125,6 +137,31 @@ class Agent:
             self._updates = UpdatesPort(self._loop, self._children)
         elif os.path.exists(APT_PROXY):
             os.unlink(APT_PROXY)
+
+    def _freeze(self, stream: MuxStream, body: bytes) -> None:
+        """Stop all other programs, or let them go on, and say so."""
+        try:
+            if body == b"1":
+                from casemate.agent.freezer import freeze
+
+                freeze()
+                self._frozen = True
+            else:
+                set_clock(body[1:])  # this guest stood still meanwhile
+                self._thaw()
+        except OSError as error:
+            sys.stderr.write(f"casemate-agent: {error}\n")
+            stream.abort()
+            return
+        stream.write(DONE)
+        stream.finish()
+
+    def _thaw(self) -> None:
+        if self._frozen:
+            from casemate.agent.freezer import thaw
+
+            self._frozen = False
+            thaw()
 
     def _need_network(self, ready: Callable[[], None]) -> bool:
         """Set up the network, the first time that the qube has one; whether ``ready`` will be called for it."""
@@ -206,6 +243,8 @@ class Agent:
                 self._serve(stream, parse_exec(body[HEADER.size :]), number == JUST_EXEC)
             except (CasemateError, OSError, ValueError) as error:
                 refuse(stream, failure_status(error), f"{error}\n")
+        elif kind == FREEZE:
+            self._freeze(stream, body)
         elif kind == POWER:
             stream.abort()
             from casemate.agent.power import power_off

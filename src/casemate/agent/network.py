@@ -70,9 +70,10 @@ class Network:
     def _soon(self) -> None:
         if not self._pending:
             self._pending = True
-            self._loop.later(_SETTLE_SECONDS, self._bring)
+            self._loop.later(_SETTLE_SECONDS, self.bring)
 
-    def _bring(self) -> None:
+    def bring(self) -> None:
+        """Make the interface what the database says now."""
         self._pending = False
         self._interface.bring()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 
+from casemate.agent.mounts import MS_BIND, MS_NOATIME, MS_RDONLY, mount
 from casemate.wire.link import PRIVATE_LATER, PRIVATE_SIZE_KEY
 
 TYPE_CHECKING = False
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 _RW, _HOME = "/rw", "/home"
 _SERIAL = "private"
-_MS_RDONLY, _MS_NOATIME, _MS_BIND = 1, 1024, 4096  # linux/mount.h
 _RESIZE_FS = 0x40086610  # EXT4_IOC_RESIZE_FS, fs/ext4/ext4.h
 _GROWN = 256 << 20
 """A disk is larger than its file system by more than this and a sixteenth only if it was enlarged (init.c)."""
@@ -52,7 +52,7 @@ def mount_private(read: Callable[[str], bytes | None]) -> None:
         if not os.path.isdir(home):
             os.mkdir(home, 0o700)
             os.chown(home, 1000, 1000)
-    _mount(f"{_RW}{_HOME}", _HOME, None, _MS_BIND)
+    mount(f"{_RW}{_HOME}", _HOME, None, MS_BIND)
     if writable:
         _grow(name)
 
@@ -82,7 +82,7 @@ def _await_size(name: str, expected: int) -> None:
 def _mount_ext4(node: str) -> bool:
     """Whether it can be written."""
     try:
-        _mount(node, _RW, "ext4", _MS_NOATIME, "noinit_itable")
+        mount(node, _RW, "ext4", MS_NOATIME, "noinit_itable")
     except PermissionError:
         pass  # the disk is read-only
     except OSError as error:
@@ -90,18 +90,8 @@ def _mount_ext4(node: str) -> bool:
             raise
     else:
         return True
-    _mount(node, _RW, "ext4", _MS_NOATIME | _MS_RDONLY, "noinit_itable")
+    mount(node, _RW, "ext4", MS_NOATIME | MS_RDONLY, "noinit_itable")
     return False
-
-
-def _mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    texts = [None if text is None else text.encode() for text in (source, target, kind)]
-    if libc.mount(*texts, flags, None if options is None else options.encode()) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{source}: {os.strerror(number)}")
 
 
 def _grow(name: str) -> None:

@@ -40,13 +40,18 @@ def renew(read: Callable[[str], bytes | None]) -> None:
     """Reseed, set the clock, mount what was not mounted; ``read`` gives the value of a key. OSError."""
     from casemate.agent import private_disk
 
+    renew_fork(read)
+    if private_disk.is_later():
+        private_disk.mount_private(read)
+
+
+def renew_fork(read: Callable[[str], bytes | None]) -> None:
+    """Reseed and set the clock in the copy of a guest that runs; its disks are mounted. OSError."""
     seed = read(SEED_KEY)
     if not seed:
         raise OSError("the host sent no randomness")
     add_entropy(seed)
     set_clock(read(TIME_KEY))
-    if private_disk.is_later():
-        private_disk.mount_private(read)
 
 
 def add_entropy(seed: bytes) -> None:

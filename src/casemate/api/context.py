@@ -11,6 +11,7 @@ from casemate.api.parts import (
     Backups,
     Devices,
     Disposables,
+    Forks,
     Guests,
     Host,
     Network,
@@ -44,6 +45,7 @@ class Context:
     qubes: Qubes
     disposables: Disposables
     warm: Warm
+    forks: Forks
     volumes: Volumes
     pools: Pools
     devices: Devices

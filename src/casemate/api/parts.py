@@ -88,6 +88,13 @@ class Warm(Protocol):
         """Remove one; False when there is none of that key."""
 
 
+class Forks(Protocol):
+    """Makes disposables of running qubes."""
+
+    async def fork(self, name: str, count: int, creator: str) -> Sequence[str]:
+        """Make so many; their names. All or none."""
+
+
 class Power(Protocol):
     """Starts and stops qubes."""
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from casemate.cli import (
     backup,
     colour,
+    fork,
     interop,
     json_output,
     net,
@@ -158,6 +159,7 @@ def make_parser() -> tool.Parser:
     status.set_defaults(body=_status)
     template.add_to(commands)
     warm.add_to(commands)
+    fork.add_to(commands)
     database = commands.add_parser("qubesdb", help="read, write, list or watch the database of a running qube")
     database.add_argument("VMNAME")
     database.add_argument("command", choices=("read", "write", "list", "watch"))

@@ -41,6 +41,7 @@ from casemate.engine.disposable_leases import LeaseServer
 from casemate.engine.disposables import Disposables
 from casemate.engine.figures import Figures
 from casemate.engine.firewall import Firewalls
+from casemate.engine.forks import Forks
 from casemate.engine.guests import Guests
 from casemate.engine.journal import OperationJournal
 from casemate.engine.lifecycle import Lifecycle
@@ -116,6 +117,7 @@ class Parts:
     database_sync: DatabaseSync
     preloads: Preloads
     images: WarmImages
+    forks: Forks
     builds: WarmBuilds
     network: Network
     upstream_databases: UpstreamDatabases
@@ -189,6 +191,11 @@ def build(
     builds = WarmBuilds(store, states, power, creator, disposables, guests, images, memory.available)
     preloads.before_none = builds.give_up
 
+    forks = Forks(
+        settings, store, hypervisor, states, locks, links, pools, lifecycle, disposables, devices, firewalls, images,
+        memory.available,
+    )  # fmt: skip
+
     report = NetworkReport(store, network, firewalls, states)
 
     # The Admin API.
@@ -202,6 +209,7 @@ def build(
         qubes=creator,
         disposables=preloads,
         warm=builds,
+        forks=forks,
         volumes=volumes,
         pools=pools,
         devices=devices,
@@ -250,6 +258,7 @@ def build(
         preloads=preloads,
         images=images,
         builds=builds,
+        forks=forks,
         network=network,
         upstream_databases=upstream_databases,
     )
@@ -267,6 +276,7 @@ async def begin(settings: Settings, parts: Parts) -> None:
         parts.disposables,
     )
     await _take_over_network(parts)
+    await parts.forks.recover()
     await parts.images.open()
     parts.upstream_databases.refresh(parts.context.states.all())
     parts.figures.start()

@@ -17,7 +17,8 @@ broker get the parts that they ask of, as small protocols. What each part owns, 
       ▲── LeaseServer              ends one when the tool that asked for it is gone
       ▲── Preloads                 starts some before they are asked for, and gives them away
       │     └── Wanted           how many of which: what a person says, else what was used lately
-      └── WarmBuilds ──▶ WarmImages  guests that have booted, which disposables go on from (warm_image.py: their key)
+      ├── WarmBuilds ──▶ WarmImages  guests that have booted, which disposables go on from (warm_image.py: their key)
+      └── Forks                    copies of running guests, until the disposables that go on from them have started
     commits.after_each             acts after each commit to the store, whoever made it
     Volumes                        nothing of its own: images in pools, sizes in the store
     Backups ──▶ BackupJob          backups under way; the process that makes each (backup_jobs.py, backup_contents.py)

@@ -26,6 +26,7 @@ from casemate.engine.start_marks import StartMarks
 from casemate.engine.start_steps import LinkStep
 from casemate.engine.states import STUCK, States
 from casemate.engine.steps import Start, Step, take_down, take_up
+from casemate.engine.warm_image import WarmImage
 from casemate.engine.warm_images import WarmImages
 from casemate.host.hypervisor import EventKind, Hypervisor, MachineEvent, MachineInfo, PowerState
 from casemate.model.domain import Domain
@@ -86,9 +87,10 @@ class Lifecycle:
 
     # -- start
 
-    async def start(self, name: str) -> None:
+    async def start(self, name: str, fork: WarmImage | None = None) -> None:
         """Start a qube and wait until its agent answers. One that already runs is a success; so is a second start
-        of one that is starting. One that is on its way down is started when it has halted."""
+        of one that is starting. One that is on its way down is started when it has halted. ``fork``: the copy of
+        another qube's guest, from which this one goes on or not at all."""
         domain = self._store.snapshot().domains[name]
         if domain.klass in ("AdminVM", "RemoteVM"):
             raise NotHaltedError(f"{name} always runs")
@@ -100,7 +102,7 @@ class Lifecycle:
                 return
             if self._must_not_start(domain):
                 raise StartError(f"{name} must not be started: {domain.features['prohibit-start']}")
-            info = await self._take_up(domain)
+            info = await self._take_up(domain, fork)
         if info is None or info.state is PowerState.HALTED:
             # It ended while its start was ending. The event came when the lock was taken and nobody could act on it.
             await self.machine_ended(name)
@@ -143,20 +145,22 @@ class Lifecycle:
                     self._bus.say(ev.DomainStartFailed(domain.name, printable(str(error))))
             raise
 
-    async def _take_up(self, domain: Domain) -> MachineInfo | None:
+    async def _take_up(self, domain: Domain, fork: WarmImage | None) -> MachineInfo | None:
         """Take all steps up, under the qube's lock; what the hypervisor says of the machine at the end."""
         name, guid = domain.name, str(uuid4())
         self._halted[name].clear()
         self._states.put(name, domain.uuid, PowerState.TRANSIENT)
         self._bus.say(ev.DomainPreStart(name, guid, domain.memory << 20))
         try:
-            start = await self._go_on_or_boot(domain, guid)
+            start = await self._go_on_or_boot(domain, guid, fork)
         except BaseException as error:
             self._states.put(name, domain.uuid, PowerState.HALTED)
             self._halted[name].set()
             self._bus.say(ev.DomainStartFailed(name, printable(str(error))))
             raise
-        how = "booted" if start.image is None else f"went on from warm image {start.image.key}"
+        how = "booted"
+        if start.image is not None:
+            how = f"went on from {'fork' if start.image.is_fork else 'warm image'} {start.image.key}"
         log.info("%s: %s: %s", name, how, ", ".join(f"{k} {v:.2f} s" for k, v in start.seconds.items()))
         self._marks.write(name, self._states.all()[name].start_time)
         self._states.put(name, domain.uuid, PowerState.RUNNING)
@@ -166,8 +170,12 @@ class Lifecycle:
             announce()
         return info
 
-    async def _go_on_or_boot(self, domain: Domain, guid: str) -> Start:
+    async def _go_on_or_boot(self, domain: Domain, guid: str, fork: WarmImage | None) -> Start:
         """Take all steps up from a warm image, where there is one; else, or if that fails, with a boot."""
+        if fork is not None:
+            start = Start(domain, self._bus.say, guid, fork)
+            await take_up(self._steps, start)
+            return start
         start = Start(domain, self._bus.say, guid, await self._images.find(domain))
         if start.image is not None:
             try:
@@ -178,6 +186,7 @@ class Lifecycle:
                 log.warning("%s boots, its warm image is of no use: %s", domain.name, printable(str(error)))
                 await self._images.drop(start.image.key)
             start = Start(domain, self._bus.say, guid)
+        start.memory_is_file = self._images.are_possible(domain)
         await take_up(self._steps, start)
         return start
 

@@ -31,7 +31,7 @@ from casemate.settings import Settings
 from casemate.storage.pools import Pools
 from casemate.wire import events as ev
 from casemate.wire.errors import DisconnectedError, StartError, printable
-from casemate.wire.link import NONE_YET, NOTHING_MOUNTED, PRIVATE_LATER, RENEWED
+from casemate.wire.link import FORK_KEY, NONE_YET, NOTHING_MOUNTED, PRIVATE_LATER, RENEWED
 
 _WARM_SECONDS = 30
 """Seconds that an agent has that goes on from a warm image: it needs a tenth of one. After that the qube boots."""
@@ -141,6 +141,8 @@ class MachineStep:
         elif is_being_made(domain):
             later = f" {PRIVATE_LATER}" if mounts_later(domain) else ""
             spec = replace(spec, memory=GuestMemory(), cmdline=f"{spec.cmdline}{later}")
+        elif start.memory_is_file:
+            spec = replace(spec, memory=GuestMemory())  # so that it can be forked
         start.say(ev.DomainPreSpawn(domain.name, start.guid))
         await self._hypervisor.start_paused(spec)
         info = await self._hypervisor.info(domain.uuid)
@@ -177,19 +179,24 @@ class LinkStep:
 
     async def up(self, start: Start) -> None:
         """Open the call socket, then start the link with the content of the qube's database."""
-        await self.attach(start.domain)
+        fork = start.image.key if start.image is not None and start.image.is_fork else None
+        await self.attach(start.domain, fork)
         start.say(ev.DatabaseCreated(start.domain.name))
 
-    async def attach(self, domain: Domain) -> None:
-        """Give a running qube its link (at start, and again when one was killed)."""
+    async def attach(self, domain: Domain, fork: str | None = None) -> None:
+        """Give a running qube its link (at start, and again when one was killed). ``fork``: its guest is a copy of
+        another's by this name, and does not know it yet."""
         await self._calls.open(domain.name)
+        content = database_content(domain, os.urandom(64), host_timezone(), self._rules)
+        if fork is not None:
+            content[FORK_KEY] = f"{fork} {domain.uuid}"
         owner = self._accounts.of(domain)
         await self._links.start(
             LinkSpec(
                 name=domain.name,
                 directory=self._settings.qube_run(domain.name),
                 default_user=domain.default_user,
-                database=database_content(domain, os.urandom(64), host_timezone(), self._rules),
+                database=content,
                 uid=owner.uid if owner is not None else None,
                 gid=owner.gid if owner is not None else None,
             )

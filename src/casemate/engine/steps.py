@@ -25,6 +25,8 @@ class Start:
     """The id of this start, in its events."""
     image: WarmImage | None = None
     """What the machine goes on from; None for one that boots."""
+    memory_is_file: bool = False
+    """Whether a machine that boots has a file as its memory, so that it can be forked."""
     later: list[Callable[[], None]] = field(default_factory=list)
     """Called when the start is complete, to announce what clients must not hear before."""
     disks: dict[str, Disk] = field(default_factory=dict)

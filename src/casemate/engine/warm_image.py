@@ -42,6 +42,9 @@ class WarmImage:
     made: float
     used: float
     bytes: int
+    is_fork: bool = False
+    """The copy of a guest that ran, for the forks that are made of it now: they have its programs, and no boot could
+    stand for them."""
 
 
 def is_being_made(domain: Domain) -> bool:

@@ -109,9 +109,13 @@ class WarmImages:
         """Whether a disposable template has an image, which was not outdated at the last start."""
         return template not in self._lacking and any(image.template == template for image in self._images.values())
 
+    def are_possible(self, domain: Domain) -> bool:
+        """Whether there can be images for a qube, and forks of it, on this host."""
+        return not self.why_not and is_wanted(domain, self._store.snapshot().admin)
+
     async def key(self, domain: Domain) -> str | None:
         """The key of images for a qube; None where it must boot."""
-        if self.why_not or not is_wanted(domain, self._store.snapshot().admin):
+        if not self.are_possible(domain):
             return None
         kind = (await self._acceleration.get()).kind
         disks: dict[str, str] = {}

@@ -8,7 +8,8 @@
       libvirt_machines, libvirt_connection ──▶ libvirt, embedded (libvirt_embed) or a daemon ──▶ QEMU
         domain_xml, _qemu, _disk                 machines as XML, computed from a MachineSpec (pure)
         libvirt_errors, libvirt_states           its error codes and states become ours
-        guest_memory, libvirt_images             memory and devices of a machine, saved once and started from many times
+        guest_memory, libvirt_images,            memory and devices of a machine, saved once, started from many
+        memory_map                               times; or copied while it runs
         qemu_access                              which files and nodes each machine's user may open
     process.py: Runner ──────────────────────▶ programs, with a deadline, an account, no shell
     lasting_process, orphans ────────────────▶ processes that outlive their parent: found again, reaped

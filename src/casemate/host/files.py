@@ -77,8 +77,11 @@ def name_it(temporary: Path, path: Path) -> None:
     fsync_dir(path.parent)
 
 
-def copy_file(source: Path, target: Path, mode: int = 0o600) -> None:
-    """Copy a file to a new name: shared blocks where the file system can (reflink), else data without its holes."""
+def copy_file(source: Path, target: Path, mode: int = 0o600, durable: bool = True) -> None:
+    """Copy a file to a new name: shared blocks where the file system can (reflink), else data without its holes.
+
+    ``durable``: it is on the disk when this returns.
+    """
     with open(source, "rb") as from_file:
         fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
@@ -88,7 +91,8 @@ def copy_file(source: Path, target: Path, mode: int = 0o600) -> None:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM):
                     raise
                 copy_data(from_file.fileno(), fd)
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         except BaseException:
             target.unlink(missing_ok=True)
             raise

@@ -33,17 +33,17 @@ from uuid import UUID
 
 from casemate.host.files import copy_data, replace_file
 from casemate.host.hypervisor import MachineSpec
+from casemate.host.memory_map import FD, MappedMemory
 from casemate.wire.errors import HypervisorError
 
 log = logging.getLogger(__name__)
 
-FD = 199
-"""Descriptor of the memory in QEMU: far above those that libvirt hands over, below the limit of open files."""
 PATH = f"/proc/self/fd/{FD}"
 VARIABLE = "CASEMATE_MEMORY"
 """Variable of the launcher's environment: the socket at which the memory waits."""
-MEMORY, STATE = "memory", "state"
-"""Files of an image: the memory, with holes where it is empty; the state of the devices, as QEMU writes it."""
+MEMORY, STATE, DEVICES = "memory", "state", "devices"
+"""Files of an image: the memory, with holes where it is empty; the state of the devices, as QEMU writes it when it
+leaves shared memory out; the same of a machine that was forked, whose memory is in no file."""
 
 _QEMU = "qemu-system-x86_64"
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -106,6 +106,8 @@ class GuestMemories:
         self._lock = threading.Lock()
         self._own: dict[UUID, int] = {}
         self._sealed: dict[tuple[int, int, int], int] = {}
+        self._forked: dict[Path, int] = {}
+        """Copies of the memory of machines that ran, by the directory that stands for the image."""
 
     def for_machine(self, spec: MachineSpec) -> int:
         """The descriptor of a machine's memory; it stays ours."""
@@ -124,6 +126,10 @@ class GuestMemories:
         return fd
 
     def _of_image(self, image: Path, size: int) -> int:
+        with self._lock:
+            forked = self._forked.get(image)
+        if forked is not None:
+            return forked
         path = image / MEMORY
         with self._lock, open(path, "rb") as file:
             key = _identity(file.fileno())
@@ -141,6 +147,18 @@ class GuestMemories:
                 raise
             self._sealed[key] = fd
             return fd
+
+    def fork(self, memory: MappedMemory, image: Path) -> None:
+        """Keep a copy of the memory of a machine that stands still, until ``release``."""
+        fd = os.memfd_create("casemate-fork", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            memory.copy_to(fd)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        except BaseException:
+            os.close(fd)
+            raise
+        with self._lock:
+            self._forked[image] = fd
 
     def save(self, uuid: UUID, directory: Path) -> None:
         """Write the memory of a machine that stands still into an image's directory."""
@@ -163,6 +181,11 @@ class GuestMemories:
 
     def release(self, image: Path) -> None:
         """Let go of an image's memory; machines that map it keep it."""
+        with self._lock:
+            forked = self._forked.pop(image, None)
+        if forked is not None:
+            os.close(forked)
+            return
         try:
             with open(image / MEMORY, "rb") as file:
                 key = _identity(file.fileno())

@@ -161,6 +161,11 @@ class Hypervisor(Protocol):
         """Stop a machine that was started with ``GuestMemory()``, and write its memory and the state of its devices
         into an empty directory. Its disks are whole then, and it must not run again."""
 
+    async def fork_image(self, uuid: UUID, directory: Path) -> None:
+        """Stop a running machine whose memory is a file, and keep a copy of its memory for machines that go on from
+        ``directory``, into which the state of its devices is written. It stands still until ``resume``; its disks are
+        whole then. The copy is lost with this process, or by ``release_image``."""
+
     async def release_image(self, directory: Path) -> None:
         """Hold nothing of an image in memory any more; machines that came from it run on."""
 

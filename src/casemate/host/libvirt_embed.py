@@ -148,6 +148,11 @@ def logs(settings: Settings) -> Path:
     return settings.state / "libvirt" / "log" / "qemu"
 
 
+def pids(settings: Settings) -> Path:
+    """Where the driver writes the pid of each machine's QEMU."""
+    return settings.state / "libvirt" / "run" / "qemu"
+
+
 def _fits(directory: Path) -> bool:
     return len(os.fsencode(f"{directory}{_LONGEST_BELOW_ROOT}")) <= SOCKET_PATH_MAX
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,13 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
-from casemate.host.guest_memory import STATE
+from casemate.host.guest_memory import DEVICES, STATE
 from casemate.wire.errors import HypervisorError, printable
 
 _FD = "casemate-state"
+_HEAD = 8
+"""Bytes of magic and version."""
+_CONFIGURATION = 7
 _SECONDS = 60.0
 """Limit for saving or loading; both take some milliseconds, and seconds on a host that is overloaded."""
 _LOOK_SECONDS = 0.001
@@ -29,18 +33,49 @@ def save_state(domain: Any, directory: Path) -> None:
     """Write the state of a machine that stands still. When this returns QEMU has written its disks out."""
     fd = os.open(directory / STATE, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        _prepare(domain, fd)
+        _leave_out_memory(domain)
+        _command_with_file(domain, fd, "getfd", fdname=_FD)
         _command(domain, "migrate", uri=f"fd:{_FD}")
         _wait(domain, "saving")
     finally:
         os.close(fd)
 
 
+def save_devices(domain: Any, directory: Path) -> None:
+    """Write the state of the devices of a machine that stands still and goes on later.
+
+    Unlike ``migrate``, this leaves the memory out also where it is mapped private. QEMU writes no section about the
+    machine's type then, which a machine that loads the state wants to see, so it is put in here (QEMU's
+    migration/savevm.c: after magic and version, a byte 7, the length of the type's name and the name).
+    """
+    kind = str(_command(domain, "qom-get", path="/machine", property="type")).removesuffix("-machine").encode()
+    with open(os.memfd_create("casemate-devices", os.MFD_CLOEXEC), "r+b") as written:
+        # QEMU takes a descriptor of a set only where it is open for just what QEMU wants to do with it.
+        fd = os.open(f"/proc/self/fd/{written.fileno()}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            added = _command_with_file(domain, fd, "add-fd", opaque=_FD)
+        finally:
+            os.close(fd)
+        try:
+            name = f"/dev/fdset/{added['fdset-id']}"
+            _command(domain, "xen-save-devices-state", filename=name, live=True)
+        finally:
+            _command(domain, "remove-fd", **{"fdset-id": added["fdset-id"]})
+        written.seek(0)
+        head, rest = written.read(_HEAD), written.read()
+    with open(directory / DEVICES, "xb") as file:
+        file.write(head + struct.pack(">BI", _CONFIGURATION, len(kind)) + kind + rest)
+
+
 def load_state(domain: Any, directory: Path) -> None:
     """Bring a machine that was started with ``-incoming defer`` to where the image was saved; it stands still."""
-    fd = os.open(directory / STATE, os.O_RDONLY | os.O_CLOEXEC)
+    devices = directory / DEVICES
+    saved_alone = devices.exists()
+    fd = os.open(devices if saved_alone else directory / STATE, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _prepare(domain, fd)
+        if not saved_alone:
+            _leave_out_memory(domain)  # both ends must say so; the state of devices alone says nothing about memory
+        _command_with_file(domain, fd, "getfd", fdname=_FD)
         _command(domain, "migrate-incoming", uri=f"fd:{_FD}")
         _wait(domain, "loading")
     finally:
@@ -57,11 +92,9 @@ def tell_sizes(domain: Any, targets: Sequence[str]) -> None:
         domain.blockResize(target, capacity, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
 
 
-def _prepare(domain: Any, fd: int) -> None:
+def _leave_out_memory(domain: Any) -> None:
     capability = {"capability": "x-ignore-shared", "state": True}
     _command(domain, "migrate-set-capabilities", capabilities=[capability])
-    request = json.dumps({"execute": "getfd", "arguments": {"fdname": _FD}})
-    _answer(*libvirt_qemu.qemuMonitorCommandWithFiles(domain, request, [fd], 0)[:1])
 
 
 def _wait(domain: Any, what: str) -> None:
@@ -76,14 +109,18 @@ def _wait(domain: Any, what: str) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def _command(domain: Any, execute: str, **arguments: object) -> dict[str, Any]:
+def _command(domain: Any, execute: str, **arguments: object) -> Any:
     request = json.dumps({"execute": execute, "arguments": arguments})
     return _answer(libvirt_qemu.qemuMonitorCommand(domain, request, 0))
 
 
-def _answer(text: str) -> dict[str, Any]:
+def _command_with_file(domain: Any, fd: int, execute: str, **arguments: object) -> Any:
+    request = json.dumps({"execute": execute, "arguments": arguments})
+    return _answer(libvirt_qemu.qemuMonitorCommandWithFiles(domain, request, [fd], 0)[0])
+
+
+def _answer(text: str) -> Any:
     told = json.loads(text)
     if "error" in told:
         raise HypervisorError(f"QEMU refused: {printable(str(told['error'].get('desc')), 200)}")
-    found: dict[str, Any] = told["return"]
-    return found
+    return told["return"]

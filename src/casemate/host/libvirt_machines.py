@@ -35,6 +35,7 @@ from casemate.host.hypervisor import (
 from casemate.host.libvirt_connection import EventThread, LibvirtConnection
 from casemate.host.libvirt_errors import code_of
 from casemate.host.libvirt_states import CRASHES, EVENTS, STATES, STATS, UNDEFINE
+from casemate.host.memory_map import find_memory
 from casemate.host.orphans import is_subreaper, watch_orphans
 from casemate.host.tsc import with_known_frequency
 from casemate.settings import Settings
@@ -61,11 +62,20 @@ class LibvirtMachines(Hypervisor):
     undefine_flags: int = UNDEFINE
     """What is removed with a definition."""
 
-    def __init__(self, uri: str, prefix: str, logs: Path | None = None, launcher: Path | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        prefix: str,
+        logs: Path | None = None,
+        launcher: Path | None = None,
+        pids: Path | None = None,
+    ) -> None:
         """``logs``: where the driver keeps a log of each machine for us alone: we remove it with the machine.
 
         ``launcher``: what libvirt starts for a machine whose memory is a file; None where no machine can have that.
+        ``pids``: where the driver writes the pid of each machine's QEMU, where that is ours to read.
         """
+        self._pids = pids
         self._prefix = prefix
         self._logs = logs
         self._launcher = launcher
@@ -159,6 +169,25 @@ class LibvirtMachines(Hypervisor):
                 raise HypervisorError(f"The image of {domain.name()} cannot be saved: {error.strerror}") from error
 
         await self._libvirt.call("save an image of a machine", work)
+
+    async def fork_image(self, uuid: UUID, directory: Path) -> None:
+        """Stop the machine, then the state of its devices into the directory, then a copy of its memory."""
+
+        def work(connection: Any) -> None:
+            domain = connection.lookupByUUID(uuid.bytes)
+            name = domain.name()
+            if self._pids is None:
+                raise HypervisorError(f"{name} cannot be copied: libvirt is not embedded here")
+            try:
+                pid = int((self._pids / f"{name}.pid").read_text())
+                memory = find_memory(pid, domain.info()[1] << 10)
+                domain.suspend()
+                libvirt_images.save_devices(domain, directory)
+                self._memories.fork(memory, directory)
+            except OSError as error:
+                raise HypervisorError(f"{name} cannot be copied: {error.strerror or error}") from error
+
+        await self._libvirt.call("copy a machine", work)
 
     async def release_image(self, directory: Path) -> None:
         """Close our descriptor of the image's memory."""
@@ -398,14 +427,14 @@ class LibvirtMachines(Hypervisor):
 
 async def connect(settings: Settings) -> Hypervisor:
     """The hypervisor of an installation. Machines that an earlier process started are found again."""
-    logs = launcher = None
+    logs = launcher = pids = None
     if settings.hypervisor == "embed":
         uri, logs = libvirt_embed.prepare(settings), libvirt_embed.logs(settings)
-        launcher = make_launcher(settings.cache / "libvirt")
+        launcher, pids = make_launcher(settings.cache / "libvirt"), libvirt_embed.pids(settings)
     else:
         uri = f"qemu:///{settings.hypervisor}"
     EventThread.start()
-    machines = LibvirtMachines(uri, settings.prefix, logs, launcher)
+    machines = LibvirtMachines(uri, settings.prefix, logs, launcher, pids)
     # Before libvirt is opened: where it finds running machines and knows nothing of QEMU yet, it tries QEMU out at
     # once. It waits 20 s for each of four trials that nobody reaps, and tools wait for a daemon less than that.
     if is_subreaper() and threading.current_thread() is threading.main_thread():

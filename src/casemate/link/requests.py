@@ -7,6 +7,7 @@ import time
 
 from casemate.calls.queue import CallQueue
 from casemate.link.console import Console
+from casemate.link.freezing import Freezing
 from casemate.link.liveness import Liveness, reason
 from casemate.streams.listener import FirstMessage, Listener
 from casemate.streams.loop import Loop
@@ -177,6 +178,8 @@ class HostRequests:
                 _reply(sock, {"why": error.strerror or "no terminal can be made"})
         elif operation == "answers":
             self._tell_alive(sock, min(float(request.get("within", 1.0)), _LOOK_SECONDS))
+        elif operation == "freeze":
+            self._freeze(sock, bool(request.get("on")))
         elif operation == "poweroff":
             if session.power_off():
                 _reply(sock, {"asked": True})
@@ -187,6 +190,14 @@ class HostRequests:
             _reply(sock, state)
         else:
             raise ProtocolError("unknown control message")
+
+    def _freeze(self, sock: socket.socket, on: bool) -> None:
+        """Have the agent stop all other programs of the guest, or let them go on; answer whether it has."""
+        session = self._session
+        if session.channel is None or session.agent is None:
+            _reply(sock, {"done": False, "why": session.closed_why or "its agent has not said that it is ready"})
+        else:
+            Freezing(self._loop, session.channel, on, lambda done, why: _reply(sock, {"done": done, "why": why}))
 
     def _tell_ready(self, sock: socket.socket, within: float) -> None:
         session = self._session

@@ -170,6 +170,11 @@ def made_of(disposable: Domain) -> str:
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
 
 
+def is_of_one_that_waits(feature: str) -> bool:
+    """Whether a feature is about waiting for a use, so that a copy of the qube does not take it over."""
+    return _is_ours(feature) or feature in (MAX, DELAY, THRESHOLD, IN_PROGRESS, COMPLETED)
+
+
 def _is_ours(feature: str) -> bool:
     """Features that change while a disposable waits, and that its machine is not made of."""
     return feature.startswith(PRELOADED) or feature == INTERNAL

@@ -118,6 +118,10 @@ class Pool(Protocol):
         Nothing is copied. ``image`` is a name of hexadecimal digits.
         """
 
+    async def copy_for_image(self, volume: Volume, image: str) -> None:
+        """Keep what the volume of a machine shows now, which stands still and goes on later, as the start of other
+        volumes: for a fork. Costs as much as the run has written. StorageError where this pool or volume cannot."""
+
     async def drop_image(self, image: str) -> None:
         """Remove what was kept under that name. Volumes that were started from it go on. Absent is fine."""
 

@@ -9,6 +9,7 @@ A stream of the channel starts with one byte that says what it is for, then the 
 ``READY``  guest       JSON ``{"boot_id": ..., "identity": ...}``: services can be called now
 ``POWER``  host        ``off``: power off in an orderly way
 ``PING``   host        nothing: the agent gives the stream up at once, which is a sign of life
+``FREEZE`` host        ``1``: stop all other programs; ``0`` and the time: let them go on; answered with DONE
 =========  ==========  =======================================================================
 
 Casemated (and only its user) speaks CONTROL messages on the link's socket: ``msg_header`` of type CONTROL, then JSON;
@@ -33,6 +34,14 @@ POWER = b"p"
 PING = b"i"
 """No agent knows it: what it does not know it gives up, and so do agents of before there was such a question."""
 
+FREEZE = b"f"
+"""While a guest is copied, and in the copy until it has an identity of its own, nothing but its agent runs."""
+DONE = b"done"
+"""The answer to FREEZE. An agent that cannot do it, or knows nothing of it, gives the stream up."""
+
+FORK_KEY = "/casemate-fork"
+"""Key of the database of a fork: a value that no other qube has. An agent that reads a new one there was copied, and
+takes an identity of its own before it lets programs go on."""
 IMAGE_KEY = "/casemate-image"
 """Key of the database that a guest has while it boots to become a warm image: its agent takes no identity then."""
 NONE_YET, NOTHING_MOUNTED, RENEWED = "none", "none, private later", "renewed"

@@ -1,4 +1,4 @@
-"""Warm images: booted guests from which qubes go on (engine/warm_images.py)."""
+"""Warm images, from which qubes go on (engine/warm_images.py), and forks of running qubes (engine/forks.py)."""
 
 from __future__ import annotations
 
@@ -30,3 +30,12 @@ async def warm_drop(context: Context, arg: str) -> None:
     """Remove the warm image of that key. Qubes that came from it run on."""
     if not await context.warm.drop(arg):
         raise ValueInvalidError(f"There is no warm image {printable(arg, 40)!r}")
+
+
+@method("admin.casemate.vm.Fork", Access.EXECUTE)
+async def fork(context: Context, dest: Domain, source: str, arg: str = "") -> str:
+    """Make running disposables of a running qube, with its memory, programs and files as they are; their names, a line
+    each. The argument says how many (default: 1)."""
+    if arg and not (arg.isascii() and arg.isdecimal() and len(arg) < 5):
+        raise ValueInvalidError(f"The argument of Fork is a number, not {printable(arg, 40)!r}")
+    return "".join(f"{name}\n" for name in await context.forks.fork(dest.name, int(arg or "1"), source))

@@ -282,6 +282,9 @@ class RoomMachines(Hypervisor):
     async def save_image(self, uuid: UUID, directory: Path) -> None:
         await self._process.ask("machines", "save_image", uuid, directory)
 
+    async def fork_image(self, uuid: UUID, directory: Path) -> None:
+        await self._process.ask("machines", "fork_image", uuid, directory)
+
     async def release_image(self, directory: Path) -> None:
         await self._process.ask("machines", "release_image", directory)
 

@@ -195,6 +195,10 @@ class FileReflinkPool:
         """StorageError: this driver keeps nothing for images."""
         raise StorageError(f"volume {volume.vid} lies in a pool that keeps nothing for warm images")
 
+    async def copy_for_image(self, volume: Volume, _image: str) -> None:
+        """StorageError: this driver keeps nothing for images."""
+        raise StorageError(f"volume {volume.vid} lies in a pool that keeps nothing for forks")
+
     async def drop_image(self, _image: str) -> None:
         """There is none."""
 

@@ -6,7 +6,8 @@
                           or the changes of a volume that others are based on even while it runs
 - ``VOLUME.base.qcow2``   the pin: a second name (hard link) of the file below the overlay. The file stays for this
                           machine when the source is replaced, and its link count says whether anybody reads it
-- ``VOLUME.below.qcow2``  the pin of the file below ``.base``, where that is a layer of a warm image
+- ``VOLUME.below.qcow2``  the pin of the file below ``.base``, where that is a layer of a warm image or of a fork;
+                          ``.below2`` and so on: the pins of those below it
 - ``VOLUME.merge.qcow2``  changes that are being merged into the volume in place; until they are, nobody may read it
 - ``VOLUME.live.qcow2``   a mark: a machine writes the volume itself, and there is no saved state
 - ``VOLUME@TIME.qcow2``   an older state of the volume (qcow2_revisions.py)
@@ -16,6 +17,7 @@
 
     thrown away    source.qcow2 ◀── VOLUME.run.qcow2 ◀── the machine writes         stop: .run is removed
     from an image  source.qcow2 ◀── .warm-IMAGE/VOLUME.qcow2 ◀── VOLUME.run.qcow2   stop: .run is removed
+    fork           what the other's .run lies over ◀── a copy of that .run ◀── VOLUME.run.qcow2      the same
     kept           VOLUME@TIME.qcow2 ◀── VOLUME.qcow2 ◀── the machine writes        stop: nothing to do
     kept, shared   VOLUME.qcow2 ◀── VOLUME.run.qcow2 ◀── the machine writes         stop: .run is merged into VOLUME
                      ◀── overlays of qubes that are based on it
@@ -37,7 +39,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from casemate.host.files import fsync_dir, fsync_file, remove_tree
+from casemate.host.files import copy_file, fsync_dir, fsync_file, remove_tree
 from casemate.model.volumes import Volume
 from casemate.storage.driver import DIR_PATH, EPHEMERAL_VOLATILE, REVISIONS_TO_KEEP, Driver, Opening
 from casemate.storage.nbd_export import nbd_export
@@ -51,7 +53,9 @@ from casemate.wire.errors import RevisionNotFoundError, StorageError
 FORMAT = "qcow2"
 _FORMATTED = "private"
 """The volume that begins with a file system; others are filled by import or are used raw."""
-_SUFFIXES = ("", ".run", ".base", ".below", ".merge", LIVE)
+_PINS = (".base", ".below", ".below2", ".below3", ".below4")
+"""What lies below a run's layer, nearest first. A fork has one more than what it is a fork of."""
+_SUFFIXES = ("", ".run", *_PINS, ".merge", LIVE)
 _IMAGE = ".warm-"
 """Prefix of the directories in which layers of warm images lie. No qube's name begins with a dot."""
 
@@ -109,12 +113,15 @@ class Qcow2Pool:
 
     def is_outdated(self, volume: Volume) -> bool:
         """Whether a machine runs on a state of the origin that is not the newest."""
-        below, pin = self._files.path(volume.vid, ".below"), self._files.path(volume.vid, ".base")
-        pin = below if below.exists() else pin
-        if not volume.snap_on_start or volume.source is None or not pin.exists():
+        pins = self._pins(volume)
+        if not volume.snap_on_start or volume.source is None or not pins:
             return False
         source = self._files.path(volume.source)
-        return not source.exists() or not source.samefile(pin)
+        return not source.exists() or not source.samefile(pins[-1])
+
+    def _pins(self, volume: Volume) -> list[Path]:
+        """What lies below the layer of a volume's run, nearest first."""
+        return [path for mark in _PINS if (path := self._files.path(volume.vid, mark)).exists()]
 
     async def _freeze(self, volume: Volume, account: tuple[int, int] | None) -> None:
         """Keep the present content as a revision, before a run.
@@ -393,20 +400,39 @@ class Qcow2Pool:
         if volume.snap_on_start:
             os.link(base, self._of_image(image, volume.name, ".base"), follow_symlinks=False)
 
+    async def copy_for_image(self, volume: Volume, image: str) -> None:
+        """Copy the layer of the run; what lies below it gets second names."""
+        run = self._files.path(volume.vid, ".run")
+        if not run.exists():
+            raise StorageError(f"volume {volume.vid} is written by its machine itself, so it cannot be forked")
+        below = [self._files.path(volume.vid)] if volume.save_on_stop else self._pins(volume)
+        if len(below) >= len(_PINS):
+            raise StorageError(f"volume {volume.vid} is a fork of forks already: {len(_PINS)} layers are the most")
+        kept = self._of_image(image, volume.name)
+        self._files.make_directory(kept.parent)
+        await asyncio.to_thread(copy_file, run, kept, durable=False)  # the machine stands still meanwhile
+        check_file(kept, below[0] if below else None)
+        self._files.share(kept)
+        for mark, path in zip(_PINS, below, strict=False):
+            self._files.share(path)
+            os.link(path, self._of_image(image, volume.name, mark), follow_symlinks=False)
+
     async def _start_from_image(self, volume: Volume, image: str, account: tuple[int, int] | None) -> Image:
-        """A layer over the image's layer. Both below it are pinned, so that the image can be dropped meanwhile."""
+        """A layer over the image's layer. All below it are pinned, so that the image can be dropped meanwhile."""
         run = self._files.path(volume.vid, ".run")
         kept = self._of_image(image, volume.name)
         if volume.save_on_stop or not kept.exists():
             raise StorageError(f"volume {volume.vid} cannot begin from the warm image {image}")
         self._files.make_directory(run.parent)
         pins = []
-        for mark, name in (("", ".base"), (".base", ".below")):
+        for mark, name in zip(("", *_PINS), _PINS, strict=False):
             source, pin = self._of_image(image, volume.name, mark), self._files.path(volume.vid, name)
             pin.unlink(missing_ok=True)
-            if mark == "" or volume.snap_on_start:
+            if source.exists():
                 os.link(source, pin, follow_symlinks=False)
                 pins.append((pin, FORMAT))
+        if volume.snap_on_start and len(pins) < 2:
+            raise StorageError(f"volume {volume.vid}: the warm image {image} lacks what its layer lies over")
         run.unlink(missing_ok=True)
         with self._files.making(run, account) as fresh:
             # Without a look at what is below (-u): a tool would follow the names in the files, which are of others.
@@ -433,7 +459,7 @@ class Qcow2Pool:
                 if self._files.path(volume.vid).is_file():
                     await self._prune(volume)
         else:
-            for suffix in (".run", ".base", ".below"):
+            for suffix in (".run", *_PINS):
                 self._files.path(volume.vid, suffix).unlink(missing_ok=True)
 
     async def _merge(self, volume: Volume) -> None:
