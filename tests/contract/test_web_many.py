@@ -55,6 +55,7 @@ def read(web: Page, path: str) -> str:
 
 
 CHANGES = ("/disposables/dvm/new", "/disposables/dvm/wait", "/disposables/dvm/warm", "/warm/0/drop",
+           "/disposables/a/fork",
            "/templates/switch", "/templates/build", "/templates/deb/rebuild", "/backups/a/run", "/backups/a/cancel",
            "/first/qube", "/first/network", "/host/probe")  # fmt: skip
 
@@ -90,6 +91,9 @@ def test_disposables_are_made_counted_and_killed(filled: FakeDaemon, web: Page) 
     wait_for(lambda: name in filled.parts.machines, 20)
     text = read(web, "/part/disposables")
     assert f"/qubes/{name}/do/kill" in text and "Running" in text
+    assert f"/disposables/{name}/fork" in text
+    assert post(web, f"/disposables/{name}/fork")[0] == 200
+    wait_for(lambda: filled.parts.forks.asked == [(name, 1)], 20)
     assert post(web, f"/qubes/{name}/do/kill")[0] == 202
     wait_for(lambda: name not in read(web, "/part/disposables"), 20)
 

@@ -404,7 +404,11 @@ class FakeWarm:
 class FakeForks:
     """Forks of qubes that run: names alone."""
 
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
     async def fork(self, name: str, count: int, _creator: str) -> list[str]:
+        self.asked.append((name, count))
         return [f"{name}-{number}" for number in range(count)]
 
 
@@ -432,6 +436,7 @@ class FakeParts:
         self.firewalls = Firewalls(QubeFiles(store.path.parent / "qubes"), self.bus.say)
         self.network = FakeNetwork(store, self.states, self.firewalls)  # type: ignore[arg-type]
         self.warm = FakeWarm()
+        self.forks = FakeForks()
         self.disks = FakeDisks()
         self.sys = store.path.parent / "sys"
         kernel = FakeKernel(self.sys, self.sys / "proc", self.sys / "dev")
@@ -464,7 +469,7 @@ class FakeParts:
             qubes=self.qubes,
             disposables=self.preloads(guests),
             warm=self.warm,
-            forks=FakeForks(),
+            forks=self.forks,
             volumes=self.volumes,
             pools=FakePools(),
             devices=self.devices,

@@ -63,6 +63,7 @@ class DisposablesPage:
             view("/disposables", self._page), Route("/part/disposables", self._list),
             change("/disposables/{name}/new", self._new), change("/disposables/{name}/wait", self._wait),
             change("/disposables/{name}/warm", self._build), change("/warm/{key}/drop", self._drop),
+            change("/disposables/{name}/fork", self._fork),
         )  # fmt: skip
 
     async def _page(self, _request: Request) -> Response:
@@ -124,6 +125,12 @@ class DisposablesPage:
         name = str(qube_name(request.path_params["name"]))
         self._calls.begin(f"Warm image of {name}", "admin.casemate.warm.Build", "", name)
         return done(f"The warm image of {name} is being made; that takes as long as a boot.")
+
+    async def _fork(self, request: Request) -> Response:
+        await form(request)
+        name = str(qube_name(request.path_params["name"]))
+        self._calls.begin(f"Fork of {name}", "admin.casemate.vm.Fork", "1", name)
+        return done(f"{name} is being forked: it stands still for a moment, then another goes on beside it.")
 
     async def _drop(self, request: Request) -> Response:
         await form(request)
