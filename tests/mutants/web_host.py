@@ -80,4 +80,9 @@ MUTANTS = (
         "page-stale-rows", "what is shown is true", f"{_WEB}live.py", "                self._dirty.add(name)\n", "",
         ("tests/contract/test_web_storm.py::test_what_is_shown_after_a_storm_is_what_there_is",), slow=True,
     ),
+    Mutant(
+        "page-wakes-for-nothing", "what is not looked at costs nothing", f"{_WEB}server.py",
+        "await QuietServer(config)", "await uvicorn.Server(config)",
+        (f"{_TESTS}test_a_page_that_nobody_looks_at_sleeps",), slow=True,
+    ),
 )  # fmt: skip
