@@ -27,17 +27,25 @@ def read(web: Page, path: str) -> str:
     return text
 
 
-def test_each_page_is_answered(world: World, usable: str, web: Page) -> None:
+@pytest.fixture
+def halted(world: World) -> Iterator[str]:
+    """A qube that does not run."""
+    world.run("qvm-create", "--label", "green", "shown")
+    yield "shown"
+    world.run("qvm-remove", "-f", "shown")
+
+
+def test_each_page_is_answered(halted: str, web: Page) -> None:
     with web.stream() as messages:
-        next(message for message in messages if not message["lost"] and usable in message["rows"])
+        next(message for message in messages if not message["lost"] and halted in message["rows"])
         host = read(web, "/part/host")
         assert "QEMU" in host and "default" in host
-        assert usable in read(web, "/view/network") and "<svg" in read(web, "/part/network")
-        assert f"{usable}" in read(web, "/part/templates") and "Debian" in read(web, "/part/templates")
+        assert halted in read(web, "/view/network") and "<svg" in read(web, "/part/network")
+        assert halted in read(web, "/part/templates") and "Debian" in read(web, "/part/templates")
         for path in ("/part/disposables", "/part/backups", "/view/policy", "/view/policy/file?name=90-default",
                      "/part/first", "/view/templates", "/view/backups"):  # fmt: skip
             read(web, path)
-        assert f"{usable}" in read(web, f"/view/network?qube={usable}&host=192.0.2.1&port=443")
+        assert halted in read(web, f"/view/network?qube={halted}&host=192.0.2.1&port=443")
 
 
 def test_a_refused_call_becomes_a_rule(world: World, usable: str, web: Page) -> None:
