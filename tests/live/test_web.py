@@ -55,8 +55,8 @@ def test_a_refused_call_becomes_a_rule(world: World, usable: str, web: Page) -> 
             next(message for message in messages if not message["lost"])
             wait_for(lambda: "No qube has called" in read(web, "/part/calls"))
             world.run("qvm-run", "--pass-io", usable, "qrexec-client-vm @default test.Web </dev/null", status=None)
-            wait_for(lambda: "test.Web" in read(web, "/part/calls"))
-            assert "Make a rule" in read(web, "/part/calls")
+            wait_for(lambda: "Make a rule" in read(web, "/part/calls"))
+            assert "test.Web" in read(web, "/part/calls")
         asked = {"source": usable, "service": "test.Web", "target": "dom0"}
         assert "Denied" in read(web, f"/view/policy?{urlencode(asked)}")
         fields = {**asked, "name": "30-user", "before": "0", "line": f"test.Web * {usable} @adminvm allow"}
