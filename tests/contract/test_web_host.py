@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from markupsafe import escape
 
 from casemate.web import host_page, rendering
+from casemate.web.connections import REQUEST_SECONDS
 from casemate.web.event_log import KEPT_EVENTS, Entry
 from casemate.web.host_page import Pool
 from casemate.web.network_picture import MOST_BOXES, Meter, picture
@@ -95,6 +98,20 @@ def test_text_in_events_is_escaped_and_marked() -> None:
         "events.html", entries=[Entry(1, 0.0, "work", "a" + EVIL, "x=" + EVIL)], clock=host_page.clock
     )
     assert "<img" not in html and "\u202e" not in html and 'class="said"' in html
+
+
+def test_a_page_that_nobody_looks_at_sleeps(web: Page) -> None:
+    """It is counted how often the kernel woke it, which a busy machine does not change."""
+
+    def woken() -> int:
+        status = Path(f"/proc/{web.process.pid}/status").read_text()
+        return int(status.partition("\nvoluntary_ctxt_switches:")[2].split("\n")[0])
+
+    assert web.ask("GET", "/view/host")[0] == 200
+    time.sleep(REQUEST_SECONDS)  # until the end of the connection's own timer
+    before = woken()
+    time.sleep(2)
+    assert woken() - before <= 4
 
 
 # ------------------------------------------------------------------------------------------------------------- network

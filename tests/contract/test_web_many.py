@@ -171,6 +171,9 @@ def test_several_qubes_are_switched_and_a_refusal_holds_no_other_up(filled: Fake
     found = {name: filled.client().get(name, "template").text for name in ("mail", "work", "dvm")}
     assert found == {"mail": "deb-new", "work": "deb", "dvm": "deb-new"}
     assert post(web, "/templates/switch", to="deb-new")[0] == 409
+    many = {f"qube-gone{number}": "1" for number in range(1000)}
+    assert post(web, "/templates/switch", to="deb-new", **many)[0] == 200
+    assert post(web, "/templates/switch", to="deb-new", **{f"a{number}": "1" for number in range(2100)})[0] == 409
     assert post(web, "/templates/switch", to="a b", **chosen)[0] == 409
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Browser, expect
 from playwright.sync_api import Page as Tab
 
@@ -87,6 +88,7 @@ def filled(daemon: FakeDaemon) -> None:
         qubes.create("AppVM", name, "blue", "deb")
 
 
+@pytest.mark.timeout(STORM_SECONDS + 300)
 def test_what_is_shown_after_a_storm_is_what_there_is(browser: Browser) -> None:
     with short_directory() as directory, running(directory) as daemon, page(directory) as web, ExitStack() as stack:
         filled(daemon)

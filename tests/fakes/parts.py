@@ -143,7 +143,8 @@ class FakePower:
     async def kill(self, name: str) -> None:
         self._machine(name)
         await asyncio.sleep(0)
-        del self.machines[name]
+        if self.machines.pop(name, None) is None:
+            return  # somebody else has ended it meanwhile
         self.bus.say(ev.DomainShutdown(name))
         domain = self.store.snapshot().domains[name]
         if domain.auto_cleanup:

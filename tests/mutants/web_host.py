@@ -45,7 +45,7 @@ MUTANTS = (
         (f"{_POLICY}test_calls_are_followed_while_somebody_looks",),
     ),
     Mutant(
-        "page-policy-overwrites", "nothing of others is lost", f"{_WEB}policy_page.py",
+        "page-policy-overwrites", "W10", f"{_WEB}policy_page.py",
         'fields.get("token", ""), ascii_text', '"any", ascii_text',
         (f"{_POLICY}test_a_file_is_written_checked_changed_and_removed",),
     ),
@@ -57,18 +57,18 @@ MUTANTS = (
         (f"{_POLICY}test_a_check_says_what_replace_would_and_changes_nothing",),
     ),
     Mutant(
-        "page-shows-a-passphrase", "a passphrase is shown to nobody", f"{_WEB}backups_page.py",
+        "page-shows-a-passphrase", "W12", f"{_WEB}backups_page.py",
         '"in the profile" if found.passphrase_text', "found.passphrase_text if found.passphrase_text",
         (f"{_MANY}test_backups_show_profiles_schedules_and_what_is_wrong",),
     ),
     Mutant(
-        "page-switch-stops-at-a-refusal", "nothing is half done", f"{_WEB}templates_page.py",
+        "page-switch-stops-at-a-refusal", "W10", f"{_WEB}templates_page.py",
         '                refused.append(f"{name}: {error}")\n',
         '                refused.append(f"{name}: {error}")\n                break\n',
         (f"{_MANY}test_several_qubes_are_switched_and_a_refusal_holds_no_other_up",),
     ),
     Mutant(
-        "page-half-made-net-qube", "nothing is half done", f"{_WEB}first_run.py",
+        "page-half-made-net-qube", "W10", f"{_WEB}first_run.py",
         "        if why:\n", "        if False:\n",
         (f"{_MANY}test_a_net_qube_that_cannot_be_is_not_half_made",),
     ),
@@ -79,5 +79,10 @@ MUTANTS = (
     Mutant(
         "page-stale-rows", "what is shown is true", f"{_WEB}live.py", "                self._dirty.add(name)\n", "",
         ("tests/contract/test_web_storm.py::test_what_is_shown_after_a_storm_is_what_there_is",), slow=True,
+    ),
+    Mutant(
+        "page-wakes-for-nothing", "what is not looked at costs nothing", f"{_WEB}server.py",
+        "await QuietServer(config)", "await uvicorn.Server(config)",
+        (f"{_TESTS}test_a_page_that_nobody_looks_at_sleeps",), slow=True,
     ),
 )  # fmt: skip

@@ -12,6 +12,8 @@ from casemate.wire.errors import CasemateError
 
 BODY_SECONDS = 10.0
 """Limit of the manager page (seconds): the body of a request."""
+MAX_FIELDS = 2000
+"""Limit of the manager page (fields): one form. Somebody may choose all of a thousand qubes."""
 
 
 async def form(request: Request, *names: str) -> dict[str, str]:
@@ -22,7 +24,9 @@ async def form(request: Request, *names: str) -> dict[str, str]:
     try:
         async with asyncio.timeout(BODY_SECONDS):
             body = await request.body()
-        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=100)
+        pairs = parse_qsl(
+            body.decode("ascii"), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=MAX_FIELDS
+        )
     except TimeoutError:
         raise Refused(408, "The request did not come to an end") from None
     except ValueError:
