@@ -304,7 +304,8 @@ def plant(daemon: FakeDaemon, name: str) -> None:
     qubes.call("admin.vm.notes.Set", "", name, EVIL + "</textarea>")
     qubes.call("admin.vm.firewall.Set", "", name, f"action=accept comment={EVIL}\n")
     daemon.context.files.set_menus(daemon.store.snapshot().domains["deb"].uuid, f"evil\t{EVIL}\t{EVIL}\t\t\n")
-    add_block(daemon.parts.sys, "sdc", size=4096, device__model=EVIL[:40], device__vendor="<b>")
+    if not (daemon.parts.sys / "block" / "sdc").exists():
+        add_block(daemon.parts.sys, "sdc", size=4096, device__model=EVIL[:40], device__vendor="<b>")
     log = daemon.client().transport.settings.qube_log("link", name)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(f"2026-11-27 {name}: refused: {EVIL}\n\x1b]0;x\x07\u202e\n")
