@@ -56,8 +56,10 @@ def tab(browser: Browser, web: Page) -> Iterator[Tab]:
 
 
 def go(tab: Tab, address: str) -> None:
-    """Show an address of the page."""
+    """Show an address of a qube, and wait until it is there."""
     tab.evaluate("address => { location.hash = address; }", address)
+    expect(tab.get_by_role("heading", level=1)).to_have_text(address.split("/")[2], timeout=SECONDS)
+    expect(tab.locator(".tabs a[aria-current]")).to_have_attribute("href", address, timeout=SECONDS)
 
 
 def test_settings_are_forms_of_what_the_daemon_declares(tab: Tab, daemon: FakeDaemon) -> None:
