@@ -23,8 +23,9 @@ side. What one module does:
 * ``rendering`` makes HTML: every text is escaped, and text that comes from a qube is shown as such.
 * ``pages`` has the addresses, and those that the modules of pages bring: ``qubes_page`` (``saved_views``),
   ``host_page`` (status, pools, ``event_log``), ``network_page`` (``network_picture``), ``policy_page``
-  (``call_trace``), ``templates_page``, ``disposables_page``, ``backups_page`` and ``first_run``. The package ``qube`` has the pages of single qubes. Pages are given a ``site``,
-  ask for many qubes by ``inventory``, read forms by ``forms``, and have ``long_calls`` made.
+  (``call_trace``), ``templates_page``, ``disposables_page``, ``backups_page`` and ``first_run``. The package
+  ``qube`` has the pages of single qubes. Pages are given a ``site``, ask for many qubes by ``inventory``, read forms by
+  ``forms``, and have ``long_calls`` made.
 
 A page may have parts that change while somebody looks: elements with the address of what they show and a topic. The
 stream says which topics have news (``Live.tell``), and the browser asks for those parts anew. So a part that changes a

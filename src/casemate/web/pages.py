@@ -60,8 +60,8 @@ class Pages:
         site = Site(api, live, actions, read_only)
         policy = PolicyPage(api, live, read_only)
         self._pages: tuple[Page, ...] = (
-            QubesPage(site), QubePages(site), TemplatesPage(site), DisposablesPage(site), NetworkPage(api, live), policy,
-            BackupsPage(site), HostPage(api, live, read_only), FirstRun(site),
+            QubesPage(site), QubePages(site), TemplatesPage(site), DisposablesPage(site), NetworkPage(api, live),
+            policy, BackupsPage(site), HostPage(api, live, read_only), FirstRun(site),
         )  # fmt: skip
         self._streams = Streams(live, read_only, {call_trace.TOPIC: policy.trace.used})
         self._assets = {name: (rendering.HERE / "static" / name).read_bytes() for name in ASSETS}
