@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlencode
 
@@ -15,7 +19,9 @@ from casemate.model.kinds import Choice
 from casemate.model.properties import Property
 from casemate.web import live
 from casemate.web.admin_api import AdminApi
+from casemate.wire.call_data import ServiceSide
 from casemate.wire.errors import StorageError
+from casemate.wire.qrexec import DATA_STDOUT
 from tests.builders import short_directory, wait_for
 from tests.fakes.daemon import FakeDaemon, running
 from tests.fakes.host_devices import add_block
@@ -304,11 +310,44 @@ def plant(daemon: FakeDaemon, name: str) -> None:
     qubes.call("admin.vm.notes.Set", "", name, EVIL + "</textarea>")
     qubes.call("admin.vm.firewall.Set", "", name, f"action=accept comment={EVIL}\n")
     daemon.context.files.set_menus(daemon.store.snapshot().domains["deb"].uuid, f"evil\t{EVIL}\t{EVIL}\t\t\n")
-    add_block(daemon.parts.sys, "sdc", size=4096, device__model=EVIL[:40], device__vendor="<b>")
+    if not (daemon.parts.sys / "block" / "sdc").exists():
+        add_block(daemon.parts.sys, "sdc", size=4096, device__model=EVIL[:40], device__vendor="<b>")
     log = daemon.client().transport.settings.qube_log("link", name)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(f"2026-11-27 {name}: refused: {EVIL}\n\x1b]0;x\x07\u202e\n")
     assert domain.name == name
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_program_of_the_menus_is_started(daemon: FakeDaemon, web: Page, code: int) -> None:
+    """The link is this test: it gets the call as qvm-run's would be, and answers what the service ended with."""
+    domain = daemon.store.snapshot().domains["deb"]
+    daemon.context.files.set_menus(domain.uuid, "org.gnome.Nautilus\tFiles\t\t\t\n")
+    assert post(web, "/qubes/vault/program", program="rm")[0] == 404, "only what is in the menus"
+    assert post(web, "/qubes/vault/program", program="org.gnome.Nautilus")[0] == 409, "it does not run"
+    path = Path(daemon.client().transport.settings.link_address("vault"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    heard = b""
+
+    def answer() -> None:
+        nonlocal heard
+        with listener.accept()[0] as call:
+            while not heard.endswith(b"\0"):
+                heard += call.recv(4096)
+            side = ServiceSide()
+            for piece in [*side.output(DATA_STDOUT, b"x" * 1000), *side.exit(code)]:
+                call.sendall(piece)
+
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=answer)
+        thread.start()
+        status, text = post(web, "/qubes/vault/program", program="org.gnome.Nautilus")
+        thread.join()
+    path.unlink()
+    assert b"DEFAULT:QUBESRPC qubes.StartApp+org.gnome.Nautilus dom0" in heard
+    assert (status, str(code) in text) == ((200, False) if code == 0 else (409, True)), text
 
 
 def test_what_a_log_says_is_printable_and_its_end(daemon: FakeDaemon, web: Page) -> None:

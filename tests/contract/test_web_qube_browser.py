@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Locator, expect
 from playwright.sync_api import Page as Tab
 
 from tests.builders import short_directory, wait_for
@@ -56,8 +56,10 @@ def tab(browser: Browser, web: Page) -> Iterator[Tab]:
 
 
 def go(tab: Tab, address: str) -> None:
-    """Show an address of the page."""
+    """Show an address of a qube, and wait until it is there."""
     tab.evaluate("address => { location.hash = address; }", address)
+    expect(tab.get_by_role("heading", level=1)).to_have_text(address.split("/")[2], timeout=SECONDS)
+    expect(tab.locator(".tabs a[aria-current]")).to_have_attribute("href", address, timeout=SECONDS)
 
 
 def test_settings_are_forms_of_what_the_daemon_declares(tab: Tab, daemon: FakeDaemon) -> None:
@@ -293,6 +295,42 @@ def test_a_qube_is_created_cloned_renamed_and_removed(tab: Tab, daemon: FakeDaem
     expect(tab.locator("tr[data-name=sys-shop]")).to_have_count(0, timeout=SECONDS)
     wait_for(lambda: "sys-shop" not in {qube.name for qube in daemon.client().listed()}, 20)
     daemon.client().remove("shop")
+
+
+def test_selected_rows_and_saved_views(tab: Tab, daemon: FakeDaemon) -> None:
+    def view(name: str) -> Locator:
+        return tab.get_by_role("button", name=name, exact=True)
+
+    tab.get_by_label("Filter").fill("sys-")
+    tab.get_by_text("By name").click()
+    tab.get_by_role("button", name="Save view…").click()
+    tab.locator("#dialog").get_by_label("Name").fill("Net qubes")
+    tab.keyboard.press("Enter")
+    expect(view("Net qubes")).to_be_visible(timeout=SECONDS)
+    tab.get_by_label("Filter").fill("")
+    tab.get_by_label("Select all that are shown").check()
+    expect(tab.locator("#selected-count")).to_have_text("6 selected", timeout=SECONDS)
+    view("Net qubes").click()
+    expect(tab.get_by_label("Filter")).to_have_value("sys-")
+    expect(tab.locator("#selected-count")).to_have_text("6 selected, 2 of them not shown")
+    tab.get_by_role("button", name="Select none").click()
+    tab.get_by_label("Select sys-vpn").check()
+    tab.get_by_label("Select sys-net").check()
+    daemon.client().call("admin.vm.Start", "", "sys-net")
+    expect(tab.locator("tr[data-name=sys-net] .state")).to_have_text("Running", timeout=SECONDS)
+    expect(tab.get_by_label("Select sys-net")).to_be_checked()  # although the row is a new one
+    picture(tab, "qubes-selected")
+    bar = tab.get_by_role("group", name="Selected qubes")
+    bar.get_by_role("button", name="Start", exact=True).click()
+    expect(tab.locator(".notice.good")).to_contain_text("asked of 1, and not of 1 in another state", timeout=SECONDS)
+    expect(tab.locator("tr[data-name=sys-vpn] .state")).to_have_text("Running", timeout=SECONDS)
+    bar.get_by_role("button", name="Kill").click()
+    expect(tab.locator("#confirm")).to_contain_text("Kill what is selected (2)?")
+    tab.get_by_role("button", name="Yes").click()
+    expect(tab.locator("tr[data-name=sys-vpn] .state")).to_have_text("Halted", timeout=SECONDS)
+    tab.reload()
+    view("Remove the view Net qubes").click()
+    expect(view("Net qubes")).to_have_count(0, timeout=SECONDS)
 
 
 def test_a_page_of_a_qube_that_goes_says_so(tab: Tab, daemon: FakeDaemon) -> None:

@@ -93,7 +93,8 @@ def _messages(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
 @contextmanager
 def page(state: Path, *options: str) -> Iterator[Page]:
     """A page for the daemon of ``state``; its process is ended by SIGINT and must then end well."""
-    environment = {**os.environ, **settings_in(state).environment(), "PYTHONPATH": python_path()}
+    environment = {**os.environ, **settings_in(state).environment(), "PYTHONPATH": python_path(),
+                   "XDG_CONFIG_HOME": str(state / "config")}  # fmt: skip
     log = open(state / "web.log", "a+")
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", PROGRAM, "--no-browser", *options],

@@ -8,6 +8,7 @@ _FILE = "src/casemate/web/guard.py"
 _HEAD = "tests/unit/test_web_guard.py::"
 _PAGE = "tests/contract/test_web.py::"
 _QUBE = "tests/contract/test_web_qube.py::"
+_TABLE = "tests/contract/test_web_table.py::"
 _CONSOLE = "tests/contract/test_web_console.py::"
 
 MUTANTS = (
@@ -159,6 +160,20 @@ MUTANTS = (
     Mutant(
         "page-long-typing", "W11", "src/casemate/web/qube/console.py", "if len(data) > MAX_INPUT:", "if False:",
         (f"{_CONSOLE}test_the_console_carries_what_is_harmless",),
+    ),
+    Mutant(
+        "page-all-at-once", "W6", "src/casemate/web/actions.py", "asyncio.Semaphore(AT_ONCE)",
+        "asyncio.Semaphore(10**6)",
+        (f"{_TABLE}test_many_are_started_a_few_at_a_time",),
+    ),
+    Mutant(
+        "page-any-selection", "W6", "src/casemate/web/qubes_page.py",
+        "if not 1 <= len(names) <= MAX_SELECTED:", "if not names:",
+        (f"{_TABLE}test_a_wrong_selection_is_refused",),
+    ),
+    Mutant(
+        "page-any-views", "W6", "src/casemate/web/saved_views.py", "if len(views) >= MAX_VIEWS:", "if False:",
+        (f"{_TABLE}test_views_outlive_the_page_and_are_one_users",),
     ),
     Mutant(
         "page-log-follows-links", "W8", "src/casemate/web/qube/log.py", " | os.O_NOFOLLOW", "",

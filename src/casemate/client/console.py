@@ -72,9 +72,14 @@ class Shell:
         assert self.sock is not None
         try:
             data = self.sock.recv(65536)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        try:
             for _piece in self._side.feed(data):
                 pass
-        except (OSError, ProtocolError):
+        except ProtocolError:
             data = b""
         if data and self._side.exit_code is None:
             return False

@@ -19,12 +19,14 @@ side. What one module does:
 * ``admin_api`` sends calls and reads events without blocking the one event loop.
 * ``live`` keeps the rows of the table. A row that changed gets a new version number; a browser's ``stream`` remembers
   the version that it has sent. So a browser that reads slowly gets the newest state and no queue can grow.
+  ``loads`` has what running qubes take of the host.
 * ``actions`` starts and stops qubes as tasks of their own: a request that asks for one is answered at once.
 * ``rendering`` makes HTML: every text is escaped, and text that comes from a qube is shown as such.
-* ``pages`` has the addresses, and those that the modules of pages bring: ``host_page`` (status, pools, ``event_log``),
-  ``network_page`` (``network_picture``), ``policy_page`` (``call_trace``), ``templates_page``, ``disposables_page``,
-  ``backups_page`` and ``first_run``. The package ``qube`` has the pages of single qubes. Pages are given a ``site``,
-  ask for many qubes by ``inventory``, read forms by ``forms``, and have ``long_calls`` made.
+* ``pages`` has the addresses, and those that the modules of pages bring: ``qubes_page`` (``saved_views``),
+  ``host_page`` (status, pools, ``event_log``), ``network_page`` (``network_picture``), ``policy_page``
+  (``call_trace``), ``templates_page``, ``disposables_page``, ``backups_page`` and ``first_run``. The package
+  ``qube`` has the pages of single qubes. Pages are given a ``site``, ask for many qubes by ``inventory``, read forms by
+  ``forms``, and have ``long_calls`` made.
 
 A page may have parts that change while somebody looks: elements with the address of what they show and a topic. The
 stream says which topics have news (``Live.tell``), and the browser asks for those parts anew. So a part that changes a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from casemate.web.admin_api import AdminApi
@@ -14,6 +14,9 @@ from casemate.wire.errors import CasemateError, NotHaltedError
 
 MAX_ACTIONS = 64
 """Limit of the manager page (actions): under way at once. Each holds a connection of the daemon, which has 256."""
+
+AT_ONCE = 4
+"""Limit of the manager page (qubes): those that an action on many starts or stops at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,29 @@ class Actions:
         verb = VERBS[word]
         self.run(name, verb.label, verb.doing, lambda: self._carry_out(word, name))
 
+    def begin_many(self, word: str, names: Sequence[str]) -> None:
+        """The same for several qubes, as one action: AT_ONCE of them at a time, so that the host is not flooded."""
+        verb, places = VERBS[word], asyncio.Semaphore(AT_ONCE)
+
+        async def one(name: str) -> None:
+            async with places:
+                await self._watched(name, verb.label, verb.doing, lambda: self._carry_out(word, name))
+
+        async def each() -> None:
+            await asyncio.gather(*(one(name) for name in names))
+
+        self._add(each())
+
     def run(self, name: str, label: str, doing: str, work: Callable[[], Awaitable[None]]) -> None:
         """Have ``work`` done on a qube; returns at once. Meanwhile its row says ``doing``; a failure is told to all
         under ``label``. Refused where too much is under way."""
+        self._add(self._watched(name, label, doing, work))
+
+    def _add(self, work: Coroutine[None, None, None]) -> None:
         if len(self._tasks) >= MAX_ACTIONS:
+            work.close()
             raise Refused(503, f"{MAX_ACTIONS} actions are under way; wait for one of them")
-        task = asyncio.create_task(self._watched(name, label, doing, work))
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from casemate.web.admin_api import AdminApi
+from casemate.web.loads import Load
 from casemate.wire.admin import CONNECTED, Event
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import color
@@ -27,8 +28,6 @@ TICK_SECONDS = 0.1
 IDLE_SECONDS = 30.0
 """How long the daemon is followed after the last page was closed. A page that is loaded anew comes sooner."""
 _RETRY_SECONDS = (0.1, 0.3, 1.0, 2.0)
-POINTS = 40
-"""How many values of a qube's load are kept for its line: two minutes at three seconds each."""
 KEPT_NOTICES = 50
 """Messages for persons that are kept for browsers that read slowly."""
 KEPT_GONE = 2000
@@ -56,15 +55,6 @@ class Row:
     provides_network: bool
     busy: str = ""
     """What was asked for and is not done, such as ``start``."""
-
-
-class Load:
-    """Memory and processor of a running qube over the last minutes."""
-
-    def __init__(self) -> None:
-        self.memory_mib = 0
-        self.cpu: deque[int] = deque(maxlen=POINTS)
-        """Per cent of all its processors, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,12 +307,14 @@ class Live:
         async for events in self._api.events("admin.vm.Stats"):
             for event in events:
                 row = self.rows.get(event.subject)
-                if event.name != "vm-stats" or row is None or row.state in ("Halted", "NA"):
+                if row is None or row.state in ("Halted", "NA"):
                     continue
-                load = self.loads.setdefault(event.subject, Load())
-                load.memory_mib = int(event.details.get("memory_kb", "0")) >> 10
-                load.cpu.append(min(100, int(event.details.get("cpu_usage", "0"))))
-                self._of_load[event.subject] = self._next()
+                if event.name == "vm-network-stats":
+                    if event.subject in self.loads:
+                        self.loads[event.subject].traffic(event.details)
+                elif event.name == "vm-stats":
+                    self.loads.setdefault(event.subject, Load()).machine(event.details)
+                    self._of_load[event.subject] = self._next()
 
 
 class _Idle(Exception):

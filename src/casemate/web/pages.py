@@ -12,27 +12,27 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from casemate.web import call_trace, rendering
-from casemate.web.actions import VERBS, Actions
+from casemate.web.actions import Actions
 from casemate.web.admin_api import AdminApi
 from casemate.web.backups_page import BackupsPage
 from casemate.web.disposables_page import DisposablesPage
 from casemate.web.first_run import FirstRun
-from casemate.web.forms import form
 from casemate.web.guard import Refused
 from casemate.web.host_page import HostPage
 from casemate.web.live import Live
 from casemate.web.network_page import NetworkPage
 from casemate.web.policy_page import PolicyPage
 from casemate.web.qube.pages import QubePages
+from casemate.web.qubes_page import QubesPage
 from casemate.web.site import Endpoint, Site
 from casemate.web.stream import Streams
 from casemate.web.templates_page import TemplatesPage
 from casemate.wire.errors import CasemateError, DaemonAccessError, NotFoundError
-from casemate.wire.names import qube_name
 
 ASSETS = {
     "casemate.js": "text/javascript",
     "refresh.js": "text/javascript",
+    "selection.js": "text/javascript",
     "console.js": "text/javascript",
     "xterm.js": "text/javascript",
     "xterm-fit.js": "text/javascript",
@@ -57,15 +57,11 @@ class Pages:
     """All that is answered, for one daemon."""
 
     def __init__(self, api: AdminApi, live: Live, actions: Actions, read_only: bool) -> None:
-        self.api = api
-        self.live = live
-        self.actions = actions
-        self.read_only = read_only
-        policy = PolicyPage(api, live, read_only)
         site = Site(api, live, actions, read_only)
+        policy = PolicyPage(api, live, read_only)
         self._pages: tuple[Page, ...] = (
-            QubePages(site), TemplatesPage(site), DisposablesPage(site), NetworkPage(api, live), policy,
-            BackupsPage(site), HostPage(api, live, read_only), FirstRun(site),
+            QubesPage(site), QubePages(site), TemplatesPage(site), DisposablesPage(site), NetworkPage(api, live),
+            policy, BackupsPage(site), HostPage(api, live, read_only), FirstRun(site),
         )  # fmt: skip
         self._streams = Streams(live, read_only, {call_trace.TOPIC: policy.trace.used})
         self._assets = {name: (rendering.HERE / "static" / name).read_bytes() for name in ASSETS}
@@ -78,8 +74,6 @@ class Pages:
             Route("/", self._checked(self._frame)),
             Route("/static/{name}", self._checked(self._asset)),
             Route("/events", self._checked(self._events)),
-            Route("/view/qubes", self._checked(self._qubes)),
-            Route("/qubes/{name}/do/{verb}", self._checked(self._act), methods=["POST"]),
         ]
         for page in self._pages:
             for route in page.routes():
@@ -116,15 +110,3 @@ class Pages:
         topics = frozenset(request.query_params.get("topics", "").split())
         messages = self._streams.open(request.headers.get("last-event-id", ""), topics)
         return StreamingResponse(messages, media_type="text/event-stream")
-
-    async def _qubes(self, _request: Request) -> Response:
-        return HTMLResponse(rendering.render("qubes.html", read_only=self.read_only))
-
-    async def _act(self, request: Request) -> Response:
-        name = str(qube_name(request.path_params["name"]))
-        verb = request.path_params["verb"]
-        if verb not in VERBS:
-            raise NotFoundError(message="There is no such action")
-        await form(request)  # nothing is expected in it; it is read, and bounded, as any other
-        self.actions.begin(verb, name)
-        return PlainTextResponse("", 202)

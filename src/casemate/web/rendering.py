@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from casemate.web.actions import verbs_for
 from casemate.web.live import Row
+from casemate.wire.admin import ADMIN
 from casemate.wire.errors import printable
 
 HERE = Path(__file__).parent
@@ -49,4 +50,4 @@ def render(template: str, **values: Any) -> str:
 def row(shown: Row, read_only: bool) -> str:
     """One row of the table of qubes. Kept: the same thousand rows are shown at each new page."""
     verbs = {} if read_only or shown.busy else verbs_for(shown.state, shown.name)
-    return render("row.html", row=shown, verbs=verbs)
+    return render("row.html", row=shown, verbs=verbs, read_only=read_only, host=shown.name == ADMIN)

@@ -10,12 +10,13 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 from casemate.web import rendering
 from casemate.web.guard import Refused
-from casemate.web.live import TICK_SECONDS, Changes, Live, Load
+from casemate.web.live import TICK_SECONDS, Changes, Live
+from casemate.web.loads import POINTS, Load
 
 MAX_STREAMS = 16
 """Limit of the manager page (streams): pages that are kept up to date at once."""
@@ -23,16 +24,27 @@ HEARTBEAT_SECONDS = 15.0
 """A line at least so often, so that both ends notice when the other has gone."""
 WIDTH, HEIGHT = 80, 20
 """Of the picture of a load, in its own units."""
+LEAST_TOP = 10_000
+"""Bytes a second that a line of traffic shows as full at least: a few packets are no mountain."""
 
 
-def points(load: Load) -> str:
-    """The line of a load, newest at the right, as the ``points`` of an SVG polyline."""
-    values = list(load.cpu)
-    step = WIDTH / (load.cpu.maxlen or 1)
+def points(values: Sequence[int], top: int) -> str:
+    """The line of a load, newest at the right, as the ``points`` of an SVG polyline. ``top`` is as high as it goes."""
+    step = WIDTH / POINTS
     start = WIDTH - step * len(values)
     return " ".join(
-        f"{start + step * (i + 1):.0f},{HEIGHT - 1 - v * (HEIGHT - 2) / 100:.1f}" for i, v in enumerate(values)
+        f"{start + step * (i + 1):.0f},{HEIGHT - 1 - min(v, top) * (HEIGHT - 2) / top:.1f}"
+        for i, v in enumerate(values)
     )
+
+
+def shown(load: Load) -> dict[str, tuple[str, str]]:
+    """A load as the table shows it: the newest value in words and the line, by column."""
+    return {
+        "memory": (f"{load.memory[-1]} MiB", points(load.memory, max(1, *load.memory) * 5 // 4 + 1)),
+        "cpu": (f"{load.cpu[-1]} %", points(load.cpu, 100)),
+        "traffic": (f"{rendering.mib(load.network[-1])}/s", points(load.network, max(LEAST_TOP, *load.network))),
+    }
 
 
 class Streams:
@@ -89,7 +101,7 @@ class Streams:
             "whole": changes.whole,
             "rows": {row.name: rendering.row(row, self._read_only) for row in changes.rows},
             "gone": changes.gone,
-            "loads": {name: [load.memory_mib, load.cpu[-1], points(load)] for name, load in changes.loads.items()},
+            "loads": {name: shown(load) for name, load in changes.loads.items() if load.cpu},
             "notices": changes.notices,
             "lost": changes.lost,
             "topics": [topic for topic in changes.topics if topic in topics],

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -15,6 +14,7 @@ from starlette.routing import Route
 from casemate.client import renaming
 from casemate.client.qubes import Qubes
 from casemate.web.forms import form
+from casemate.web.inventory import Listed, inventory
 from casemate.web.qube.head import head, named
 from casemate.web.site import Site, change, done, view
 from casemate.wire.admin import ADMIN
@@ -27,19 +27,11 @@ DEFAULT = "=default"
 """Stands for a default in a list of qubes. No qube can have this name."""
 
 
-async def inventory(site: Site, *properties: str) -> list[dict[str, Any]]:
-    """All qubes with some properties."""
-    wish = json.dumps({"properties": list(properties)})
-    found: list[dict[str, Any]] = json.loads(await site.api.call("admin.casemate.List", payload=wish))
-    return found
-
-
-def bases(entries: list[dict[str, Any]]) -> list[str]:
+def bases(entries: list[Listed]) -> list[str]:
     """Qubes that others can be based on."""
     return [
-        entry["name"] for entry in entries
-        if entry["class"] == "TemplateVM"
-        or entry.get("properties", {}).get("template_for_dispvms", {}).get("value") == "True"
+        one.name for one in entries
+        if one.klass == "TemplateVM" or one.properties.get("template_for_dispvms") == "True"
     ]  # fmt: skip
 
 
@@ -60,16 +52,13 @@ def routes(site: Site) -> Iterable[Route]:
         return Qubes(site.api.transport)
 
     async def new(_request: Request) -> Response:
-        entries = await inventory(site, "template_for_dispvms", "provides_network")
+        entries = await inventory(site.api, ["template_for_dispvms", "provides_network"], [])
         classes = [klass for klass in (await site.api.call("admin.vmclass.List")).split() if klass != "AdminVM"]
         return site.page(
             "dialog_create.html", default=DEFAULT, bases=bases(entries),
             classes=sorted(classes, key=lambda klass: klass != "AppVM"),
             labels=(await site.api.call("admin.label.List")).split(),
-            providers=[
-                entry["name"] for entry in entries
-                if entry.get("properties", {}).get("provides_network", {}).get("value") == "True"
-            ],
+            providers=[one.name for one in entries if one.properties.get("provides_network") == "True"],
         )  # fmt: skip
 
     async def create(request: Request) -> Response:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,11 +17,16 @@ from casemate.web.forms import form
 from casemate.web.qube.head import named, tab
 from casemate.web.site import Site, change, done, view
 from casemate.wire.admin import ADMIN
-from casemate.wire.errors import CasemateError, NotFoundError
+from casemate.wire.call_data import CallerSide
+from casemate.wire.errors import CasemateError, DisconnectedError, NotFoundError
 from casemate.wire.menus import MenuEntry, parse_lines
 from casemate.wire.qrexec import JUST_EXEC, Command, exec_message
 
 SERVICE = "qubes.StartApp"
+START_SECONDS = 20.0
+"""Limit of the manager page (seconds): how long a qube may take to start a program."""
+MAX_STARTING = 4
+"""Limit of the manager page (programs): started at the same time; others wait."""
 
 
 async def menus(site: Site, qube: str) -> list[MenuEntry]:
@@ -32,6 +39,8 @@ async def menus(site: Site, qube: str) -> list[MenuEntry]:
 
 def routes(site: Site) -> Iterable[Route]:
     """The addresses of this tab."""
+    # Not the event loop's own threads, which connections to the daemon need: a qube may be slow.
+    starters = ThreadPoolExecutor(MAX_STARTING, "start")
 
     async def show(request: Request) -> Response:
         return await tab(site, request, "programs", "qube_programs.html", entries=await menus(site, named(request)))
@@ -43,11 +52,24 @@ def routes(site: Site) -> Iterable[Route]:
         message = exec_message(Command("DEFAULT", SERVICE, fields["program"], ADMIN).cmdline(), JUST_EXEC)
         qubes = Qubes(site.api.transport)
 
-        def ask() -> None:
-            open_stream(qubes, name, message, autostart=False).close()
+        def ask() -> int:
+            side, end = CallerSide(), time.monotonic() + START_SECONDS
+            with open_stream(qubes, name, message, autostart=False) as sock:
+                while side.exit_code is None:
+                    # However much the qube says: the sum of its time is bounded.
+                    sock.settimeout(max(0.001, end - time.monotonic()))
+                    if not (data := sock.recv(65536)):
+                        break
+                    for _untrusted_output in side.feed(data):
+                        pass
+            return side.status()
 
-        await site.api.call("admin.vm.CurrentState", "", name)
-        await asyncio.to_thread(ask)
-        return done(f"{name} was asked to start {fields['program']}")
+        try:
+            code = await asyncio.get_running_loop().run_in_executor(starters, ask)
+        except OSError as error:
+            raise DisconnectedError(f"{name} does not answer: {error.strerror or error}") from error
+        if code:
+            raise CasemateError(f"{name} could not start {fields['program']}: its service ended with {code}")
+        return done(f"{name} starts {fields['program']}")
 
     return view("/qubes/{name}/programs", show), change("/qubes/{name}/program", start)

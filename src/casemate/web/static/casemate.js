@@ -12,6 +12,7 @@
 //   data-terminal="ADDRESS"  a terminal is opened in it, by console.js
 //   data-kept                its content is not the server's
 
+import { Selection } from "./selection.js";
 import { sameContent, touched } from "./refresh.js";
 
 const main = document.getElementById("main");
@@ -96,8 +97,17 @@ function confirmed(text) {
 // ------------------------------------------------------------------------------------------------- the table of qubes
 
 const rows = new Map(); // name -> row, all that there are, also while another page is shown
-const loads = new Map(); // name -> [MiB, per cent, points of the line]
+const loads = new Map(); // name -> by column: the value in words, points of the line
 const chosen = { filter: "", which: "all", order: "tree" };
+
+const selection = new Selection(rows, async (address, names, question) => {
+  if (question && !(await confirmed(question))) return;
+  try {
+    notice(await (await post(address, { names: names.join(" ") })).text(), "good");
+  } catch (error) {
+    notice(error.message);
+  }
+});
 
 const collator = new Intl.Collator("en", { numeric: true });
 
@@ -108,17 +118,18 @@ function body() {
 function showLoad(row) {
   const load = loads.get(row.dataset.name);
   if (!load) return;
-  const [memory, cpu, points] = load;
-  row.querySelector(".memory").textContent = `${memory} MiB`;
-  let line = row.querySelector("polyline");
-  if (!line) {
-    row.querySelector(".cpu").replaceChildren(
-      parse('<svg class="spark" viewBox="0 0 80 20" aria-hidden="true"><polyline/></svg><span class="percent"></span>'),
-    );
-    line = row.querySelector("polyline");
+  for (const [column, [words, points]] of Object.entries(load)) {
+    const cell = row.querySelector(`.${column}`);
+    let line = cell.querySelector("polyline");
+    if (!line) {
+      cell.replaceChildren(
+        parse('<svg class="spark" viewBox="0 0 80 20" aria-hidden="true"><polyline/></svg><span class="amount"></span>'),
+      );
+      line = cell.querySelector("polyline");
+    }
+    line.setAttribute("points", points);
+    cell.querySelector(".amount").textContent = words;
   }
-  line.setAttribute("points", points);
-  row.querySelector(".percent").textContent = `${cpu} %`;
 }
 
 function fits(row) {
@@ -137,6 +148,7 @@ function filter() {
   if (!count) return;
   count.textContent = shown === rows.size ? `${rows.size}` : `${shown} of ${rows.size}`;
   document.getElementById("none").hidden = shown > 0 || !rows.size;
+  selection.show();
 }
 
 // The order of the rows and how deep each stands: below its net qube, or all on one level.
@@ -166,6 +178,16 @@ function arranged() {
   return found;
 }
 
+// Make the controls, the order and the rows those of what is chosen.
+function showChosen() {
+  document.getElementById("filter").value = chosen.filter;
+  for (const name of ["which", "order"]) {
+    main.querySelector(`input[name="${name}"][value="${chosen[name]}"]`).checked = true;
+  }
+  arrange();
+  filter();
+}
+
 // Moves only rows that stand in the wrong place: moving one takes the focus from it.
 function arrange() {
   const table = body();
@@ -183,6 +205,7 @@ function replaceRow(name, html) {
   const fresh = parse(html).querySelector("tr");
   const old = rows.get(name);
   rows.set(name, fresh);
+  selection.restore(fresh);
   if (!old) return true;
   const moved = old.dataset.netvm !== fresh.dataset.netvm;
   fresh.style.setProperty("--depth", old.style.getPropertyValue("--depth"));
@@ -206,6 +229,7 @@ function apply(message) {
     rows.get(name)?.remove();
     rows.delete(name);
     loads.delete(name);
+    selection.forget(name);
     moved = true;
   }
   for (const [name, load] of Object.entries(message.loads)) loads.set(name, load);
@@ -406,12 +430,7 @@ async function show(keepPlace = false) {
     }
     document.title = `${main.querySelector("h1")?.firstChild?.textContent.trim() ?? ""} · Casemate`;
     if (document.getElementById("qubes")) {
-      document.getElementById("filter").value = chosen.filter;
-      for (const name of ["which", "order"]) {
-        main.querySelector(`input[name="${name}"][value="${chosen[name]}"]`).checked = true;
-      }
-      arrange();
-      filter();
+      showChosen();
     }
     beginParts();
     const terminal = main.querySelector("[data-terminal]");
@@ -531,6 +550,12 @@ document.addEventListener("click", (event) => {
   const asker = event.target.closest("button[data-dialog]");
   if (asker) showDialog(asker.dataset.dialog);
   if (event.target.closest("[data-close]")) dialog.close();
+  if (event.target.id === "save-view") showDialog(`/view/dialog/view?${new URLSearchParams(chosen)}`);
+  const view = event.target.closest("button[data-view]");
+  if (view) {
+    Object.assign(chosen, { filter: view.dataset.filter.toLowerCase(), which: view.dataset.which, order: view.dataset.order });
+    showChosen();
+  }
   const skip = event.target.closest("a.skip");
   if (skip) {
     event.preventDefault();
@@ -568,7 +593,10 @@ document.addEventListener("input", (event) => {
   if (id === "filter") chosen.filter = value.trim().toLowerCase();
   else if (name === "which" || name === "order") chosen[name] = value;
   else {
-    if (event.target.form) mark(event.target.form);
+    if (event.target.form) {
+      mark(event.target.form);
+      problem(event.target.form, ""); // it was about what stood there before
+    }
     return;
   }
   if (name === "order") arrange();
