@@ -54,7 +54,7 @@ def test_a_refused_call_becomes_a_rule(world: World, usable: str, web: Page) -> 
         with web.stream(topics="calls") as messages:
             next(message for message in messages if not message["lost"])
             wait_for(lambda: "No qube has called" in read(web, "/part/calls"))
-            world.run("qvm-run", "--pass-io", usable, "qrexec-client-vm @default test.Web </dev/null", status=None)
+            world.run("qvm-run", "--pass-io", usable, "qrexec-client-vm dom0 test.Web </dev/null", status=None)
             wait_for(lambda: "Make a rule" in read(web, "/part/calls"))
             assert "test.Web" in read(web, "/part/calls")
         asked = {"source": usable, "service": "test.Web", "target": "dom0"}

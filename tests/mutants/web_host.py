@@ -85,4 +85,9 @@ MUTANTS = (
         "await QuietServer(config)", "await uvicorn.Server(config)",
         (f"{_TESTS}test_a_page_that_nobody_looks_at_sleeps",), slow=True,
     ),
+    Mutant(
+        "page-refusal-forgotten", "a refusal is shown", f"{_WEB}call_trace.py",
+        'known.refused and step.get("phase") == "ended"', "False",
+        (f"{_POLICY}test_calls_are_followed_while_somebody_looks",),
+    ),
 )  # fmt: skip

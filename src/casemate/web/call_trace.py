@@ -110,6 +110,8 @@ class CallTrace:
             return
         ident = str(step.get("id"))
         known = self._calls.get(ident)
+        if known is not None and known.refused and step.get("phase") == "ended":
+            return  # that it was refused is what a person wants to know
         if known is None or known.phase in ("refused", "ended"):  # another daemon counts from 1 again
             said = {key: str(step.get(key) or "") for key in ("source", "target", "service", "argument")}
             known = Call(ident, **said)  # type: ignore[arg-type]
