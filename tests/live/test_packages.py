@@ -76,8 +76,8 @@ def test_qubes_live_through_upgrades_in_a_bare_debian(debs: Path, suite: str) ->
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
 def test_the_one_line_of_the_readme_is_the_first_command_on_a_bare_debian(suite: str) -> None:
     (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("make deb &&")]
-    shutil.rmtree(ROOT / "build" / "deb", ignore_errors=True)  # those of another test would be copied along
-    script = line.replace("sudo ", "") + " && cd / && qvm-run --pass-io work hostname"  # root has no sudo there
+    # Packages of another test are copied along; root has no sudo there.
+    script = f"rm -rf build && {line.replace('sudo ', '')} && cd / && qvm-run --pass-io work hostname"
     said = run("packaging/debian-root", suite, "sh", "-c", script, timeout=1700)
     assert said.splitlines()[-1] == "work"
 
