@@ -86,7 +86,7 @@ def test_nobody_can_write_what_forks_share(spec: MachineSpec, tmp_path: Path) ->
     os.pwrite(qube, b"secret", 2 * MIB)
     os.dup2(qube, memory_map.FD)  # where QEMU has it; we stand for one
     try:
-        memories.fork(memory_map.MappedMemory(os.getpid(), (), private=False), tmp_path)
+        memories.fork(memory_map.MappedMemory(os.getpid(), ((0, 4 * MIB, 0),), private=False), tmp_path)
     finally:
         os.close(memory_map.FD)
     os.pwrite(qube, b"later!", 2 * MIB)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from casemate.host.memory_map import FD, find_memory
+from casemate.host.memory_map import FD, MappedMemory, find_memory
 from casemate.wire.errors import HypervisorError
 
 SIZE = 64 << 20
@@ -52,6 +52,23 @@ def test_a_copy_has_what_the_process_sees(kind: str) -> None:
         with pytest.raises(HypervisorError, match="no file"):
             find_memory(process.pid, SIZE + 4096)
         process.kill()
+
+
+def test_what_a_process_has_put_in_place_of_its_memory_is_not_copied() -> None:
+    reading, writing = os.pipe()
+    other = os.memfd_create("larger")
+    os.ftruncate(other, 2 * SIZE)
+    target = os.memfd_create("copy")
+    try:
+        for wrong in (reading, other):
+            os.dup2(wrong, FD)
+            with pytest.raises(HypervisorError, match="not what it was started with"):
+                MappedMemory(os.getpid(), ((0, SIZE, 0),), private=False).copy_to(target)
+            assert os.fstat(target).st_size == 0
+            os.close(FD)
+    finally:
+        for fd in (reading, writing, other, target):
+            os.close(fd)
 
 
 def test_a_process_without_such_a_file_cannot_be_copied() -> None:

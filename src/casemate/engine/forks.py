@@ -30,7 +30,7 @@ from casemate.engine.links import Links
 from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
 from casemate.engine.states import States
-from casemate.engine.warm_image import DIGITS, WarmImage
+from casemate.engine.warm_image import DIGITS, WarmImage, is_being_made
 from casemate.engine.warm_images import WarmImages
 from casemate.host.files import remove_tree, replace_file
 from casemate.host.hypervisor import Hypervisor, PowerState
@@ -147,6 +147,8 @@ class Forks:
                 f"{name} is no template for disposables, so it can have no forks: set its property "
                 "template_for_dispvms and start it anew"
             )
+        if is_being_made(domain):
+            raise QubeError(f"{name} is becoming a warm image, so it cannot be forked")
         if not self._images.are_possible(domain):
             why = self._images.why_not or "it always boots (docs/howto/disposables.md)"
             raise QubeError(f"{name} cannot be forked: {why}")

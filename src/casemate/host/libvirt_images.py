@@ -6,6 +6,7 @@ The capability ``x-ignore-shared`` leaves that out of QEMU's migration stream (Q
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import struct
@@ -24,6 +25,8 @@ _FD = "casemate-state"
 _HEAD = 8
 """Bytes of magic and version."""
 _CONFIGURATION = 7
+MOST_DEVICES = 64 << 20
+"""Limit of forks (bytes): the state of a machine's devices. That of ours takes half a MiB."""
 _SECONDS = 60.0
 """Limit for saving or loading; both take some milliseconds, and seconds on a host that is overloaded."""
 _LOOK_SECONDS = 0.001
@@ -49,22 +52,25 @@ def save_devices(domain: Any, directory: Path) -> None:
     migration/savevm.c: after magic and version, a byte 7, the length of the type's name and the name).
     """
     kind = str(_command(domain, "qom-get", path="/machine", property="type")).removesuffix("-machine").encode()
-    with open(os.memfd_create("casemate-devices", os.MFD_CLOEXEC), "r+b") as written:
+    with open(os.memfd_create("casemate-devices", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b") as written:
+        # A guest that has taken its QEMU over could write for ever.
+        written.truncate(MOST_DEVICES)
+        fcntl.fcntl(written, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         # QEMU takes a descriptor of a set only where it is open for just what QEMU wants to do with it.
         fd = os.open(f"/proc/self/fd/{written.fileno()}", os.O_WRONLY | os.O_CLOEXEC)
         try:
             added = _command_with_file(domain, fd, "add-fd", opaque=_FD)
+            try:
+                name = f"/dev/fdset/{added['fdset-id']}"
+                _command(domain, "xen-save-devices-state", filename=name, live=True)
+            finally:
+                _command(domain, "remove-fd", **{"fdset-id": added["fdset-id"]})
+            length = os.lseek(fd, 0, os.SEEK_CUR)  # QEMU's descriptor is a copy of ours, so they share the position
         finally:
             os.close(fd)
-        try:
-            name = f"/dev/fdset/{added['fdset-id']}"
-            _command(domain, "xen-save-devices-state", filename=name, live=True)
-        finally:
-            _command(domain, "remove-fd", **{"fdset-id": added["fdset-id"]})
-        written.seek(0)
-        head, rest = written.read(_HEAD), written.read()
+        data = written.read(min(max(length, _HEAD), MOST_DEVICES))
     with open(directory / DEVICES, "xb") as file:
-        file.write(head + struct.pack(">BI", _CONFIGURATION, len(kind)) + kind + rest)
+        file.write(data[:_HEAD] + struct.pack(">BI", _CONFIGURATION, len(kind)) + kind + data[_HEAD:])
 
 
 def load_state(domain: Any, directory: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +40,14 @@ class MappedMemory:
 
     def copy_to(self, target: int) -> None:
         """Make an empty file a copy of the memory, while the machine stands still; OSError."""
-        source = os.open(f"/proc/{self.pid}/fd/{FD}", os.O_RDONLY | os.O_CLOEXEC)
+        # A guest that has taken its QEMU over may have put anything there: a pipe would hold us for ever.
+        source = os.open(f"/proc/{self.pid}/fd/{FD}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            status = os.fstat(source)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != sum(
+                length for _at, length, _offset in self.pieces
+            ):
+                raise HypervisorError("Its memory is not what it was started with")
             copy_data(source, target)
         finally:
             os.close(source)

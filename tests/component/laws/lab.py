@@ -209,6 +209,8 @@ async def serve(settings: Settings) -> None:
             system.set_text("default_kernel", "none")
     assert isinstance(system.pools["touch"], PoolConfig)
     EventThread.start()
+    # As with a daemon of libvirt: machines have no files as their memory, so there are no warm images and no forks.
+    settings = Settings(settings.state, settings.run, settings.cache, hypervisor="system", prefix=settings.prefix)
     machines = TestDriver("test:///default", settings.prefix)
     await machines.open()
     runner = Runner()
