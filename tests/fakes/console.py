@@ -14,6 +14,13 @@ from contextlib import contextmanager
 from tests.fakes.daemon import FakeDaemon
 
 
+def _ready(fd: int, what: int, seconds: float) -> bool:
+    """Whether a descriptor is ready in time. By poll: a long run has more descriptors than select() can name."""
+    found = select.poll()
+    found.register(fd, what)
+    return bool(found.poll(max(0, int(seconds * 1000))))
+
+
 class Guest:
     """Prints, and reads what was typed. ``path`` is the terminal that the daemon tells of."""
 
@@ -25,13 +32,13 @@ class Guest:
         """Print all of it; the other end must read."""
         end = time.monotonic() + 30
         while data:
-            assert select.select([], [self._fd], [], end - time.monotonic())[1], "nobody reads the console"
+            assert _ready(self._fd, select.POLLOUT, end - time.monotonic()), "nobody reads the console"
             data = data[os.write(self._fd, data) :]
 
     def write_until_full(self, piece: bytes, most: int, seconds: float = 1.0) -> int:
         """Print until nothing is taken for so long, or ``most`` bytes were; how many were taken."""
         taken = 0
-        while taken < most and select.select([], [self._fd], [], seconds)[1]:
+        while taken < most and _ready(self._fd, select.POLLOUT, seconds):
             taken += os.write(self._fd, piece)
         return taken
 
@@ -40,7 +47,7 @@ class Guest:
         found = b""
         until = time.monotonic() + 30
         while not found.endswith(end):
-            assert select.select([self._fd], [], [], max(0.0, until - time.monotonic()))[0], f"only {found!r} came"
+            assert _ready(self._fd, select.POLLIN, until - time.monotonic()), f"only {found!r} came"
             found += os.read(self._fd, 65536)
         return found
 
