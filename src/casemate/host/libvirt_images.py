@@ -6,7 +6,6 @@ The capability ``x-ignore-shared`` leaves that out of QEMU's migration stream (Q
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import struct
@@ -52,10 +51,7 @@ def save_devices(domain: Any, directory: Path) -> None:
     migration/savevm.c: after magic and version, a byte 7, the length of the type's name and the name).
     """
     kind = str(_command(domain, "qom-get", path="/machine", property="type")).removesuffix("-machine").encode()
-    with open(os.memfd_create("casemate-devices", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b") as written:
-        # A guest that has taken its QEMU over could write for ever.
-        written.truncate(MOST_DEVICES)
-        fcntl.fcntl(written, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    with open(os.memfd_create("casemate-devices", os.MFD_CLOEXEC), "r+b") as written:
         # QEMU takes a descriptor of a set only where it is open for just what QEMU wants to do with it.
         fd = os.open(f"/proc/self/fd/{written.fileno()}", os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -65,10 +61,13 @@ def save_devices(domain: Any, directory: Path) -> None:
                 _command(domain, "xen-save-devices-state", filename=name, live=True)
             finally:
                 _command(domain, "remove-fd", **{"fdset-id": added["fdset-id"]})
-            length = os.lseek(fd, 0, os.SEEK_CUR)  # QEMU's descriptor is a copy of ours, so they share the position
         finally:
             os.close(fd)
-        data = written.read(min(max(length, _HEAD), MOST_DEVICES))
+        data = written.read(MOST_DEVICES + 1)
+    if not _HEAD < len(data) <= MOST_DEVICES:  # a guest that has taken its QEMU over may write what it likes
+        raise HypervisorError(
+            f"The devices of {domain.name()} cannot be saved: their state has {len(data)} bytes or more"
+        )
     with open(directory / DEVICES, "xb") as file:
         file.write(data[:_HEAD] + struct.pack(">BI", _CONFIGURATION, len(kind)) + kind + data[_HEAD:])
 
