@@ -18,7 +18,10 @@ from casemate.client.transport import python_path
 from tests.builders import settings_in
 
 PROGRAM = """
-import sys
+import signal, sys
+# A shell that runs tests in the background has them ignore interrupts, and they hand that down. The server installs its
+# own handler a moment after it has said its address: an interrupt before that would be lost.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from casemate.client import transport
 transport.DAEMON = ()  # a test's daemon is started and ended by the test
 from casemate.web.server import main
