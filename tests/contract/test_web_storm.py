@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from playwright.sync_api import Browser, expect
 from playwright.sync_api import Page as Tab
 
 from casemate.client.qubes import Qubes
+from casemate.client.transport import python_path
 from casemate.wire.errors import CasemateError
 from tests.builders import settings_in, short_directory, wait_for
 from tests.contract.test_web_browser import SECONDS, browser, opened
@@ -32,7 +34,6 @@ CLIENTS = 10
 GROWTH_MIB = 12.0
 """How much more memory the server may have at the end than after the first part of the storm. It keeps logs and lines
 of loads, which are bounded; a leak of one row for each change would be more within a minute."""
-BIN = Path(__file__).parents[2] / "bin"
 SHOWN = """() => Object.fromEntries([...document.querySelectorAll("#qubes tbody tr")].map((row) => [row.dataset.name, [
     row.dataset.state.toUpperCase()[0] + row.dataset.state.slice(1),
     row.querySelector(".klass").textContent, row.querySelector("svg.label").getAttribute("aria-label").slice(6),
@@ -65,10 +66,10 @@ def change(qubes: Qubes, dice: random.Random, own: str) -> None:
 
 def listed(state: Path) -> dict[str, list[str]]:
     """What ``qvm-ls`` says, in the order of SHOWN."""
-    environment = {**os.environ, **settings_in(state).environment()}
+    environment = {**os.environ, **settings_in(state).environment(), "PYTHONPATH": python_path()}
     fields = "NAME,STATE,CLASS,LABEL,TEMPLATE,NETVM"
-    text = subprocess.run([BIN / "qvm-ls", "--raw-data", "--fields", fields], env=environment, check=True,
-                          capture_output=True, text=True).stdout  # fmt: skip
+    tool = [sys.executable, "-m", "casemate.cli", "qvm-ls", "--raw-data", "--fields", fields]
+    text = subprocess.run(tool, env=environment, check=True, capture_output=True, text=True).stdout
     return {words[0]: words[1:] for words in (line.split("|") for line in text.splitlines())}
 
 
