@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from casemate.streams.channel import MAX_HELD, MAX_OWED, Channel
-from casemate.streams.loop import Loop
+from casemate.streams.loop import READ, Loop
 from casemate.streams.mux_stream import MuxStream
 from casemate.streams.stream import LEAST_ROOM, WINDOW, Handler
 from casemate.wire import mux
@@ -149,6 +149,28 @@ def test_the_end_waits_for_a_handler_without_room(half: Pair) -> None:
     half.stream.resume()
     half.until(lambda: half.told.ends)
     assert half.told.data == b"before the end" * 100 and half.told.ends == ["eof"]
+
+
+def test_room_that_comes_in_the_round_of_the_hang_up(loop: Loop) -> None:
+    pair = KINDS["socket-drain"](loop)
+    pair.told.open = False
+    peer_sends(pair, b"before the end" * 100)
+    pair.rest()
+    reading, writing = os.pipe()
+
+    def room(_mask: int) -> None:
+        loop.unwatch(reading)
+        pair.told.open = True
+        pair.stream.resume()
+
+    # Ready before the hang-up is, so told of first in the round that tells of both.
+    loop.watch(reading, READ, room)
+    os.write(writing, b"x")
+    pair.peer.kill()
+    pair.until(lambda: pair.told.ends)
+    assert pair.told.data == b"before the end" * 100 and pair.told.ends[0] == "eof"
+    for fd in (reading, writing):
+        os.close(fd)
 
 
 @pytest.mark.parametrize("kind", ["socket", "socket-drain", "pipe"])

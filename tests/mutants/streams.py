@@ -9,6 +9,12 @@ _VIOLATIONS = ("tests/unit/test_mux.py::test_a_violation_of_the_guest_closes_the
 
 MUTANTS = (
     Mutant(
+        "hang-up-of-the-same-round", "what was sent before a hang-up is read", "src/casemate/streams/socket_stream.py",
+        "            if self._paused:\n                self._mask = 0\n                self._loop.unwatch(self._in)\n",
+        "            self._mask = 0\n            self._loop.unwatch(self._in)\n",
+        ("tests/contract/test_streams.py::test_room_that_comes_in_the_round_of_the_hang_up",),
+    ),
+    Mutant(
         "half-frame-waited-for", "limit: from the first byte of a frame or message to its last",
         "src/casemate/streams/channel.py",
         "            self._half.read(self.mux.cut, self.mux.frames)\n            self._pace()",

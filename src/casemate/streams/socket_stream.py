@@ -59,9 +59,11 @@ class SocketStream(DescriptorStream):
 
     def _hung_up(self) -> None:
         if self._drain and self._read_open:
-            # The kernel would tell of the hang-up again and again until the bytes before it can be read.
-            self._mask = 0
-            self._loop.unwatch(self._in)
+            # Until the handler has room for the bytes before it, the kernel would tell of the hang-up again and again.
+            # It may have got room in this very round, after the kernel was asked: then they are read in the next.
+            if self._paused:
+                self._mask = 0
+                self._loop.unwatch(self._in)
         elif self._drain and self._write_open:
             self._break()
         else:
