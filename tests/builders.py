@@ -7,18 +7,22 @@ unix socket has 107 bytes at most.
 
 from __future__ import annotations
 
+import asyncio
 import os
-import select
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 from casemate.model.system import System
 from casemate.settings import Settings
+from casemate.streams.ready import readable
+
+T = TypeVar("T")
 
 
 def uuid(number: int) -> UUID:
@@ -68,6 +72,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> float:
     return time.monotonic() - begin
 
 
+async def within(seconds: float, awaited: Awaitable[T]) -> T:
+    """What ``awaited`` gives; TimeoutError when it takes longer."""
+    async with asyncio.timeout(seconds):
+        return await awaited
+
+
 def gone(pid: int, seconds: float = 10) -> None:
     """Wait until a process has ended, whoever is its parent."""
     try:
@@ -80,6 +90,6 @@ def gone(pid: int, seconds: float = 10) -> None:
     except ProcessLookupError:
         return
     try:
-        assert select.select([fd], [], [], seconds)[0], f"process {pid} does not end"
+        assert readable([fd], seconds), f"process {pid} does not end"
     finally:
         os.close(fd)

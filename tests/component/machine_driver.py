@@ -46,8 +46,9 @@ async def act(machines: Hypervisor, events: asyncio.Queue[MachineEvent], words: 
         info = await machines.info(uuid)
         return None if info is None else [info.name, info.state.value, info.xid > 0]
     if verb == "await":
-        while (event := await asyncio.wait_for(events.get(), 60)).kind.value != data["kind"]:
-            pass
+        async with asyncio.timeout(60):
+            while (event := await events.get()).kind.value != data["kind"]:
+                pass
         return [event.name, event.kind.value]
     return await getattr(machines, verb)(uuid)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 from casemate.host.guest_kernel import compile_static
 from casemate.host.process import Runner
+from casemate.streams.ready import readable
 from tests.component.rig import SOURCE, Rig
 from tests.component.test_calls import Place
 from tests.component.vchan_place import ME, VchanPlace, eventually
@@ -121,7 +121,7 @@ def read_to_end(fd: int, seconds: float = 20) -> bytes:
     """What comes until the writer has closed it; fails when that does not happen."""
     data, end = b"", time.monotonic() + seconds
     while True:
-        assert select.select([fd], [], [], max(0.0, end - time.monotonic()))[0], "no end"
+        assert readable([fd], max(0.0, end - time.monotonic())), "no end"
         got = os.read(fd, 65536)
         if not got:
             return data

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import select
 import shutil
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from casemate.host.guest_kernel import BuiltKernel
 from casemate.host.process import Runner
 from casemate.host.template_build import build_template
 from casemate.settings import Settings, load
+from casemate.streams.ready import readable
 from casemate.wire.recipe import Recipe
 from tests.builders import settings_in, short_directory
 
@@ -38,7 +38,7 @@ class Owner:
             env={**os.environ, **settings.environment(), "PYTHONPATH": str(SOURCE)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        ready = [self.process.stdout] if seconds is None else select.select([self.process.stdout], [], [], seconds)[0]
+        ready = [self.process.stdout] if seconds is None else readable([self.process.stdout], seconds)
         if not ready:
             self.kill()
             pytest.fail(f"libvirt is not open after {seconds} s")
@@ -139,6 +139,7 @@ def test_machine_outlives_its_owner_and_is_found_again(
     owners.append(second)
     assert second.do("list") == [["work", "Paused", True]]
     assert second.do("resume", **machine) is None
+    assert second.do("resume", **machine) is None, "a machine that runs goes on running"
     assert "casemate: a guest runs here" in console(machine)
     assert second.do("await", **machine, kind="stopped") == ["work", "stopped"]
     assert second.do("info", **machine) == ["work", "Halted", False]

@@ -14,7 +14,6 @@ import contextlib
 import os
 import pty
 import re
-import select
 import signal
 import socket
 import struct
@@ -35,6 +34,7 @@ from casemate.qrexec.files import PolicyFiles
 from casemate.streams.channel import Channel
 from casemate.streams.loop import Loop
 from casemate.streams.mux_stream import MuxStream
+from casemate.streams.ready import readable
 from casemate.streams.stream import Handler
 from casemate.wire import call_data, qrexec
 from casemate.wire.errors import CasemateError, PolicyError, ProtocolError
@@ -160,8 +160,8 @@ def test_qsb_013b_nothing_a_qube_writes_reaches_a_terminal_unasked(tmp_path: Pat
             process = subprocess.Popen([*argv, *words], env=place.env, stdin=slave, stdout=slave, stderr=slave)
             os.close(slave)
             shown = b""
-            while process.poll() is None or select.select([master], [], [], 0)[0]:
-                if select.select([master], [], [], 0.05)[0]:
+            while process.poll() is None or readable([master], 0):
+                if readable([master], 0.05):
                     try:
                         shown += os.read(master, 4096)
                     except OSError:

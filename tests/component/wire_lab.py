@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import select
 import socket
 import struct
 import sys
@@ -23,6 +22,7 @@ from casemate.host.room.nft import NftError
 from casemate.host.room.server import Wires
 from casemate.network import guard, parts
 from casemate.network.plan import Plan, Served, Wire
+from casemate.streams.ready import readable
 
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
 QUIET_SECONDS = 0.05
@@ -88,7 +88,7 @@ class Lab:
     def _read(self, quiet: float) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         names = {fd: name for name, fd in self.taps.items()}
-        while ready := select.select(list(names), [], [], quiet)[0]:
+        while ready := readable(list(names), quiet):
             for fd in ready:
                 found.setdefault(names[fd], []).append(os.read(fd, 65536).hex())
         return found

@@ -20,7 +20,7 @@ from casemate.qrexec.evaluate import QubeInfo, SystemInfo
 from casemate.qrexec.files import PolicyFiles
 from casemate.qrexec.listener import CallListener
 from casemate.wire.errors import StartError
-from tests.builders import settings_in
+from tests.builders import settings_in, within
 
 UUID = "00000000-0000-4000-8000-00000000000"
 
@@ -173,7 +173,7 @@ class Peer:
         return cls(*await asyncio.open_unix_connection(path))
 
     async def read(self) -> dict[str, Any]:
-        line = await asyncio.wait_for(self.reader.readline(), 10)
+        line = await within(10, self.reader.readline())
         return json.loads(line) if line else {}
 
     def write(self, **body: object) -> None:
@@ -188,4 +188,4 @@ def run(work: Callable[[World], Awaitable[None]], tmp_path: Path, **options: flo
         async with World(tmp_path, **options) as world:
             await work(world)
 
-    asyncio.run(asyncio.wait_for(body(), 30))
+    asyncio.run(within(30, body()))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from casemate.engine.links import Links
+from casemate.host.process import Runner
 from tests.builders import wait_for
 from tests.live.world import World
 
@@ -163,6 +166,19 @@ def test_what_cannot_be_forked_says_why(world: World, parent: str, usable: str, 
     world.run("qvm-pause", parent)
     assert "does not run" in refused(parent)
     world.run("qvm-unpause", parent)
+    assert counts(world, parent)
+    nothing_is_left(world)
+
+
+def test_a_daemon_killed_after_it_stopped_the_programs_and_before_the_machine(world: World, parent: str) -> None:
+    left = world.settings.state / "warm" / ".fork-0123456789abcdef"
+    left.mkdir()
+    (left / "qube").write_text(parent)
+    told = asyncio.run(Links(world.settings, Runner()).ask(parent, 60, op="freeze", on=True))
+    assert told["done"] is True
+    still = world.inside(parent, "cat /tmp/count")
+    assert world.inside(parent, "sleep 1; cat /tmp/count") == still, "this tested nothing: its programs go on"
+    world.kill_daemon()
     assert counts(world, parent)
     nothing_is_left(world)
 

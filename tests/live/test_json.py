@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import jsonschema
 import pytest
 
 from casemate.cli.json_schemas import OUTPUTS, schemas
+from casemate.streams.ready import readable
 from tests.live.world import TEMPLATE, World
 
 pytestmark = pytest.mark.live
@@ -93,11 +93,11 @@ def traced(world: World, qube: str) -> object:
     watching = world.start("casemate", "trace", "--json")
     try:
         assert watching.stdout is not None and watching.stderr is not None
-        assert select.select([watching.stderr], [], [], 60)[0] and b"Watching" in os.read(watching.stderr.fileno(), 200)
+        assert readable([watching.stderr], 60) and b"Watching" in os.read(watching.stderr.fileno(), 200)
         world.run("qvm-run", "--pass-io", qube, "true")
         data = b""
         while b'"ended"' not in data or not data.endswith(b"\n"):
-            assert select.select([watching.stdout], [], [], 60)[0], data
+            assert readable([watching.stdout], 60), data
             data += os.read(watching.stdout.fileno(), 65536)
         return [check("casemate trace", line) for line in data.decode().splitlines()][-1]
     finally:

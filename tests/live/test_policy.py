@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import select
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from casemate.streams.ready import readable
 from tests.builders import wait_for
 from tests.live.world import World
 
@@ -147,6 +147,6 @@ def until(terminal: int, text: bytes) -> bytes:
     """What is shown on a terminal up to a text."""
     shown = b""
     while text not in shown:
-        assert select.select([terminal], (), (), 20)[0], shown
+        assert readable([terminal], 20), shown
         shown += os.read(terminal, 4096)
     return shown

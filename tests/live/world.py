@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
 import signal
 import subprocess
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from casemate.cli.clean import clean_state, machines_of
 from casemate.cli.template import default_suite
 from casemate.settings import Settings, load
+from casemate.streams.ready import readable
 from casemate.wire.recipe import Recipe
 
 BIN = Path(__file__).resolve().parents[2] / "bin"
@@ -88,7 +88,7 @@ class World:
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             # Readable when its last thread has gone: until then its sockets may still be open.
-            assert select.select([pidfd], [], [], 30)[0]
+            assert readable([pidfd], 30)
         finally:
             os.close(pidfd)
 

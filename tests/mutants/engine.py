@@ -14,6 +14,11 @@ _RECONCILE = "src/casemate/engine/reconcile.py"
 
 MUTANTS = (
     Mutant(
+        "halted-by-figures", "a machine that ended is taken down", "src/casemate/engine/states.py",
+        "if old is not None and info.state is not PowerState.HALTED:", "if old is not None:",
+        (f"{_STEPS}test_figures_of_a_machine_that_has_ended_halt_no_qube",),
+    ),
+    Mutant(
         "failed-step-stays", "a step that failed half-way is taken down itself", "src/casemate/engine/steps.py",
         "undo.push_async_callback(step.down, start.domain)\n"
         "            begin = time.monotonic()\n"

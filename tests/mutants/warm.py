@@ -76,4 +76,10 @@ MUTANTS = (
         "        if self.private:\n", "        if False:\n",
         ("tests/component/test_memory_map.py::test_a_copy_has_what_the_process_sees",),
     ),
+    Mutant(
+        "running-cannot-go-on", "a qube goes on in every case", "src/casemate/host/libvirt_machines.py",
+        "            if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:\n                domain.resume()\n",
+        "            domain.resume()\n",
+        ("tests/component/test_libvirt_machines.py::test_machine_outlives_its_owner_and_is_found_again",),
+    ),
 )  # fmt: skip

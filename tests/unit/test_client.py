@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from casemate.cli import qubesd_query
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport
 from casemate.settings import Settings
+from casemate.streams.ready import readable
 from casemate.wire.errors import CasemateError, DaemonAccessError
 from tests.builders import gone, settings_in
 
@@ -113,7 +113,7 @@ def test_an_answer_to_half_a_request_arrives(settings: Settings, capfdbinary: py
         def serve() -> None:
             for _ in range(3):
                 connection, _address = listener.accept()
-                select.select([connection], [], [], 30)  # something has come, and is not read
+                readable([connection], 30)  # something has come, and is not read
                 connection.sendall(refusal)
                 connection.close()
 

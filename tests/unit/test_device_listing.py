@@ -25,6 +25,7 @@ from casemate.wire.errors import (
     DeviceNotFoundError,
     ValueInvalidError,
 )
+from tests.builders import within
 from tests.fakes.host_devices import FakeDisks, add_block, add_disk_with_parts
 
 Host = dict[str, Provider]
@@ -164,11 +165,11 @@ def test_the_kernel_tells_of_devices_that_come_and_go(tmp_path: Path) -> None:
         events = DeviceEvents(["block"], told.set)
         try:
             with LoopDevice(str(image)) as name:
-                await asyncio.wait_for(told.wait(), 10)
+                await within(10, told.wait())
                 (found,) = (d for d in opened(KernelDevices())["block"].list() if d.port == name)
                 assert (found.name, found.size, found.readonly) == (str(image), 1 << 20, False)
                 told.clear()
-            await asyncio.wait_for(told.wait(), 10)
+            await within(10, told.wait())
             assert name not in ports(opened(KernelDevices()))
         finally:
             events.close()

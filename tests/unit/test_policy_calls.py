@@ -19,6 +19,7 @@ from casemate.qrexec.call_sockets import policy_state
 from casemate.qrexec.decide import Permissions
 from casemate.qrexec.policy_socket import parse_request
 from casemate.wire.errors import CallRefusedError, ProtocolError
+from tests.builders import within
 from tests.fakes.broker import ALLOW, DENY, POLICY, UUID, Peer, World, answer, run
 
 
@@ -140,7 +141,7 @@ def test_a_link_that_floods_the_broker_gets_no_further(tmp_path: Path, monkeypat
             connections.append(connection)
         loop = asyncio.get_running_loop()
         for connection in connections[4:]:
-            assert await asyncio.wait_for(loop.sock_recv(connection, 1), 5) == b""  # sent away at once
+            assert await within(5, loop.sock_recv(connection, 1)) == b""  # sent away at once
         for connection in connections:
             connection.close()
         await world.until(lambda: not world.listener._waiting)
@@ -182,7 +183,7 @@ def test_a_disposable_goes_with_its_call_whenever_the_caller_goes(tmp_path: Path
         connection.close()  # it is being made, and has no name yet
         await world.until(lambda: not world.calls._open)
         world.starting.set()
-        assert await asyncio.wait_for(world.removed.get(), 5) == "vault"
+        assert await within(5, world.removed.get()) == "vault"
 
     run(work, tmp_path)
 

@@ -10,6 +10,7 @@ import pytest
 
 from casemate.qrexec import ask as asking
 from casemate.qrexec.rate import Rate
+from tests.builders import within
 from tests.fakes.broker import ALLOW, DENY, POLICY, Peer, World, run
 
 
@@ -181,7 +182,7 @@ def test_the_user_is_told_but_not_flooded(tmp_path: Path) -> None:
         told = 0
         with pytest.raises(TimeoutError):
             while True:
-                assert (await asyncio.wait_for(prompter.read(), 0.2))["notify"]["service"] == "nothing"
+                assert (await within(0.2, prompter.read()))["notify"]["service"] == "nothing"
                 told += 1
         assert told == asking.NOTES_AT_ONCE - 2
 

@@ -13,7 +13,7 @@ from casemate.engine.power_table import STATES, TABLE, Command, Way, decide
 from casemate.host.hypervisor import MachineInfo, PowerState
 from casemate.wire.admin import Request, parse_reply
 from casemate.wire.errors import CasemateError
-from tests.builders import uuid
+from tests.builders import uuid, within
 from tests.fakes.engine import Engine
 
 CALLS = {
@@ -98,7 +98,7 @@ def test_carried_out_as_the_table_says(tmp_path: Path, command: Command) -> None
                 assert not waiting.done(), state
                 engine.machines.end(uuid(2))
             try:
-                await asyncio.wait_for(waiting, 10)
+                await within(10, waiting)
             except CasemateError as error:
                 # An error of another kind: the fake machine has no guest that could answer, and no device.
                 assert type(error) is not outcome.error or "work is" not in str(error), (state, error)
@@ -119,7 +119,7 @@ def test_a_start_of_one_that_does_not_stop_ends(tmp_path: Path) -> None:
             transaction.system.domains["work"].set_text("shutdown_timeout", "1")
         put(engine, context, PowerState.HALTING)
         with pytest.raises(CasemateError, match="work is shutting down, and has not halted within 1 seconds"):
-            await asyncio.wait_for(call(engine, context, Command.START), 20)
+            await within(20, call(engine, context, Command.START))
 
     asyncio.run(scenario())
 
@@ -134,7 +134,7 @@ def test_a_shutdown_of_one_that_ends_already_waits_with_it(tmp_path: Path) -> No
         await asyncio.sleep(0.05)  # time in which it would have ended
         assert not waiting.done()
         engine.machines.end(uuid(2))
-        await asyncio.wait_for(waiting, 10)
+        await within(10, waiting)
 
     asyncio.run(scenario())
 

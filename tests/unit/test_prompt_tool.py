@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import select
 import socket
 import sys
 import termios
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from casemate.cli import prompt
+from casemate.streams.ready import readable
 from tests.fakes.shell import Shell
 from tests.unit.test_policy_tools import shell  # noqa: F401  # a fixture
 
@@ -48,7 +48,7 @@ class Terminal:
         """What is shown up to a text."""
         limit = time.monotonic() + 5
         while text.encode() not in self._shown:
-            assert select.select([self.ours], (), (), max(0, limit - time.monotonic()))[0], (text, self._shown)
+            assert readable([self.ours], max(0, limit - time.monotonic())), (text, self._shown)
             self._shown += os.read(self.ours, 65536)
         before, _, self._shown = self._shown.partition(text.encode())
         return before.decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from casemate.host.hypervisor import PowerState
 from casemate.model.domain import Domain
 from casemate.store.store import Store
 from casemate.wire.errors import CasemateError, NotHaltedError, StartError
-from tests.builders import settings_in, small_system, uuid
+from tests.builders import settings_in, small_system, uuid, within
 from tests.fakes.engine import Engine
 
 WHOLE = {"machine", "link", "directory", "mark", "volume root", "volume volatile"}
@@ -66,7 +67,7 @@ def test_a_step_that_does_not_come_down_keeps_no_other_from_it() -> None:
 
 def run(directory: Path, work: Callable[[Engine], object]) -> None:
     engine = Engine(directory)
-    asyncio.run(asyncio.wait_for(work(engine), 60))  # type: ignore[arg-type]
+    asyncio.run(within(60, work(engine)))  # type: ignore[arg-type]
 
 
 async def reaches(condition: Callable[[], object]) -> None:
@@ -119,6 +120,22 @@ def test_a_machine_that_ends_takes_all_steps_down(tmp_path: Path) -> None:
         engine.machines.end(uuid(2))
         await reaches(lambda: parts.context.states.of("work") is PowerState.HALTED)
         assert engine.left() == set() and "work" not in parts.listener._listening
+
+    run(tmp_path, work)
+
+
+def test_figures_of_a_machine_that_has_ended_halt_no_qube(tmp_path: Path) -> None:
+    """They may come before libvirt's event, and what is halted already is not taken down."""
+
+    async def work(engine: Engine) -> None:
+        parts = await engine.daemon()
+        await parts.lifecycle.start("work")
+        info = engine.machines.machines[uuid(2)]
+        parts.context.states.set_all([replace(info, state=PowerState.HALTED)])
+        assert parts.context.states.of("work") is PowerState.RUNNING
+        engine.machines.end(uuid(2))
+        await reaches(lambda: parts.context.states.of("work") is PowerState.HALTED)
+        assert engine.left() == set()
 
     run(tmp_path, work)
 

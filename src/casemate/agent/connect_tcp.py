@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import sys
 
 from casemate.calls.caller import run_call
 from casemate.calls.request import SOCKET, connect, request
+from casemate.streams.ready import readable
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import number
 
@@ -71,7 +71,7 @@ def serve(listener: socket.socket, target: str, call: str, idle: float | None = 
     children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     while True:
-        asked = select.select([listener], [], [], idle)[0]
+        asked = readable([listener], idle)
         if not asked and not children:
             return
         while children:

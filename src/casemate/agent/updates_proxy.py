@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import socket
 import sys
 
+from casemate.streams.ready import readable
 from casemate.wire.errors import ProtocolError
 
 MAX_HEAD = 16384
@@ -99,7 +99,7 @@ def read_head(fd: int) -> tuple[bytes, bytes]:
     """The head of a request, and what came with it already; Refused."""
     data = b""
     while b"\r\n\r\n" not in data:
-        if len(data) > MAX_HEAD or not select.select([fd], [], [], SECONDS)[0]:
+        if len(data) > MAX_HEAD or not readable([fd], SECONDS):
             raise Refused("408 Request Timeout")
         piece = os.read(fd, 4096)
         if not piece:
@@ -113,7 +113,7 @@ def carry(server: socket.socket, to_client: int, from_client: int) -> None:
     """Copy both ways until the server has no more; nothing is read that cannot be written."""
     reading: list[int] = [server.fileno(), from_client]
     while True:
-        ready = select.select(reading, [], [], IDLE_SECONDS)[0]
+        ready = readable(reading, IDLE_SECONDS)
         if not ready:
             return
         if server.fileno() in ready:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import socket
 import sys
 import termios
@@ -12,6 +11,7 @@ import time
 
 from casemate.calls.request import connect
 from casemate.client.qubes import Qubes
+from casemate.streams.ready import readable
 from casemate.wire.errors import CasemateError, DisconnectedError, printable
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ class Prompt:
             while True:
                 files: list[socket.socket | int] = [self._sock] if self._deaf else [self._sock, self._terminal]
                 wait = max(0.0, self._hears_at - time.monotonic()) if self._deaf else None
-                ready = select.select(files, (), (), wait)[0]
+                ready = readable(files, wait)
                 if self._sock in ready and not self._read():
                     self._say("The daemon has stopped.")
                     return 1

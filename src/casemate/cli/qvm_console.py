@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import select
 import sys
 import termios
 import tty
@@ -15,6 +14,7 @@ from casemate.cli import tool
 from casemate.cli.calling import warn_of_policy
 from casemate.client.console import Harmless, Shell, open_console
 from casemate.client.qubes import Qubes
+from casemate.streams.ready import readable
 from casemate.wire.errors import DisconnectedError, NotHaltedError, NotRunningError
 
 PROG = "qvm-console"
@@ -40,7 +40,7 @@ def _attend(console: int, shell: Shell | None, harmless: Harmless | None) -> Non
     waiting: set[int] = {0, console}
     while True:
         sock = shell.sock if shell is not None else None
-        ready = select.select([*waiting, *([sock.fileno()] if sock is not None else [])], [], [])[0]
+        ready = readable([*waiting, *([sock.fileno()] if sock is not None else [])])
         if console in ready:
             try:
                 data = os.read(console, 65536)

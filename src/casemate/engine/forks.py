@@ -198,11 +198,16 @@ class Forks:
             raise QubeError(f"{name} cannot be forked: {printable(str(told.get('why')), 200)}")
 
     async def _go_on(self, domain: Domain) -> None:
-        await self._hypervisor.resume(domain.uuid)
+        """Also for a machine that was not stopped yet, only its programs: a copy may fail between the two."""
         try:
-            await self._links.ask(domain.name, _FREEZE_SECONDS, op="freeze", on=False)
-        except DisconnectedError as error:
-            log.warning("%s: its programs go on when it has a link again: %s", domain.name, error)
+            await self._hypervisor.resume(domain.uuid)
+        finally:
+            try:
+                told = await self._links.ask(domain.name, _FREEZE_SECONDS, op="freeze", on=False)
+                if told.get("done") is not True:
+                    log.error("%s: its programs stand still: %s", domain.name, printable(str(told.get("why")), 200))
+            except DisconnectedError as error:
+                log.warning("%s: its programs go on when it has a link again: %s", domain.name, error)
 
     async def _drop(self, copy: WarmImage) -> None:
         await self._hypervisor.release_image(copy.directory)

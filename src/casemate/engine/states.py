@@ -49,10 +49,14 @@ class States:
         self._known[name] = new
 
     def set_all(self, machines: Iterable[MachineInfo]) -> None:
-        """Take over fresh figures of machines. The state of a start or stop in progress stays as the engine put it."""
+        """Take over fresh figures of machines. The state of a start or stop in progress stays as the engine put it.
+
+        Those of a machine that has ended are left out: its qube is halted when the lifecycle has taken it down, and
+        the lifecycle takes none down that is halted already.
+        """
         for info in machines:
             old = self._known.get(info.name)
-            if old is not None:
+            if old is not None and info.state is not PowerState.HALTED:
                 transient = old.state in (PowerState.TRANSIENT, PowerState.HALTING)
                 state = old.state if transient else info.state
                 self._known[info.name] = replace(info, state=state, start_time=old.start_time)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import select
 import shutil
 import socket
 import sys
@@ -34,6 +33,7 @@ from uuid import UUID
 from casemate.host.files import copy_data, replace_file
 from casemate.host.hypervisor import MachineSpec
 from casemate.host.memory_map import FD, MappedMemory
+from casemate.streams.ready import readable
 from casemate.wire.errors import HypervisorError
 
 log = logging.getLogger(__name__)
@@ -229,7 +229,8 @@ def waiting_for_launcher(spec: MachineSpec, memory: int) -> Iterator[None]:
 
 def _hand_over(listener: socket.socket, given_up: int, memory: int, name: str) -> None:
     """Serve one, then nobody."""
-    ready, _, _ = select.select([listener, given_up], [], [], _HAND_OVER_SECONDS)
+    either: list[socket.socket | int] = [listener, given_up]
+    ready = readable(either, _HAND_OVER_SECONDS)
     try:
         if listener not in ready:
             raise TimeoutError("its QEMU was not started")

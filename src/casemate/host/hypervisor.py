@@ -170,7 +170,7 @@ class Hypervisor(Protocol):
         """Hold nothing of an image in memory any more; machines that came from it run on."""
 
     async def resume(self, uuid: UUID) -> None:
-        """Let a paused machine run."""
+        """Let a paused machine run; one that runs goes on running. NotStartedError where it is off."""
 
     async def pause(self, uuid: UUID) -> None:
         """Stop a machine's processors."""

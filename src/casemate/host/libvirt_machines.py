@@ -227,7 +227,9 @@ class LibvirtMachines(Hypervisor):
 
         def work(connection: Any) -> None:
             domain = connection.lookupByUUID(uuid.bytes)
-            domain.resume()
+            # libvirt refuses this for a machine that runs, which whoever takes something half done back cannot know.
+            if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
+                domain.resume()
             # Not before: QEMU 10 has the disks of a loaded machine inactive until it runs.
             libvirt_images.tell_sizes(domain, self._sizes_to_tell.pop(uuid, []))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import select
 import socket
 from collections import deque
 
+from casemate.streams.ready import readable
 from casemate.wire import qdb
 from casemate.wire.errors import DisconnectedError, ProtocolError, ValueInvalidError, printable
 
@@ -101,7 +101,7 @@ class QubesDB:
             if record is not None:
                 self._expect(record, qdb.RESP_WATCH)
                 self._events.append(record.path)
-            elif timeout is not None and not select.select([self._connected()], [], [], timeout)[0]:
+            elif timeout is not None and not readable([self._connected()], timeout):
                 return None
             else:
                 self._fill()

@@ -8,12 +8,12 @@ status 1 and is its last line.
 from __future__ import annotations
 
 import random
-import select
 import sys
 
 from casemate.client.qubes import Qubes
 from casemate.client.transport import Transport
 from casemate.settings import load
+from casemate.streams.ready import readable
 from casemate.wire.errors import (
     AlreadyExistsError,
     CasemateError,
@@ -28,7 +28,7 @@ EXPECTED = (AlreadyExistsError, NotFoundError, NotHaltedError, NotStartedError)
 
 def watch(qubes: Qubes) -> None:
     rounds = 0
-    while not select.select([sys.stdin], [], [], 0)[0]:
+    while not readable([sys.stdin], 0):
         names = [str(entry["name"]) for entry in qubes.inventory(None, None, True) if entry["name"] != "dom0"]
         for name in names:
             for method, arg in (("admin.vm.CurrentState", ""), ("admin.vm.property.Get", "xid"),

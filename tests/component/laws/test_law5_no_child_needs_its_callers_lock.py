@@ -15,6 +15,7 @@ from casemate.engine.operations import OperationLocks
 from casemate.store import order
 from casemate.store.order import LockOrderError
 from casemate.store.store import Store
+from tests.builders import within
 from tests.component.laws.daemon import Lab
 from tests.component.laws.processes import BUSY, PROGRAM, counters, finish, line, run, spawn
 
@@ -146,7 +147,7 @@ def test_the_order_is_asserted(path: Path) -> None:
     asyncio.run(right())
     for wrong in (back, wrong_names, twice, through_a_thread):
         with pytest.raises(LockOrderError):
-            asyncio.run(asyncio.wait_for(wrong(), 5))
+            asyncio.run(within(5, wrong()))
     asyncio.run(right())
     assert len(locks) == 0, "what was refused is not held"
 
