@@ -13,6 +13,11 @@ _LISTENER = "src/casemate/qrexec/listener.py"
 
 MUTANTS = (
     Mutant(
+        "closed-while-watched", "a descriptor is let go of before it is closed", "src/casemate/qrexec/listener.py",
+        "            await asyncio.wait({task})\n", "",
+        ("tests/unit/test_call_listener.py::test_a_file_that_gets_the_number_of_a_closed_socket_is_watched",),
+    ),
+    Mutant(
         "wildcard-rule-gives-power", "only a rule that names it allows a call of the Admin API", _DECIDE,
         'return decision.target in ("@adminvm", "dom0") or decision.rule.service is not None', "return True", _POWER,
     ),

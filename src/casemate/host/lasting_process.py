@@ -54,7 +54,7 @@ class LastingProcess:
         return None
 
     def _ended(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self.release()
         self._record.unlink(missing_ok=True)
         self._gone.set()
         self._on_end()
@@ -62,16 +62,17 @@ class LastingProcess:
     async def kill(self) -> None:
         """End it; returns when it is gone. ``on_end`` is not called."""
         self._on_end = lambda: None
-        try:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        if self._pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         async with asyncio.timeout(_END_SECONDS):
             await self._gone.wait()
-        os.close(self._pidfd)
 
     def release(self) -> None:
-        """Stop watching; the process goes on."""
-        if not self._gone.is_set():
+        """Stop watching; the process goes on. No-op the second time, and when it has ended."""
+        if self._pidfd >= 0:
             asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1

@@ -88,6 +88,9 @@ class CallListener:
         if found is not None:
             listener, task = found
             task.cancel()
+            # Not before the loop has let go of the descriptor: its number may be another file's at once, for which the
+            # loop would then ask the kernel nothing, as it believes that it has.
+            await asyncio.wait({task})
             listener.close()
 
     async def close_all(self) -> None:
