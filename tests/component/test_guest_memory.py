@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -38,6 +39,40 @@ def spec() -> Iterator[MachineSpec]:
         )  # fmt: skip
 
 
+class Lender(GuestMemories):
+    """Closes at the end what the tests were lent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lent: list[int] = []
+
+    def for_machine(self, spec: MachineSpec) -> int:
+        self.lent.append(super().for_machine(spec))
+        return self.lent[-1]
+
+    def close(self) -> None:
+        while self.lent:
+            os.close(self.lent.pop())
+
+
+@pytest.fixture
+def memories() -> Iterator[Lender]:
+    made = Lender()
+    yield made
+    made.close()
+    for fd in (*made._own.values(), *made._sealed.values(), *made._forked.values()):
+        os.close(fd)
+
+
+def held(name: str) -> int:
+    """How many descriptors of memory files of that name this process has."""
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sum(link.startswith(f"/memfd:{name} ") for link in links)
+
+
 def image_of(spec: MachineSpec, memories: GuestMemories, directory: Path) -> MachineSpec:
     """A machine that goes on from an image of this one, in whose memory ``secret`` stands at 2 MiB."""
     os.pwrite(memories.for_machine(spec), b"secret", 2 * MIB)
@@ -45,8 +80,7 @@ def image_of(spec: MachineSpec, memories: GuestMemories, directory: Path) -> Mac
     return replace(spec, name="two", uuid=uuid4(), memory=GuestMemory(directory))
 
 
-def test_an_image_has_the_memory_without_its_holes(spec: MachineSpec, tmp_path: Path) -> None:
-    memories = GuestMemories()
+def test_an_image_has_the_memory_without_its_holes(spec: MachineSpec, memories: Lender, tmp_path: Path) -> None:
     other = image_of(spec, memories, tmp_path)
     status = (tmp_path / guest_memory.MEMORY).stat()
     assert status.st_size == 4 * MIB and status.st_blocks * 512 <= MIB
@@ -75,13 +109,11 @@ def cannot_be_written(fd: int) -> None:
         os.close(opened)
 
 
-def test_nobody_can_write_an_image(spec: MachineSpec, tmp_path: Path) -> None:
-    memories = GuestMemories()
+def test_nobody_can_write_an_image(spec: MachineSpec, memories: Lender, tmp_path: Path) -> None:
     cannot_be_written(memories.for_machine(image_of(spec, memories, tmp_path)))
 
 
-def test_nobody_can_write_what_forks_share(spec: MachineSpec, tmp_path: Path) -> None:
-    memories = GuestMemories()
+def test_nobody_can_write_what_forks_share(spec: MachineSpec, memories: Lender, tmp_path: Path) -> None:
     qube = memories.for_machine(spec)
     os.pwrite(qube, b"secret", 2 * MIB)
     os.dup2(qube, memory_map.FD)  # where QEMU has it; we stand for one
@@ -93,42 +125,66 @@ def test_nobody_can_write_what_forks_share(spec: MachineSpec, tmp_path: Path) ->
     shared = memories.for_machine(replace(spec, name="two", uuid=uuid4(), memory=GuestMemory(tmp_path)))
     cannot_be_written(shared)
     memories.release(tmp_path)
-    with pytest.raises(OSError):
-        os.fstat(shared)
+    assert os.pread(shared, 6, 2 * MIB) == b"secret", "who was lent it before has it"
+    memories.close()
+    assert not held("casemate-fork")
 
 
-def test_machines_of_one_image_get_one_file_until_it_is_released(spec: MachineSpec, tmp_path: Path) -> None:
-    memories = GuestMemories()
-    other = image_of(spec, memories, tmp_path)
-    first = memories.for_machine(other)
-    assert memories.for_machine(replace(other, uuid=uuid4())) == first
+def test_a_copy_that_is_kept_is_found_by_the_next_process(spec: MachineSpec, memories: Lender, tmp_path: Path) -> None:
+    qube = memories.for_machine(spec)
+    os.pwrite(qube, b"secret", 2 * MIB)
+    os.dup2(qube, memory_map.FD)
+    try:
+        memories.fork(memory_map.MappedMemory(os.getpid(), ((0, 4 * MIB, 0),), private=False), tmp_path)
+    finally:
+        os.close(memory_map.FD)
+    memories.keep_fork(tmp_path)
+    assert (tmp_path / guest_memory.MEMORY).stat().st_blocks * 512 <= MIB
+    later = GuestMemories()
+    fd = later.for_machine(replace(spec, name="two", uuid=uuid4(), memory=GuestMemory(tmp_path)))
+    cannot_be_written(fd)
+    os.close(fd)
+    later.release(tmp_path)
     memories.release(tmp_path)
-    with pytest.raises(OSError):
-        os.fstat(first)
+    with pytest.raises(HypervisorError, match="is gone"):
+        memories.keep_fork(tmp_path)
+
+
+def test_machines_of_one_image_get_one_file_until_it_is_released(
+    spec: MachineSpec, memories: Lender, tmp_path: Path
+) -> None:
+    other = image_of(spec, memories, tmp_path)
+    files = {os.fstat(memories.for_machine(replace(other, uuid=uuid4()))).st_ino for _ in range(2)}
+    assert len(files) == 1
+    memories.close()
+    assert held("casemate-image") == 1
+    memories.release(tmp_path)
+    assert not held("casemate-image")
     memories.release(tmp_path)
     memories.release(tmp_path / "absent")
 
 
-def test_an_image_of_another_size_is_refused(spec: MachineSpec, tmp_path: Path) -> None:
-    memories = GuestMemories()
+def test_an_image_of_another_size_is_refused(spec: MachineSpec, memories: Lender, tmp_path: Path) -> None:
     other = image_of(spec, memories, tmp_path)
     with pytest.raises(HypervisorError, match=f"has {4 * MIB} bytes; the machine has {8 * MIB} bytes"):
         memories.for_machine(replace(other, memory_mib=8))
 
 
-def test_a_machine_that_was_not_started_for_it_has_no_memory_to_save(spec: MachineSpec, tmp_path: Path) -> None:
-    memories = GuestMemories()
-    fd = memories.for_machine(spec)
+def test_a_machine_that_was_not_started_for_it_has_no_memory_to_save(
+    spec: MachineSpec, memories: Lender, tmp_path: Path
+) -> None:
+    memories.for_machine(spec)
+    memories.close()
+    assert held("casemate-one") == 1
     memories.drop_own(spec.uuid)
-    with pytest.raises(OSError):
-        os.fstat(fd)
+    assert not held("casemate-one")
     with pytest.raises(HypervisorError, match="not started to become an image"):
         memories.save(spec.uuid, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_first_who_comes_gets_the_memory_and_nobody_after_him(spec: MachineSpec) -> None:
-    memory = GuestMemories().for_machine(spec)
+def test_the_first_who_comes_gets_the_memory_and_nobody_after_him(spec: MachineSpec, memories: Lender) -> None:
+    memory = memories.for_machine(spec)
     path = guest_memory.socket_of(spec)
     with waiting_for_launcher(spec, memory):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -142,15 +198,17 @@ def test_the_first_who_comes_gets_the_memory_and_nobody_after_him(spec: MachineS
     assert not path.exists()
 
 
-def test_a_machine_that_never_starts_keeps_nobody_waiting(spec: MachineSpec) -> None:
+def test_a_machine_that_never_starts_keeps_nobody_waiting(spec: MachineSpec, memories: Lender) -> None:
     before = threading.active_count()
-    with pytest.raises(RuntimeError), waiting_for_launcher(spec, GuestMemories().for_machine(spec)):
+    with pytest.raises(RuntimeError), waiting_for_launcher(spec, memories.for_machine(spec)):
         raise RuntimeError("libvirt refused it")
     assert threading.active_count() == before
     assert not guest_memory.socket_of(spec).exists()
 
 
-def test_the_launcher_becomes_qemu_with_the_memory_at_its_place(spec: MachineSpec, tmp_path: Path) -> None:
+def test_the_launcher_becomes_qemu_with_the_memory_at_its_place(
+    spec: MachineSpec, memories: Lender, tmp_path: Path
+) -> None:
     """It runs a program of ours in QEMU's place, which says what it sees."""
     stand_in = tmp_path / "qemu-system-x86_64"
     stand_in.write_text(
@@ -162,7 +220,7 @@ def test_the_launcher_becomes_qemu_with_the_memory_at_its_place(spec: MachineSpe
         patched.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         launcher = make_launcher(tmp_path / "launchers")
     assert launcher is not None
-    memory = GuestMemories().for_machine(spec)
+    memory = memories.for_machine(spec)
     os.pwrite(memory, b"memory", 0)
     with waiting_for_launcher(spec, memory):
         said = subprocess.run(

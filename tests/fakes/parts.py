@@ -27,11 +27,13 @@ from casemate.engine.backups import Backups
 from casemate.engine.bus import Bus
 from casemate.engine.devices import Devices
 from casemate.engine.firewall import Firewalls
+from casemate.engine.fork_settings import ForkSettings
 from casemate.engine.guests import Guests
 from casemate.engine.machine import TARGETS
 from casemate.engine.operations import OperationLocks
 from casemate.engine.preloads import Preloads
 from casemate.engine.qube_files import QubeFiles
+from casemate.engine.snapshots import Snapshot
 from casemate.engine.warm_image import WarmImage
 from casemate.host.hypervisor import PowerState
 from casemate.host.process import Runner
@@ -413,6 +415,27 @@ class FakeForks:
         return [f"{name}-{number}" for number in range(count)]
 
 
+class FakeSnapshots:
+    """Snapshots of qubes: what was said of them alone."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Snapshot] = {}
+
+    def list(self) -> list[Snapshot]:
+        return list(self.kept.values())
+
+    async def take(self, qube: str, name: str) -> Snapshot:
+        settings = ForkSettings(qube, "base", {}, {}, (), ())
+        self.kept[name] = Snapshot(name, "0" * 16, Path("/nowhere"), ("default",), 1.0, 3 << 20, settings)
+        return self.kept[name]
+
+    async def resume(self, name: str, count: int, _creator: str) -> list[str]:
+        return [f"{self.kept[name].qube}-{number}" for number in range(count)]
+
+    async def drop(self, name: str) -> None:
+        del self.kept[name]
+
+
 class FakePermissions:
     """No policy: nothing is allowed."""
 
@@ -438,6 +461,7 @@ class FakeParts:
         self.network = FakeNetwork(store, self.states, self.firewalls)  # type: ignore[arg-type]
         self.warm = FakeWarm()
         self.forks = FakeForks()
+        self.snapshots = FakeSnapshots()
         self.disks = FakeDisks()
         self.sys = store.path.parent / "sys"
         kernel = FakeKernel(self.sys, self.sys / "proc", self.sys / "dev")
@@ -471,6 +495,7 @@ class FakeParts:
             disposables=self.preloads(guests),
             warm=self.warm,
             forks=self.forks,
+            snapshots=self.snapshots,
             volumes=self.volumes,
             pools=FakePools(),
             devices=self.devices,

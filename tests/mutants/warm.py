@@ -82,4 +82,19 @@ MUTANTS = (
         "            domain.resume()\n",
         ("tests/component/test_libvirt_machines.py::test_machine_outlives_its_owner_and_is_found_again",),
     ),
+    Mutant(
+        "snapshot-without-disks", "what is kept stays", "src/casemate/engine/warm_images.py",
+        "for key in (*self._images, *kept)}", "for key in self._images}",
+        ("tests/unit/test_snapshots.py::test_its_disks_are_not_taken_for_what_a_killed_daemon_left",),
+    ),
+    Mutant(
+        "snapshot-dropped-meanwhile", "nothing goes on from half a snapshot", "src/casemate/engine/snapshots.py",
+        "        async with self._lock(name):\n            snapshot = self._named(name)\n            gone",
+        "        if True:\n            snapshot = self._named(name)\n            gone",
+        ("tests/unit/test_snapshots.py::test_it_is_not_dropped_while_something_goes_on_from_it",),
+    ),
+    Mutant(
+        "memory-of-another", "a machine gets its own memory", "src/casemate/host/guest_memory.py",
+        "return os.dup(forked)", "return forked", (f"{_MEMORY}test_nobody_can_write_what_forks_share",),
+    ),
 )  # fmt: skip

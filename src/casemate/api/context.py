@@ -19,6 +19,7 @@ from casemate.api.parts import (
     Pools,
     Power,
     Qubes,
+    Snapshots,
     States,
     Templates,
     Volumes,
@@ -46,6 +47,7 @@ class Context:
     disposables: Disposables
     warm: Warm
     forks: Forks
+    snapshots: Snapshots
     volumes: Volumes
     pools: Pools
     devices: Devices

@@ -95,6 +95,46 @@ class Forks(Protocol):
         """Make so many; their names. All or none."""
 
 
+class Snapshot(Protocol):
+    """A running qube as it was."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def qube(self) -> str:
+        """The qube that it was taken of."""
+
+    @property
+    def base(self) -> str:
+        """The disposable template of what goes on from it."""
+
+    @property
+    def made(self) -> float:
+        """When it was taken, in seconds since the epoch."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size on disk, without its disks."""
+
+
+class Snapshots(Protocol):
+    """Keeps running qubes as they were, under names."""
+
+    def list(self) -> Sequence[Snapshot]:
+        """All of them, oldest first."""
+
+    async def take(self, qube: str, name: str) -> Snapshot:
+        """Keep a running qube as it is now."""
+
+    async def resume(self, name: str, count: int, creator: str) -> Sequence[str]:
+        """Make so many disposables that go on from it; their names. All or none."""
+
+    async def drop(self, name: str) -> None:
+        """Remove one."""
+
+
 class Power(Protocol):
     """Starts and stops qubes."""
 

@@ -14,6 +14,7 @@ from casemate.cli import (
     json_output,
     net,
     setup,
+    snapshot,
     store_tool,
     template,
     tool,
@@ -160,6 +161,7 @@ def make_parser() -> tool.Parser:
     template.add_to(commands)
     warm.add_to(commands)
     fork.add_to(commands)
+    snapshot.add_to(commands)
     database = commands.add_parser("qubesdb", help="read, write, list or watch the database of a running qube")
     database.add_argument("VMNAME")
     database.add_argument("command", choices=("read", "write", "list", "watch"))

@@ -2,6 +2,8 @@
 
 The page docs/reference/json.md is written from this, and a test on real machines holds the output of each command
 against it. Within a major version keys are only added; what may come later is allowed for by each object.
+
+One file although it is long: a table, of which each entry is read alone.
 """
 
 from __future__ import annotations
@@ -253,6 +255,21 @@ OUTPUTS = (
                     "made": _said(NUMBER, "seconds since the epoch"),
                     "used": _said(NUMBER, "seconds since the epoch"),
                     "bytes": BYTES,
+                }
+            )
+        ),
+    ),
+    Output(
+        "casemate snapshot list",
+        "Snapshots of running qubes, oldest first.",
+        _list(
+            _object(
+                {
+                    "name": TEXT,
+                    "qube": TEXT,
+                    "base": _said(TEXT, "the disposable template of what goes on from it"),
+                    "made": _said(NUMBER, "seconds since the epoch"),
+                    "bytes": _said(NUMBER, "size on disk in bytes, without its disks"),
                 }
             )
         ),

@@ -1,5 +1,7 @@
 """Makes the parts of the daemon and hands them to each other: the one place that knows them all.
 
+One file although it is long: who gets what is read in one place, in the order in which things are made.
+
 ``build`` makes the parts without side effects outside this process, ``Parts`` is the record of them, and ``Daemon``
 opens and closes them in order. A part gets what it uses by its constructor. Four arrows point up, from a part to one
 that is made after it; each is a subscription or a handler, set once while the daemon is built::
@@ -55,6 +57,7 @@ from casemate.engine.power import Power
 from casemate.engine.preloads import Preloads
 from casemate.engine.qube_files import QubeFiles
 from casemate.engine.reconcile import reconcile
+from casemate.engine.snapshots import Snapshots
 from casemate.engine.spool import clear as clear_spool
 from casemate.engine.start_marks import StartMarks
 from casemate.engine.start_steps import AgentStep, DirectoryStep, LinkStep, MachineStep, VolumesStep, host_timezone
@@ -118,6 +121,7 @@ class Parts:
     preloads: Preloads
     images: WarmImages
     forks: Forks
+    snapshots: Snapshots
     builds: WarmBuilds
     network: Network
     upstream_databases: UpstreamDatabases
@@ -195,6 +199,7 @@ def build(
         settings, store, hypervisor, states, locks, links, pools, lifecycle, disposables, devices, firewalls, images,
         memory.available,
     )  # fmt: skip
+    snapshots = Snapshots(settings, hypervisor, pools, forks)
 
     report = NetworkReport(store, network, firewalls, states)
 
@@ -210,6 +215,7 @@ def build(
         disposables=preloads,
         warm=builds,
         forks=forks,
+        snapshots=snapshots,
         volumes=volumes,
         pools=pools,
         devices=devices,
@@ -259,6 +265,7 @@ def build(
         images=images,
         builds=builds,
         forks=forks,
+        snapshots=snapshots,
         network=network,
         upstream_databases=upstream_databases,
     )
@@ -277,7 +284,7 @@ async def begin(settings: Settings, parts: Parts) -> None:
     )
     await _take_over_network(parts)
     await parts.forks.recover()
-    await parts.images.open()
+    await parts.images.open(parts.snapshots.open())
     parts.upstream_databases.refresh(parts.context.states.all())
     parts.figures.start()
     parts.database_sync.start()

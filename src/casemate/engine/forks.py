@@ -9,8 +9,8 @@
                                                                     then lets programs go on
       the copy is dropped; what the forks share of it stays for as long as they run
 
-The copy is never on disk but for what was on disk already. Its directory, ``STATE/warm/.fork-KEY``, has the name of the
-qube: a daemon that finds it lets that qube go on.
+The copy is never on disk but for what was on disk already, unless it is kept as a snapshot (``snapshots.py``). Its
+directory, ``STATE/warm/.fork-KEY``, has the name of the qube: a daemon that finds it lets that qube go on.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from casemate.engine.devices import Devices
 from casemate.engine.disposables import Disposables
 from casemate.engine.firewall import Firewalls
+from casemate.engine.fork_settings import ForkSettings
 from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.links import Links
 from casemate.engine.machine import TARGETS
@@ -34,7 +35,6 @@ from casemate.engine.warm_image import DIGITS, WarmImage, is_being_made
 from casemate.engine.warm_images import WarmImages
 from casemate.host.files import remove_tree, replace_file
 from casemate.host.hypervisor import Hypervisor, PowerState
-from casemate.model import preloading
 from casemate.model.domain import Domain
 from casemate.settings import Settings
 from casemate.storage.pools import Pools
@@ -58,11 +58,6 @@ _MARK = ".fork-"
 _QUBE = "qube"
 """File of the copy's directory: the name of the qube that is copied."""
 _FREEZE_SECONDS = 15.0
-_AS_IS = (
-    "memory", "vcpus", "kernel", "kernelopts", "netvm", "mac", "default_user", "qrexec_timeout", "shutdown_timeout",
-    "default_dispvm", "guivm", "audiovm",
-)  # fmt: skip
-"""Properties of the qube that its forks have too: their machine must be the same, and they must reach no more."""
 
 
 class Forks:
@@ -106,19 +101,24 @@ class Forks:
         """
         if not 1 <= count <= MOST:
             raise QubeError(f"A qube can be forked 1 to {MOST} times at once")
-        domain = self._store.snapshot().domains[name]
-        base = await self._base(domain)
-        copy = await self._copy(domain)
-        made: list[str] = []
+        copy, settings = await self.copy(name)
         try:
-            slots = asyncio.Semaphore(_AT_ONCE)
+            return await self.start(copy, settings, count, creator)
+        finally:
+            await self.drop(copy)
 
-            async def one() -> None:
-                async with slots:
-                    child = await self._create(domain, base, creator)
-                    made.append(child)
-                    await self._lifecycle.start(child, copy)
+    async def start(self, copy: WarmImage, settings: ForkSettings, count: int, creator: str) -> list[str]:
+        """Make ``count`` running disposables of a copy; their names. All or none."""
+        made: list[str] = []
+        slots = asyncio.Semaphore(_AT_ONCE)
 
+        async def one() -> None:
+            async with slots:
+                child = await self._create(settings, creator)
+                made.append(child)
+                await self._lifecycle.start(child, copy)
+
+        try:
             async with asyncio.TaskGroup() as group:
                 for _number in range(count):
                     group.create_task(one())
@@ -128,8 +128,6 @@ class Forks:
             if isinstance(error, BaseExceptionGroup):
                 raise error.exceptions[0] from error
             raise
-        finally:
-            await self._drop(copy)
         return made
 
     # -- whether
@@ -162,9 +160,11 @@ class Forks:
 
     # -- the copy
 
-    async def _copy(self, domain: Domain) -> WarmImage:
-        """Copy a running qube, which goes on."""
-        name, key = domain.name, secrets.token_hex(DIGITS // 2)
+    async def copy(self, name: str) -> tuple[WarmImage, ForkSettings]:
+        """Copy a running qube, which goes on; the copy, which is the caller's to ``drop``, and what its forks take
+        over besides."""
+        domain = self._store.snapshot().domains[name]
+        base, key = await self._base(domain), secrets.token_hex(DIGITS // 2)
         directory = self._directory / f"{_MARK}{key}"
         volumes = [volume for at, volume in domain.volumes.items() if volume is not None and at in TARGETS]
         copy = WarmImage(
@@ -174,6 +174,7 @@ class Forks:
         async with self._locks[name]:
             if self._states.of(name) is not PowerState.RUNNING:
                 raise NotRunningError(f"{name} does not run, so it cannot be forked")
+            settings = ForkSettings.of(domain, base.name, self._firewalls.rules(domain))
             directory.mkdir(mode=0o700, parents=True)
             replace_file(directory / _QUBE, name.encode())
             try:
@@ -188,9 +189,9 @@ class Forks:
                     await asyncio.shield(self._go_on(domain))
                 log.info("%s stood still for %.0f ms to be forked", name, (time.monotonic() - begin) * 1000)
             except BaseException:
-                await self._drop(copy)
+                await self.drop(copy)
                 raise
-        return copy
+        return copy, settings
 
     async def _freeze(self, name: str) -> None:
         told = await self._links.ask(name, _FREEZE_SECONDS, op="freeze", on=True)
@@ -209,7 +210,8 @@ class Forks:
             except DisconnectedError as error:
                 log.warning("%s: its programs go on when it has a link again: %s", domain.name, error)
 
-    async def _drop(self, copy: WarmImage) -> None:
+    async def drop(self, copy: WarmImage) -> None:
+        """Remove a copy; forks that have started from it run on."""
         await self._hypervisor.release_image(copy.directory)
         for pool in copy.pools:
             await self._pools.named(pool).drop_image(copy.key)
@@ -232,23 +234,17 @@ class Forks:
 
     # -- the forks
 
-    async def _create(self, domain: Domain, base: Domain, creator: str) -> str:
-        """A halted disposable with the settings of the qube."""
-        features = {key: of for key, of in domain.features.items() if not preloading.is_of_one_that_waits(key)}
-        name = await self._disposables.create(base.name, creator, features)
+    async def _create(self, settings: ForkSettings, creator: str) -> str:
+        """A halted disposable with these settings."""
+        name = await self._disposables.create(settings.base, creator, settings.features)
 
         def settle() -> None:
             with self._store.write() as transaction:
-                mine, his = (transaction.system.domains[one] for one in (name, domain.name))
-                for prop in _AS_IS:
-                    if mine.has(prop) and mine.text(prop) != his.text(prop):
-                        mine.set_text(prop, his.text(prop))
-                for tag in his.tags:
-                    mine.tags.add(tag)
+                settings.give(transaction.system.domains[name])
 
         try:
             await asyncio.to_thread(settle)
-            await self._firewalls.write(self._store.snapshot().domains[name], self._firewalls.rules(domain))
+            await self._firewalls.write(self._store.snapshot().domains[name], settings.rules)
         except BaseException:
             await self._disposables.end(name)
             raise

@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from casemate.engine.acceleration import AccelerationProbe
@@ -81,8 +81,11 @@ class WarmImages:
             return f"libvirt is a daemon here (CASEMATE_HYPERVISOR={self._settings.hypervisor})"
         return ""
 
-    async def open(self) -> None:
-        """Read which images an earlier daemon has left; remove what is no image, and what is no longer one's."""
+    async def open(self, kept: Collection[str] = ()) -> None:
+        """Read which images an earlier daemon has left; remove what is no image, and what is no longer one's.
+
+        ``kept``: keys under which somebody else has layers of disks in the pools.
+        """
         pools = [config.name for config in self._store.snapshot().pools.values()]
         for path in sorted(self._directory.iterdir()) if self._directory.is_dir() else []:
             try:
@@ -92,11 +95,13 @@ class WarmImages:
                 self._images[path.name] = image
             except (OSError, ValueError, KeyError, TypeError):
                 remove_tree(path)
+        # As numbers, which is what they are in the names of a pool: without zeros in front.
+        known = {int(key, 16) for key in (*self._images, *kept)}
         for pool in pools:
             try:
                 opened = self._pools.named(pool)
                 for key in opened.images():
-                    if key not in self._images:
+                    if int(key, 16) not in known:
                         await opened.drop_image(key)
             except CasemateError as error:
                 log.warning("pool %s: %s", pool, printable(str(error)))

@@ -110,7 +110,7 @@ class GuestMemories:
         """Copies of the memory of machines that ran, by the directory that stands for the image."""
 
     def for_machine(self, spec: MachineSpec) -> int:
-        """The descriptor of a machine's memory; it stays ours."""
+        """A descriptor of a machine's memory, which is the caller's to close."""
         assert spec.memory is not None
         image = None if spec.memory.image is None else self._of_image(spec.memory.image, spec.memory_mib << 20)
         if image is not None and not spec.memory.copied:
@@ -118,24 +118,30 @@ class GuestMemories:
         fd = os.memfd_create(f"casemate-{spec.name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, spec.memory_mib << 20)
         if image is not None:
-            copy_data(image, fd)
+            try:
+                copy_data(image, fd)
+            finally:
+                os.close(image)
         with self._lock:
             earlier, self._own[spec.uuid] = self._own.get(spec.uuid), fd
+            lent = os.dup(fd)
         if earlier is not None:
             os.close(earlier)
-        return fd
+        return lent
 
     def _of_image(self, image: Path, size: int) -> int:
+        """A descriptor of an image's memory, which is the caller's: the image may be released at any moment, and the
+        number of a descriptor that was closed can be another file's by the time it is sent to a QEMU."""
         with self._lock:
             forked = self._forked.get(image)
-        if forked is not None:
-            return forked
+            if forked is not None:
+                return os.dup(forked)
         path = image / MEMORY
         with self._lock, open(path, "rb") as file:
             key = _identity(file.fileno())
             found = self._sealed.get(key)
             if found is not None:
-                return found
+                return os.dup(found)
             if key[-1] != size:
                 raise HypervisorError(f"{path} has {key[-1]} bytes; the machine has {size} bytes of memory")
             fd = os.memfd_create("casemate-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -146,7 +152,7 @@ class GuestMemories:
                 os.close(fd)
                 raise
             self._sealed[key] = fd
-            return fd
+            return os.dup(fd)
 
     def fork(self, memory: MappedMemory, image: Path) -> None:
         """Keep a copy of the memory of a machine that stands still, until ``release``."""
@@ -160,17 +166,25 @@ class GuestMemories:
         with self._lock:
             self._forked[image] = fd
 
+    def keep_fork(self, image: Path) -> None:
+        """Write the copy of a machine's memory into the directory that stands for it, for later processes."""
+        with self._lock:
+            fd = self._forked.get(image)
+            source = None if fd is None else os.dup(fd)
+        if source is None:
+            raise HypervisorError("The copy of the machine's memory is gone")
+        try:
+            _write_memory(source, image)
+        finally:
+            os.close(source)
+
     def save(self, uuid: UUID, directory: Path) -> None:
         """Write the memory of a machine that stands still into an image's directory."""
         with self._lock:
             fd = self._own.get(uuid)
         if fd is None:
             raise HypervisorError("The machine was not started to become an image, or by an earlier process")
-        target = os.open(directory / MEMORY, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            copy_data(fd, target)
-        finally:
-            os.close(target)
+        _write_memory(fd, directory)
 
     def drop_own(self, uuid: UUID) -> None:
         """The machine has ended, or never began. Absent is fine."""
@@ -195,6 +209,14 @@ class GuestMemories:
             fd = self._sealed.pop(key, None)
         if fd is not None:
             os.close(fd)
+
+
+def _write_memory(source: int, directory: Path) -> None:
+    target = os.open(directory / MEMORY, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        copy_data(source, target)
+    finally:
+        os.close(target)
 
 
 def _identity(fd: int) -> tuple[int, int, int]:

@@ -166,6 +166,9 @@ class Hypervisor(Protocol):
         ``directory``, into which the state of its devices is written. It stands still until ``resume``; its disks are
         whole then. The copy is lost with this process, or by ``release_image``."""
 
+    async def keep_fork(self, directory: Path) -> None:
+        """Write what ``fork_image`` has in memory into its directory too, so that later processes find it there."""
+
     async def release_image(self, directory: Path) -> None:
         """Hold nothing of an image in memory any more; machines that came from it run on."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -151,8 +152,12 @@ class LibvirtMachines(Hypervisor):
         if self._launcher is None:
             raise HypervisorError(f"{spec.name} cannot have a file as its memory: libvirt is not embedded here")
         try:
-            with waiting_for_launcher(spec, self._memories.for_machine(spec)):
-                yield
+            memory = self._memories.for_machine(spec)
+            try:
+                with waiting_for_launcher(spec, memory):
+                    yield
+            finally:
+                os.close(memory)
         except OSError as error:
             raise HypervisorError(f"Cannot start {spec.name}: its memory: {error}") from error
 
@@ -188,6 +193,17 @@ class LibvirtMachines(Hypervisor):
                 raise HypervisorError(f"{name} cannot be copied: {error.strerror or error}") from error
 
         await self._libvirt.call("copy a machine", work)
+
+    async def keep_fork(self, directory: Path) -> None:
+        """Write the copy of a machine's memory beside the state of its devices."""
+
+        def work(_connection: Any) -> None:
+            try:
+                self._memories.keep_fork(directory)
+            except OSError as error:
+                raise HypervisorError(f"The copy of the machine cannot be kept: {error.strerror}") from error
+
+        await self._libvirt.call("keep a copy of a machine", work)
 
     async def release_image(self, directory: Path) -> None:
         """Close our descriptor of the image's memory."""

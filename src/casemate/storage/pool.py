@@ -122,6 +122,9 @@ class Pool(Protocol):
         """Keep what the volume of a machine shows now, which stands still and goes on later, as the start of other
         volumes: for a fork. Costs as much as the run has written. StorageError where this pool or volume cannot."""
 
+    async def settle_image(self, image: str) -> None:
+        """Make what ``copy_for_image`` kept under that name survive a power failure."""
+
     async def drop_image(self, image: str) -> None:
         """Remove what was kept under that name. Volumes that were started from it go on. Absent is fine."""
 

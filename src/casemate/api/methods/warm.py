@@ -1,4 +1,5 @@
-"""Warm images, from which qubes go on (engine/warm_images.py), and forks of running qubes (engine/forks.py)."""
+"""Warm images, from which qubes go on, and forks and snapshots of running qubes (engine: warm_images, forks,
+snapshots)."""
 
 from __future__ import annotations
 
@@ -36,6 +37,40 @@ async def warm_drop(context: Context, arg: str) -> None:
 async def fork(context: Context, dest: Domain, source: str, arg: str = "") -> str:
     """Make running disposables of a running qube, with its memory, programs and files as they are; their names, a line
     each. The argument says how many (default: 1)."""
-    if arg and not (arg.isascii() and arg.isdecimal() and len(arg) < 5):
-        raise ValueInvalidError(f"The argument of Fork is a number, not {printable(arg, 40)!r}")
-    return "".join(f"{name}\n" for name in await context.forks.fork(dest.name, int(arg or "1"), source))
+    return "".join(f"{name}\n" for name in await context.forks.fork(dest.name, _count("argument", arg), source))
+
+
+@method("admin.casemate.vm.Snapshot", Access.EXECUTE)
+async def take_snapshot(context: Context, dest: Domain, arg: str) -> None:
+    """Keep a running qube as it is now, with its memory, programs and files, under the name in the argument."""
+    await context.snapshots.take(dest.name, arg)
+
+
+@method("admin.casemate.snapshot.List", Access.READ)
+def list_snapshots(context: Context) -> str:
+    """All snapshots of running qubes, oldest first. A line each: the name, then its qube, the disposable template of
+    what goes on from it, seconds since the epoch of its making, and its size in bytes without disks."""
+    return "".join(
+        f"{one.name} qube={one.qube} base={one.base} made={one.made:.0f} bytes={one.bytes}\n"
+        for one in context.snapshots.list()
+    )
+
+
+@method("admin.casemate.snapshot.Resume", Access.EXECUTE)
+async def resume_snapshot(context: Context, source: str, arg: str, payload: str = "") -> str:
+    """Make running disposables that go on from a snapshot; their names, a line each. The payload says how many
+    (default: 1)."""
+    names = await context.snapshots.resume(arg, _count("payload", payload), source)
+    return "".join(f"{name}\n" for name in names)
+
+
+@method("admin.casemate.snapshot.Drop", Access.EXECUTE)
+async def drop_snapshot(context: Context, arg: str) -> None:
+    """Remove a snapshot. Qubes that went on from it run on."""
+    await context.snapshots.drop(arg)
+
+
+def _count(what: str, text: str) -> int:
+    if text and not (text.isascii() and text.isdecimal() and len(text) < 5):
+        raise ValueInvalidError(f"The {what} is a number, not {printable(text, 40)!r}")
+    return int(text or "1")

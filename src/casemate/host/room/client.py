@@ -285,6 +285,9 @@ class RoomMachines(Hypervisor):
     async def fork_image(self, uuid: UUID, directory: Path) -> None:
         await self._process.ask("machines", "fork_image", uuid, directory)
 
+    async def keep_fork(self, directory: Path) -> None:
+        await self._process.ask("machines", "keep_fork", directory)
+
     async def release_image(self, directory: Path) -> None:
         await self._process.ask("machines", "release_image", directory)
 

@@ -199,6 +199,9 @@ class FileReflinkPool:
         """StorageError: this driver keeps nothing for images."""
         raise StorageError(f"volume {volume.vid} lies in a pool that keeps nothing for forks")
 
+    async def settle_image(self, _image: str) -> None:
+        """There is none."""
+
     async def drop_image(self, _image: str) -> None:
         """There is none."""
 

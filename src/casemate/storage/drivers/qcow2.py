@@ -442,6 +442,16 @@ class Qcow2Pool:
             )  # fmt: skip
         return Image(run, FORMAT, backing=tuple(pins), scratch=True)
 
+    async def settle_image(self, image: str) -> None:
+        """The copies, and the names of all layers."""
+        directory = self._of_image(image, "").parent
+        try:
+            for path in directory.iterdir():
+                await asyncio.to_thread(fsync_file, path)
+            fsync_dir(directory)
+        except OSError as error:
+            raise StorageError(f"The layers of image {image} cannot be written out: {error.strerror}") from error
+
     async def drop_image(self, image: str) -> None:
         """Remove the image's names of its layers."""
         remove_tree(self._of_image(image, "").parent)
