@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from tests.builders import wait_for
 from tests.live.test_fork import base, counts, end, parent
+from tests.live.test_json import check
 from tests.live.world import World
 
 __all__ = ["base", "parent"]  # fixtures
@@ -27,7 +27,8 @@ def nothing_stays(world: World) -> Iterator[None]:
 
 
 def kept(world: World) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = json.loads(world.run("casemate", "snapshot", "list", "--json").stdout)
+    found = check("casemate snapshot list", world.run("casemate", "snapshot", "list", "--json").stdout.decode())
+    assert isinstance(found, list)
     return found
 
 
