@@ -14,6 +14,11 @@ _RECONCILE = "src/casemate/engine/reconcile.py"
 
 MUTANTS = (
     Mutant(
+        "missed-end", "a machine that ended is taken down", "src/casemate/engine/figures.py",
+        "                        self._missed(name)", "                        pass",
+        (f"{_STEPS}test_a_machine_whose_end_nobody_told_of_is_taken_down",),
+    ),
+    Mutant(
         "halted-by-figures", "a machine that ended is taken down", "src/casemate/engine/states.py",
         "if old is not None and info.state is not PowerState.HALTED:", "if old is not None:",
         (f"{_STEPS}test_figures_of_a_machine_that_has_ended_halt_no_qube",),

@@ -140,6 +140,20 @@ def test_figures_of_a_machine_that_has_ended_halt_no_qube(tmp_path: Path) -> Non
     run(tmp_path, work)
 
 
+def test_a_machine_whose_end_nobody_told_of_is_taken_down(tmp_path: Path) -> None:
+    async def work(engine: Engine) -> None:
+        parts = await engine.daemon()
+        await parts.lifecycle.start("work")
+        info = engine.machines.machines[uuid(2)]
+        engine.machines.machines[uuid(2)] = replace(info, state=PowerState.HALTED)
+        parts.figures.start()
+        await reaches(lambda: parts.context.states.of("work") is PowerState.HALTED)
+        parts.figures.close()
+        assert engine.left() <= {"machine"}, "libvirt still knows it, as something that is off"
+
+    run(tmp_path, work)
+
+
 def test_a_qube_that_runs_is_not_removed(tmp_path: Path) -> None:
     async def work(engine: Engine) -> None:
         parts = await engine.daemon()

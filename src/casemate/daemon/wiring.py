@@ -258,7 +258,7 @@ def build(
         broker=broker,
         call_sockets=CallSockets(settings, policy, systems, prompters, calls),
         leases=LeaseServer(disposables.end),
-        figures=Figures(hypervisor, states),
+        figures=Figures(hypervisor, states, lifecycle.missed),
         autostart=Autostart(settings, store.snapshot, power.start),
         database_sync=database_sync,
         preloads=preloads,

@@ -80,6 +80,7 @@ class Lifecycle:
         self._link_step = link_step
         self._halted: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._missed: set[str] = set()
         self.after_halt: list[Callable[[str], Awaitable[None]]] = []
         """Called with the name of a qube after it has halted and its lock is free (disposables are removed there)."""
         hypervisor.subscribe(self._hear)
@@ -253,6 +254,18 @@ class Lifecycle:
         task = asyncio.ensure_future(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def missed(self, name: str) -> None:
+        """A machine seems to have ended unheard, as when its event was lost. Called again as long as it does."""
+        if name not in self._missed:
+            self._missed.add(name)
+            self._later(self._make_up_for(name))
+
+    async def _make_up_for(self, name: str) -> None:
+        try:
+            await self.machine_ended(name)  # looks for itself: what was seen may be old
+        finally:
+            self._missed.discard(name)
 
     async def machine_ended(self, name: str) -> None:
         """The machine has ended, whoever ended it: take all steps back and announce it. Does nothing when it runs, and
