@@ -15,6 +15,12 @@ from tests.live.world import World
 USER = 65534
 """Debian's ``nobody``: on every host, in the list of users (libvirt looks there), and owner of nothing."""
 
+_WITH_TUN = """
+mount -t tmpfs -o mode=755 none /dev/net
+mknod -m 666 /dev/net/tun c 10 200
+exec "$@"
+"""
+"""As udev has it on Debian. A host without udev has it for root alone. The command's mounts are its own."""
 _WITHOUT_NAMESPACES = """
 echo 0 >/proc/sys/user/max_user_namespaces
 exec setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all --no-new-privs "$@"
@@ -46,7 +52,18 @@ class OrdinaryUser(World):
 
     def run(self, *argv: str, **options: object) -> subprocess.CompletedProcess[bytes]:
         """Run a tool as the user; the first one starts his daemon."""
-        words = [*self._outside.command(), "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+        words = [
+            *self._outside.command(),
+            "sh",
+            "-e",
+            "-c",
+            _WITH_TUN,
+            "sh",
+            "setpriv",
+            f"--reuid={USER}",
+            f"--regid={USER}",
+            "--clear-groups",
+        ]
         words += ["--inh-caps=-all"]
         if not self._namespaces:
             # A limit holds in the namespace where it is set and below. In this one he keeps his number.
