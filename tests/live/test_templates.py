@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.live.world import TEMPLATE, World
 
 pytestmark = pytest.mark.live
 
+FULL = os.environ.get("CASEMATE_FULL", "") not in ("", "0")
 OTHER = "trixie" if default_suite() != "trixie" else "bookworm"
 NAME = "other"
 RECIPE = f"""
@@ -42,6 +44,7 @@ def other(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     world.run("qvm-remove", "-f", "elsewhere", NAME, status=None)
 
 
+@pytest.mark.skipif(not FULL, reason="two minutes for a second suite; CASEMATE_FULL=1")
 @pytest.mark.timeout(900)
 def test_a_template_of_another_suite_with_a_recipe_runs_and_is_built_anew(
     world: World, other: str, usable: str, tmp_path: Path
