@@ -60,6 +60,7 @@ from casemate.wire.errors import (
     ShutdownTimeoutError,
     StartError,
     StorageError,
+    ValueInvalidError,
 )
 from casemate.wire.recipe import Recipe
 from tests.builders import settings_in
@@ -429,11 +430,17 @@ class FakeSnapshots:
         self.kept[name] = Snapshot(name, "0" * 16, Path("/nowhere"), ("default",), 1.0, 3 << 20, settings)
         return self.kept[name]
 
-    async def resume(self, name: str, count: int, _creator: str) -> list[str]:
+    async def resume(self, name: str, count: int, _creator: str) -> Sequence[str]:
+        self._need(name)
         return [f"{self.kept[name].qube}-{number}" for number in range(count)]
 
     async def drop(self, name: str) -> None:
+        self._need(name)
         del self.kept[name]
+
+    def _need(self, name: str) -> None:
+        if name not in self.kept:
+            raise ValueInvalidError(f"There is no snapshot {name!r}")
 
 
 class FakePermissions:

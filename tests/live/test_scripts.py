@@ -26,6 +26,8 @@ def blocks(page: Path) -> list[str]:
 
 def test_the_code_of_the_how_to_runs(world: World, usable: str) -> None:
     world.run("qvm-create", "--label", "gray", "--prop", "template_for_dispvms=True", "dvm")
+    world.run("qvm-features", "dvm", "casemate-warm", "1")  # off for all qubes of the tests; on for everybody else
+    world.run("qvm-features", "dvm", "preload-dispvm-max", "0")
     script = "".join(blocks(PAGE))
     assert script.count("\n") > 60
     script += "work.start()\nprint(work.state)\n"
@@ -38,6 +40,7 @@ def test_the_code_of_the_how_to_runs(world: World, usable: str) -> None:
         assert done.returncode == 0, (done.stdout, done.stderr, world.log())
         lines = done.stdout.splitlines()
         assert lines[0] == "user" and "6 page.html" in lines and lines[-1] == "Running"
+        assert "['prepared', 'prepared', 'prepared']" in lines
         assert "No such qube: 'nobody'" in lines and "['report']" in lines
         assert not {"report", "report-2"} & set(world.qubes())
     finally:

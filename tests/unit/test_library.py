@@ -81,6 +81,18 @@ def test_qubes_are_found_and_listed(app: Qubes) -> None:
     assert isinstance(caught.value, errors.QubesVMNotFoundError) and "'nobody'" in str(caught.value)
 
 
+def test_what_is_kept_of_a_running_qube_goes_on(app: Qubes) -> None:
+    work = app["work"]
+    assert [(qube.name, qube.klass) for qube in work.fork(2)] == [("work-0", "DispVM"), ("work-1", "DispVM")]
+    assert app.snapshots() == []
+    work.snapshot("ready")
+    (kept,) = app.snapshots()
+    assert (kept.name, kept.qube, kept.base, kept.made, kept.bytes) == ("ready", "work", "base", 1, 3 << 20)
+    assert [qube.name for qube in app.resume("ready")] == ["work-0"] and len(app.resume(kept, 3)) == 3
+    app.drop_snapshot(kept)
+    assert app.snapshots() == []
+
+
 def test_properties_are_attributes(app: Qubes) -> None:
     work = app["work"]
     assert (work.memory, work.netvm, work.provides_network) == (400, app["net"], False)

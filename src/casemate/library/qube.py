@@ -157,6 +157,22 @@ class Qube:
         """End its machine at once, as if its power was cut. Raises NotStartedError."""
         self._app.client.call("admin.vm.Kill", "", self.name)
 
+    def fork(self, count: int = 1) -> list[Qube]:
+        """Make ``count`` running disposables of it as it runs now, with its memory, programs and files; all or none.
+
+        It goes on. Each fork is yours to end: when it is killed or shut down it is removed. At most 64. QubeError
+        for what cannot be forked, with the reason (docs/howto/disposables.md); NotRunningError.
+        """
+        names = self._app.client.call("admin.casemate.vm.Fork", str(count), self.name).split()
+        return [Qube(self._app, name, "DispVM") for name in names]
+
+    def snapshot(self, name: str) -> None:
+        """Keep it as it runs now under a name, from which `Qubes.resume` makes disposables. It goes on.
+
+        Raises QubeError where the name is taken, and as `fork` does.
+        """
+        self._app.client.call("admin.casemate.vm.Snapshot", name, self.name)
+
     def pause(self) -> None:
         """Stop its processors. Raises NotRunningError."""
         self._app.client.call("admin.vm.Pause", "", self.name)

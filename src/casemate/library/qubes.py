@@ -12,6 +12,8 @@ from casemate.client.qubes import Qubes as Client
 from casemate.client.transport import Transport
 from casemate.library.events import Events
 from casemate.library.qube import MissingPropertyError, Qube, get_property, set_property
+from casemate.library.snapshots import Snapshot
+from casemate.library.snapshots import parse as parse_snapshot
 from casemate.settings import Settings, load
 from casemate.wire.admin import ADMIN, PropertyValue, parse_list
 from casemate.wire.errors import CasemateError, NoSuchPropertyError, NotFoundError, ProtocolError
@@ -127,6 +129,24 @@ class Qubes:
             raise CasemateError("Disposables for a block are for the daemon's own user: calls into qubes are root's")
         with Disposable(self.client, "" if template is None else str(template)) as name:
             yield Qube(self, name, "DispVM")
+
+    def snapshots(self) -> list[Snapshot]:
+        """The snapshots that `Qube.snapshot` or ``casemate snapshot take`` have made, oldest first."""
+        return [parse_snapshot(line) for line in self.client.call("admin.casemate.snapshot.List").splitlines()]
+
+    def resume(self, snapshot: str | Snapshot, count: int = 1) -> list[Qube]:
+        """Make ``count`` running disposables that go on from a snapshot, at most 64; all or none.
+
+        Each is yours to end: when it is killed or shut down it is removed. Raises ValueInvalidError where there is no
+        such snapshot, StartError.
+        """
+        name = snapshot if isinstance(snapshot, str) else snapshot.name
+        names = self.client.call("admin.casemate.snapshot.Resume", name, payload=str(count)).split()
+        return [Qube(self, made, "DispVM") for made in names]
+
+    def drop_snapshot(self, snapshot: str | Snapshot) -> None:
+        """Remove a snapshot. What went on from it runs on. Raises ValueInvalidError where there is none."""
+        self.client.call("admin.casemate.snapshot.Drop", snapshot if isinstance(snapshot, str) else snapshot.name)
 
     def inventory(
         self,

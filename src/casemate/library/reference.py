@@ -19,13 +19,15 @@ from casemate.library.firewall import Firewall
 from casemate.library.qube import Qube
 from casemate.library.qubes import Qubes
 from casemate.library.settings import Features, Tags
+from casemate.library.snapshots import Snapshot
 from casemate.library.stores import open_store
 from casemate.library.volumes import Volume, Volumes
 from casemate.store.store import Store, Transaction
 
 NOTE = "<!-- Written by `make docs` from the code: do not edit. -->"
 CLASSES: tuple[type, ...] = (
-    Qubes, Qube, Completed, Features, Tags, Volumes, Volume, Devices, DeviceClass, Device, Firewall, Events, Event,
+    Qubes, Qube, Completed, Features, Tags, Volumes, Volume, Devices, DeviceClass, Device, Firewall, Snapshot, Events,
+    Event,
 )  # fmt: skip
 _STORE: tuple[type, ...] = (Store, Transaction)
 _INTERNAL = frozenset({"client", "value_of", "values_of", "subscribe", "begin_with", "attempt", "change"})
