@@ -16,6 +16,7 @@ import pytest
 from casemate.api.events import MAX_OF_ONE_QUBE, Subscriptions
 from casemate.api.guest_calls import GuestCalls
 from casemate.api.methods import METHODS
+from casemate.model.devices import Assignment, DeviceRef
 from casemate.qrexec.broker import Broker
 from casemate.qrexec.decide import Permissions
 from casemate.qrexec.evaluate import SystemInfo
@@ -41,6 +42,8 @@ admin.Events            *       mgmt  @adminvm    allow
 admin.Events            *       mgmt  @tag:ours   allow target=dom0
 admin.casemate.List     *       mgmt  @adminvm    allow
 admin.casemate.List     *       mgmt  @tag:ours   allow
+admin.casemate.device.Held *    mgmt  @adminvm    allow
+admin.casemate.device.Held *    mgmt  @tag:ours   allow target=dom0
 admin.label.List        *       mgmt  dom0        allow
 admin.vm.Create.AppVM   *       mgmt  dom0        allow
 admin.vm.CreateDisposable *     mgmt  dom0        allow
@@ -177,6 +180,19 @@ def test_policy_decides_and_lists_show_what_may_be_seen(world: World) -> None:
         assert "mine" in world.parts.machines
         assert await world.call("admin.vm.property.Set+memory", "mine", b"512") == (0, b"0\0")
         assert world.store.snapshot().domains["mine"].memory == 512
+
+    run(world, test)
+
+
+def test_who_has_devices_is_told_of_qubes_that_may_be_seen(world: World) -> None:
+    with world.store.write() as transaction:
+        for name in ("mine", "secret"):
+            device = DeviceRef("block", "dom0", f"for-{name}")
+            transaction.system.domains[name].devices.add(Assignment(device, "required"))
+
+    async def test() -> None:
+        _, out = await world.call("admin.casemate.device.Held", "dom0")
+        assert [entry["qube"] for entry in json.loads(out[2:])] == ["mine"] and b"secret" not in out
 
     run(world, test)
 

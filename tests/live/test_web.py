@@ -43,7 +43,7 @@ def test_each_page_is_answered(halted: str, web: Page) -> None:
         assert halted in read(web, "/view/network") and "<svg" in read(web, "/part/network")
         assert halted in read(web, "/part/templates") and "Debian" in read(web, "/part/templates")
         for path in ("/part/disposables", "/part/backups", "/view/policy", "/view/policy/file?name=90-default",
-                     "/part/first", "/view/templates", "/view/backups"):  # fmt: skip
+                     "/part/first", "/view/templates", "/view/backups", "/view/devices"):  # fmt: skip
             read(web, path)
         assert halted in read(web, f"/view/network?qube={halted}&host=192.0.2.1&port=443")
 

@@ -99,8 +99,8 @@ MUTANTS = (
         (f"{_PAGE}test_text_of_others_is_escaped",),
     ),
     Mutant(
-        "page-text-that-hides", "W8", "src/casemate/web/rendering.py", ".format(printable(text, 2000))",
-        ".format(text)", (f"{_PAGE}test_text_of_others_is_escaped",),
+        "page-text-that-hides", "W8", "src/casemate/web/rendering.py", ".format(who, printable(text, 2000))",
+        ".format(who, text)", (f"{_PAGE}test_text_of_others_is_escaped",),
     ),
     Mutant(
         "page-rules-written-over", "W10", "src/casemate/web/qube/firewall.py",

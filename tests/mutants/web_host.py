@@ -9,7 +9,34 @@ _TESTS = "tests/contract/test_web_host.py::"
 _MANY = "tests/contract/test_web_many.py::"
 _POLICY = "tests/contract/test_web_policy.py::"
 
+_DEVICES = "tests/contract/test_web_devices.py::"
+
 MUTANTS = (
+    Mutant(
+        "page-device-unmarked", "W8", f"{_WEB}templates/devices.html",
+        '|said("The device" if device.of_host else "The qube " ~ device.backend) }}', "|safe }}",
+        (f"{_DEVICES}test_what_a_device_or_a_qube_says_is_plain_marked_text",),
+    ),
+    Mutant(
+        "page-device-of-another-qube", "W8", f"{_WEB}templates/devices.html",
+        ' <span class="mark">said by {{ device.backend }}</span>', "",
+        (f"{_DEVICES}test_what_a_device_or_a_qube_says_is_plain_marked_text",),
+    ),
+    Mutant(
+        "page-waits-for-a-silent-qube", "W6", f"{_WEB}devices_page.py", "asyncio.timeout(QUBE_SECONDS)",
+        "asyncio.timeout(None)",
+        (f"{_DEVICES}test_a_qube_that_does_not_answer_holds_nothing_up",), slow=True,
+    ),
+    Mutant(
+        "page-devices-with-buttons", "W7", f"{_WEB}templates/devices.html",
+        "{% if not read_only %}<td>{% if device.of_host %}", "{% if True %}<td>{% if device.of_host %}",
+        (f"{_DEVICES}test_a_read_only_page_has_no_buttons_and_gives_nothing_away",),
+    ),
+    Mutant(
+        "devices-of-qubes-unseen", "a list has what its caller may see", "src/casemate/api/methods/devices.py",
+        "source == ADMIN or sees(qube)", "True",
+        ("tests/component/test_api_from_qubes.py::test_who_has_devices_is_told_of_qubes_that_may_be_seen",),
+    ),
     Mutant(
         "page-log-without-end", "W6", f"{_WEB}event_log.py", "deque(maxlen=KEPT_EVENTS)", "deque()",
         (f"{_TESTS}test_the_log_is_bounded_and_a_stream_that_did_not_ask_is_left_alone",),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import UUID
 
 from casemate.devices.device_class import Attachment, HostDevice
 from casemate.model.devices import DeviceRef
@@ -243,6 +244,9 @@ class Devices(Protocol):
 
     async def attached(self, domain: Domain, devclass: str) -> Sequence[Attachment]:
         """The devices of a class that a qube has now; none for one that is halted."""
+
+    async def held(self, devclass: str) -> Mapping[UUID, Sequence[Attachment]]:
+        """The devices of a class that machines have now, by the UUIDs of their qubes."""
 
     async def attach(self, name: str, device: DeviceRef, options: Mapping[str, str]) -> None:
         """Give a running qube a device of the host."""

@@ -111,8 +111,12 @@ class Devices:
 
     async def attached(self, domain: Domain, devclass: str) -> Sequence[Attachment]:
         """The devices of a class that a qube has now; none for one that is halted."""
+        return (await self.held(devclass)).get(domain.uuid, [])
+
+    async def held(self, devclass: str) -> Mapping[UUID, Sequence[Attachment]]:
+        """The devices of a class that machines have now, by the UUIDs of their qubes."""
         provider = self._providers.get(devclass)
-        return (await provider.attached()).get(domain.uuid, []) if provider is not None else []
+        return await provider.attached() if provider is not None else {}
 
     async def _holders(self) -> dict[str, str]:
         """Everything that some machine has, and the machine's qube."""

@@ -15,6 +15,7 @@ from casemate.web import call_trace, rendering
 from casemate.web.actions import Actions
 from casemate.web.admin_api import AdminApi
 from casemate.web.backups_page import BackupsPage
+from casemate.web.devices_page import DevicesPage
 from casemate.web.disposables_page import DisposablesPage
 from casemate.web.first_run import FirstRun
 from casemate.web.guard import Refused
@@ -60,8 +61,8 @@ class Pages:
         site = Site(api, live, actions, read_only)
         policy = PolicyPage(api, live, read_only)
         self._pages: tuple[Page, ...] = (
-            QubesPage(site), QubePages(site), TemplatesPage(site), DisposablesPage(site), NetworkPage(api, live),
-            policy, BackupsPage(site), HostPage(api, live, read_only), FirstRun(site),
+            QubesPage(site), QubePages(site), TemplatesPage(site), DisposablesPage(site), DevicesPage(site),
+            NetworkPage(api, live), policy, BackupsPage(site), HostPage(api, live, read_only), FirstRun(site),
         )  # fmt: skip
         self._streams = Streams(live, read_only, {call_trace.TOPIC: policy.trace.used})
         self._assets = {name: (rendering.HERE / "static" / name).read_bytes() for name in ASSETS}

@@ -17,9 +17,10 @@ from casemate.wire.errors import printable
 HERE = Path(__file__).parent
 
 
-def said(text: str) -> Markup:
-    """Text that a qube, or somebody in it, may have chosen: marked, and without characters that turn or hide it."""
-    return Markup('<span class="said" title="A qube says this">{}</span>').format(printable(text, 2000))
+def said(text: str, who: str = "A qube") -> Markup:
+    """Text that a qube, or somebody in it, may have chosen: marked, and without characters that turn or hide it.
+    ``who`` is who chose it, as the mark tells a person."""
+    return Markup('<span class="said" title="{} says this">{}</span>').format(who, printable(text, 2000))
 
 
 def mib(size: str | int) -> str:

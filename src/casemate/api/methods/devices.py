@@ -7,8 +7,9 @@ device is written ``BACKEND+PORT+IDENTITY`` in an argument, ``BACKEND:PORT:IDENT
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from casemate import devices as device_classes
 from casemate.api.context import Context
@@ -266,6 +267,34 @@ async def list_attached(context: Context, klass: str, dest: Domain, arg: str = "
 def _attached_line(dest: Domain, klass: str, one: Attachment) -> str:
     # As upstream answers: an attached device has the mode "manual", also where an assignment attached it.
     return _given_line(dest, DeviceRef(klass, ADMIN, one.port, one.ident), "manual", sorted(one.options.items()))
+
+
+@method("admin.casemate.device.Held", Access.EXECUTE, shows_qubes=True)
+async def list_held(context: Context, system: System, sees: Callable[[str], bool], source: str) -> str:
+    """Who has which device, of all qubes and classes in one call, as JSON.
+
+    ``[{"qube": "work", "class": "block", "backend": "dom0", "port": "sda", "identity": "…", "attached": true,
+    "mode": ""}, …]``: each entry is a device that a qube has now, or one that is assigned to it with that mode.
+    """
+    found: list[dict[str, object]] = []
+
+    def add(qube: str, device: DeviceRef, attached: bool, mode: str) -> None:
+        if source == ADMIN or sees(qube):
+            found.append({
+                "qube": qube, "class": device.devclass, "backend": device.backend, "port": device.port,
+                "identity": device.ident, "attached": attached, "mode": mode,
+            })  # fmt: skip
+
+    domains = list(system.domains.ordered())
+    for klass in CLASSES:
+        attached = await context.devices.held(klass)
+        for domain in domains:
+            for one in attached.get(domain.uuid, ()):
+                add(domain.name, DeviceRef(klass, ADMIN, one.port, one.ident), True, "")
+    for domain in domains:
+        for given in domain.devices:
+            add(domain.name, given.device, False, given.mode)
+    return json.dumps(found)
 
 
 @method("admin.vm.device.{klass}.Attach", Access.EXECUTE, klass=CLASSES)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from casemate.client.device_lines import argument, parse_line, payload
+from casemate.web.admin_api import AdminApi
 from casemate.web.forms import form
 from casemate.web.qube.head import named, tab
 from casemate.web.site import Site, change, done, view
@@ -23,7 +24,25 @@ MODES = {
     "auto-attach": "at each start, if it is there",
     "ask-to-attach": "only after a question",
 }  # fmt: skip
-_VERBS = {"attach": "Attach", "detach": "Detach", "assign": "Assign", "unassign": "Unassign"}
+VERBS = {"attach": "Attach", "detach": "Detach", "assign": "Assign", "unassign": "Unassign"}
+"""What can be done with a device, by the word in the address; the value is the end of the method's name."""
+
+
+async def change_device(api: AdminApi, klass: str, verb: str, qube: str, device: str, mode: str) -> None:
+    """Carry out one of VERBS. ``device`` is BACKEND+PORT+IDENTITY; ``mode`` (see MODES) is that of an assignment."""
+    if device.count("+") < 2:
+        raise ValueInvalidError("A device is written BACKEND+PORT+IDENTITY")
+    text = ""
+    if verb in ("attach", "assign"):
+        if verb == "assign" and mode not in MODES:
+            raise ValueInvalidError(f"The mode of an assignment is one of {', '.join(MODES)}")
+        text = payload(klass, device, mode if verb == "assign" else "manual", {})
+    await api.call(f"admin.vm.device.{klass}.{VERBS[verb]}", device, qube, text)
+
+
+def title_of(pairs: dict[str, str]) -> str:
+    """What a device, or the qube that offers it, says that it is; empty where it says nothing."""
+    return " ".join(filter(None, (pairs.get("vendor", ""), pairs.get("product", ""), pairs.get("name", ""))))
 
 
 @dataclass(slots=True)
@@ -55,7 +74,7 @@ def _entry(found: dict[str, Device], pairs: dict[str, str]) -> Device:
     """The line of a device in a list of the daemon's, made if it is not there yet."""
     backend, port, ident = pairs.get("backend_domain", ADMIN), pairs.get("port_id", ""), pairs.get("device_id", "")
     word = argument(backend, port, ident or "*")
-    title = " ".join(filter(None, (pairs.get("vendor", ""), pairs.get("product", ""), pairs.get("name", ""))))
+    title = title_of(pairs)
     device = found.setdefault(word, Device(word, f"{backend}:{port}", title or ident))
     device.title = title or device.title
     return device
@@ -107,18 +126,10 @@ def routes(site: Site) -> Iterable[Route]:
 
     async def act(request: Request) -> Response:
         klass, verb = str(service_name(request.path_params["klass"])), request.path_params["verb"]
-        if verb not in _VERBS:
+        if verb not in VERBS:
             raise NotFoundError(message="There is no such action")
-        mode = verb == "assign"
-        fields = await form(request, "device", *(("mode",) if mode else ()))
-        if fields["device"].count("+") < 2:
-            raise ValueInvalidError("A device is written BACKEND+PORT+IDENTITY")
-        text = ""
-        if verb in ("attach", "assign"):
-            if mode and fields["mode"] not in MODES:
-                raise ValueInvalidError(f"The mode of an assignment is one of {', '.join(MODES)}")
-            text = payload(klass, fields["device"], fields.get("mode", "manual"), {})
-        await site.api.call(f"admin.vm.device.{klass}.{_VERBS[verb]}", fields["device"], named(request), text)
+        fields = await form(request, "device", *(("mode",) if verb == "assign" else ()))
+        await change_device(site.api, klass, verb, named(request), fields["device"], fields.get("mode", ""))
         return done()
 
     return view("/qubes/{name}/devices", show), change("/qubes/{name}/device/{klass}/{verb}", act)
