@@ -6,6 +6,7 @@ One file although it is long: its tests share one shell on one daemon.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -16,9 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from casemate.backup.container import Cost
+from casemate.cli.json_schemas import schemas
 from casemate.client import restore as restore_module
 from casemate.engine import backups
 from casemate.wire.errors import CasemateError
@@ -432,6 +435,30 @@ def test_profiles_are_kept_when_asked(shell: BackupShell) -> None:
     shell("qvm-backup -y --profile missing", status=1)
     assert "no backup profile 'missing'" in shell.err
     shell("qvm-backup -y", status=2)
+
+
+def test_the_newest_by_a_profile(shell: BackupShell) -> None:
+    """Nobody types a passphrase, and a program can read what became of each qube."""
+    stick = shell.directory / "stick"
+    stick.mkdir()
+    shell("qvm-backup -y -p", str(shell.passphrase), "--save-profile", "weekly", str(stick), "work", "lab")
+    (stick / "qubes-backup-2020-01-01T000000").write_bytes(b"an older one, and no backup")
+    jsonschema.Draft202012Validator(schemas()["casemate backup verify REPOSITORY"]).validate(
+        found := json.loads(shell("casemate backup verify --json --progress --profile weekly"))
+    )
+    assert found["whole"] and {one["name"]: one["verdict"] for one in found["qubes"]} == {
+        "work": "whole", "lab": "whole"
+    }  # fmt: skip
+    assert "progress " in shell.err
+    shell("qvm-remove -f work")
+    found = json.loads(shell("casemate backup restore --json -y --skip-conflicting --profile weekly", "work"))
+    assert found["qubes"] == [{"name": "work", "verdict": "whole", "restored_as": "work", "why": ""}]
+    shell("casemate backup restore --json --profile weekly work", status=2)
+    assert "--json needs --yes" in shell.err
+    shell("casemate backup verify --profile weekly -p", str(shell.passphrase), status=2)
+    shell("casemate backup verify", status=2)
+    assert "--profile" in shell.err
+    shell("casemate backup verify --profile missing", status=1)
 
 
 def test_an_import_for_a_qube_that_is_gone_stands_in_nobodys_way(shell: BackupShell) -> None:

@@ -68,6 +68,9 @@ def test_every_declared_output_is_as_declared(world: World, usable: str, tmp_pat
         assert isinstance(backups, list) and len(backups) == 1
         ask("casemate backup list REPOSITORY BACKUP", "-p", str(passphrase), REPOSITORY=repository,
             BACKUP=backups[0]["id"])  # fmt: skip
+        ask("casemate backup verify REPOSITORY", "-p", str(passphrase), REPOSITORY=repository)
+        ask("casemate backup restore REPOSITORY", "-p", str(passphrase), "--yes", "--skip-conflicting",
+            REPOSITORY=repository)  # fmt: skip
         ask("casemate policy explain SOURCE SERVICE TARGET", SERVICE="qubes.Filecopy")
         ask("casemate net explain QUBE PLACE", status=1)
         ask("casemate interop status", "--root", str(tmp_path), status=1)

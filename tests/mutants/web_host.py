@@ -9,6 +9,7 @@ _TESTS = "tests/contract/test_web_host.py::"
 _MANY = "tests/contract/test_web_many.py::"
 _POLICY = "tests/contract/test_web_policy.py::"
 
+_BACKUPS = "tests/contract/test_web_backups.py::"
 _DEVICES = "tests/contract/test_web_devices.py::"
 
 MUTANTS = (
@@ -82,6 +83,36 @@ MUTANTS = (
         "    replace_file(_path(context, kind, arg), payload.encode())\n"
         "    return await asyncio.to_thread(_wrong, context, _path(context, kind, arg), payload.encode",
         (f"{_POLICY}test_a_check_says_what_replace_would_and_changes_nothing",),
+    ),
+    Mutant(
+        "page-takes-a-typed-passphrase", "W12", f"{_WEB}backups_page.py",
+        'await form(request, "qubes", "conflict")', "await form(request)",
+        (f"{_BACKUPS}test_wrong_input_is_named",),
+    ),
+    Mutant(
+        "page-option-for-a-tool", "a form is no command line", f"{_WEB}backups_page.py",
+        "str(qube_name(word)) for word", "word for word",
+        (f"{_BACKUPS}test_wrong_input_is_named",),
+    ),
+    Mutant(
+        "page-whole-without-a-report", "a verdict is the tool's", f"{_WEB}backup_tools.py",
+        'return not self.why and bool(self.report.get("whole"))', "return not self.why",
+        (f"{_BACKUPS}test_a_verdict_for_each_qube",),
+    ),
+    Mutant(
+        "page-restores-twice", "W10", f"{_WEB}backup_tools.py", "        if profile in self._tasks:\n",
+        "        if False:\n",
+        (f"{_BACKUPS}test_a_cancelled_restore_leaves_nothing",), slow=True,
+    ),
+    Mutant(
+        "page-kills-a-restore", "W10", f"{_WEB}backup_tools.py", "process.send_signal(signal.SIGINT)",
+        "process.kill()",
+        (f"{_BACKUPS}test_a_cancelled_restore_leaves_nothing",), slow=True,
+    ),
+    Mutant(
+        "page-verdict-unescaped", "W8", f"{_WEB}templates/backups_list.html",
+        '<td class="wide">{{ one.why|printable }}</td></tr>', '<td class="wide">{{ one.why|safe }}</td></tr>',
+        (f"{_BACKUPS}test_text_of_a_backup_is_plain_text",),
     ),
     Mutant(
         "page-shows-a-passphrase", "W12", f"{_WEB}backups_page.py",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from casemate.backup.incremental.reader import IncrementalBackup
     from casemate.backup.incremental.repository import Repository
     from casemate.backup.incremental.retention import Keep
+    from casemate.backup.reader import Backup
 
 PROG = "casemate backup"
 
@@ -157,13 +158,29 @@ def _open(args: argparse.Namespace, qubes: Qubes) -> int:
     check_possible()
     # The disposable first: what is wrong with its template is known before a volume has been read for minutes.
     with TemporaryFile(dir=qubes.transport.settings.state) as file, Disposable(qubes, args.dispvm) as name:
-        _with_backup(args, qubes, lambda backup: fetch(args, backup, file.fileno()))
+        _with_repository(args, qubes, lambda backup: fetch(args, backup, file.fileno()))
         return show(args, qubes, name, file.fileno())  # others may use the repository meanwhile
 
 
-def _with_backup(args: argparse.Namespace, qubes: Qubes, use: Callable[[IncrementalBackup], int]) -> int:
+def _with_backup(args: argparse.Namespace, qubes: Qubes, use: Callable[[Backup | IncrementalBackup], int]) -> int:
+    """The backup that a command line names, or the newest by its profile: then all words are names of qubes."""
+
+    if args.profile is not None:
+        from casemate.cli.backup_profile import newest_backup
+
+        if args.backup or args.passphrase_file:
+            raise tool.UsageError("With --profile neither --backup nor --passphrase-file can be given")
+        args.VMNAME = [*([args.REPOSITORY] if args.REPOSITORY else []), *args.VMNAME]
+        with newest_backup(qubes.transport.settings, str(names.argument(args.profile))) as backup:
+            return use(backup)
+    return _with_repository(args, qubes, use)
+
+
+def _with_repository(args: argparse.Namespace, qubes: Qubes, use: Callable[[IncrementalBackup], int]) -> int:
     from casemate.backup.incremental.reader import IncrementalBackup
 
+    if args.REPOSITORY is None:
+        raise tool.UsageError("Give --profile, or the directory of the repository")
     repository = _repository(args, qubes)
     with repository.held(shared=True):
         found = repository.find(repository.listing(), args.backup)
@@ -232,7 +249,8 @@ def add_to(commands: argparse._SubParsersAction[tool.Subparser]) -> None:
         made = verbs.add_parser(name, help=text)
         made.set_defaults(body=partial(_with_packages, body))
         made.add_argument("-p", "--passphrase-file", metavar="FILE", help=passphrase.FILE_HELP)
-        made.add_argument("REPOSITORY", nargs="?" if name == "create" else None, help="directory of the repository")
+        optional = name in ("create", "verify", "restore")  # a profile may say it
+        made.add_argument("REPOSITORY", nargs="?" if optional else None, help="directory of the repository")
         return made
 
     verb("init", _init, "make a repository in a new directory")
@@ -256,6 +274,13 @@ def add_to(commands: argparse._SubParsersAction[tool.Subparser]) -> None:
         one = verb(name, body, text)
         one.add_argument("VMNAME", nargs="*", help="only these qubes of the backup")
         one.add_argument("--backup", metavar="BACKUP", help="a backup's id (default: the newest)")
+        one.add_argument(
+            "--profile", metavar="NAME",
+            help="the newest backup by this profile, in a repository or a file, with the passphrase that it names; "
+            "all words are then names of qubes",
+        )  # fmt: skip
+        one.add_argument("--progress", action="store_true", help="tell how far it is, a line a second, for programs")
+        json_output.option(one)
         if name == "restore":
             one.add_argument("-y", "--yes", action="store_true", help="do not ask")
             add_options(one)

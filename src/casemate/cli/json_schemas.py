@@ -54,6 +54,24 @@ _PROPERTY = _object(
         "default": _said(TRUTH, "whether the value is the default"),
     }
 )
+_REPORT = _object(
+    {
+        "whole": _said(TRUTH, "whether all that was asked for is there, to its last byte"),
+        "qubes": _list(
+            _object(
+                {
+                    "name": TEXT,
+                    "verdict": {"enum": ["whole", "damaged", "missing"]},
+                    "restored_as": _said(TEXT_OR_NULL, "null: not restored"),
+                    "why": _said(TEXT, "for people; empty for a whole one"),
+                }
+            )
+        ),
+        "left_out": _map(_said(TEXT, "why"), "qubes that were not restored, by name"),
+        "notes": _list(TEXT),
+        "error": _said(TEXT, "why the backup could not be read to its end; else empty"),
+    }
+)
 _DEVICE = {
     **_object(
         {
@@ -310,6 +328,8 @@ OUTPUTS = (
         "Qubes of one backup.",
         _list(_object({"name": TEXT, "class": TEXT, "volumes": _map(BYTES, "sizes by the name of the volume")})),
     ),
+    Output("casemate backup verify REPOSITORY", "What was found of each qube of a backup.", _REPORT),
+    Output("casemate backup restore REPOSITORY", "What became of each qube of a backup.", _REPORT),
     Output(
         "casemate backup schedule",
         "Backups that this host makes by itself.",

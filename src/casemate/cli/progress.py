@@ -41,6 +41,37 @@ def bar(total: float, unit: str, quiet: bool = False) -> Bar:
     return made
 
 
+_LINE_SECONDS = 1.0
+
+
+class Lines:
+    """A line ``progress SHARE`` on standard error, in percent and at most one a second, for a program that reads it.
+
+    A reader that has gone is a BrokenPipeError at the next line, so that no work goes on for nobody.
+    """
+
+    def __init__(self, total: float) -> None:
+        self._total = max(1.0, total)
+        self._done = 0.0
+        self._then = 0.0
+
+    def update(self, count: float, /) -> None:
+        """So much more of the total is done."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._then < _LINE_SECONDS:
+            return
+        self._then = now
+        sys.stderr.write(f"progress {min(100.0, 100 * self._done / self._total):.1f}\n")
+        sys.stderr.flush()
+
+    def set_description_str(self, _text: str, /) -> None:
+        """Nobody reads it."""
+
+    def close(self) -> None:
+        """Nothing is left to be told."""
+
+
 QUIET_SECONDS = 1.0
 """Seconds before anything is shown: what is over sooner needs no progress."""
 _STEP = 0.5

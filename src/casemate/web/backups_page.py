@@ -7,8 +7,9 @@ that of the whole host they are closed to other users, and the page says so.
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request
@@ -17,14 +18,17 @@ from starlette.routing import Route
 
 from casemate.backup import profile as profiles
 from casemate.backup.schedule import Schedules
+from casemate.web.backup_tools import BackupTools
 from casemate.web.forms import form
 from casemate.web.long_calls import TOPIC, LongCalls
 from casemate.web.site import Site, change, done, view
-from casemate.wire.admin import Event
-from casemate.wire.errors import CasemateError, printable
-from casemate.wire.names import argument
+from casemate.wire.admin import ADMIN, Event
+from casemate.wire.errors import CasemateError, ValueInvalidError, printable
+from casemate.wire.names import argument, qube_name
 
 PROGRESS = "backup-progress"
+CONFLICTS = {"skip": "leave it out", "rename": "give the restored one a new name"}
+"""What can be done about a qube whose name is taken, by the option of the tool."""
 SILENT_SECONDS = 300.0
 """After so long without progress a backup that another program asked for is no longer shown as running: no event tells
 of its end. Compressing one large empty volume takes a minute."""
@@ -43,6 +47,10 @@ class Profile:
     schedule: str = ""
     """Its times and how its last run ended; empty for one that is not scheduled."""
     wrong: str = ""
+    commands: tuple[str, ...] = ()
+    """What verifies and restores its backups in a terminal."""
+    readable: bool = False
+    """Whether the newest one can be opened without a person: it is on this host, and there is a passphrase."""
 
     @property
     def failed(self) -> bool:
@@ -75,6 +83,7 @@ class BackupsPage:
         self._site = site
         self._calls = LongCalls(site.api, site.live)
         self._settings = site.api.transport.settings
+        self._tools = BackupTools(self._settings, site.live)
         self._runs: dict[str, Run] = {}
         site.live.listeners.append(self._hear)
 
@@ -82,7 +91,8 @@ class BackupsPage:
         """The addresses of this page."""
         return (
             view("/backups", self._page), Route("/part/backups", self._list), change("/backups/{name}/run", self._run),
-            change("/backups/{name}/cancel", self._cancel),
+            change("/backups/{name}/cancel", self._cancel), change("/backups/{name}/verify", self._verify),
+            change("/backups/{name}/restore", self._restore), change("/backups/{name}/stop", self._stop),
         )  # fmt: skip
 
     def _hear(self, event: Event) -> None:
@@ -109,7 +119,9 @@ class BackupsPage:
                 wrong = str(error)
         found = (await self._profiles())[0] if name else []
         chosen = next((one for one in found if one.name == name), None)
-        return self._site.page("backups.html", name=name, contents=contents, wrong=wrong, chosen=chosen)
+        return self._site.page(
+            "backups.html", name=name, contents=contents, wrong=wrong, chosen=chosen, conflicts=CONFLICTS
+        )
 
     async def _list(self, _request: Request) -> Response:
         found, closed = await self._profiles()
@@ -119,6 +131,7 @@ class BackupsPage:
         place = str(profiles.directories(self._settings.state)[0])
         return self._site.page(
             "backups_list.html", profiles=found, closed=closed, running=running, ended=ended, place=place,
+            tools=sorted(self._tools.runs.values(), key=lambda run: -run.started),
             moment=lambda seconds: time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)),
         )  # fmt: skip
 
@@ -154,6 +167,46 @@ class BackupsPage:
         await self._site.api.call("admin.backup.Cancel", name)
         return done(f"The backup by {name} is cancelled. It leaves nothing.")
 
+    async def _verify(self, request: Request) -> Response:
+        """Have the newest backup read to its last byte; nothing is changed."""
+        await form(request)
+        return self._begin("verify", request, ())
+
+    async def _restore(self, request: Request) -> Response:
+        """Have qubes of the newest backup restored. What stands in the way is left out, or gets another name."""
+        fields = await form(request, "qubes", "conflict")
+        if fields["conflict"] not in CONFLICTS:
+            raise ValueInvalidError(f"What is to be done about names that are taken is one of {', '.join(CONFLICTS)}")
+        # They are names: what begins with a dash is none, and so is no option of the tool.
+        wanted = [str(qube_name(word)) for word in fields["qubes"].replace(",", " ").split()]
+        return self._begin("restore", request, ("--yes", f"--{fields['conflict']}-conflicting", "--", *wanted))
+
+    def _begin(self, verb: str, request: Request, words: Sequence[str]) -> Response:
+        name = str(argument(request.path_params["name"]))
+        profile = profiles.find(name, profiles.directories(self._settings.state))
+        if not (profile.passphrase_text or profile.passphrase_vm):
+            raise CasemateError(f"The profile {name} has no passphrase: type it into a tool, not into this page")
+        self._tools.begin(verb, name, words)
+        return done(
+            f"{'Restoring' if verb == 'restore' else 'Verifying'} the newest backup by {name}.", show="/backups"
+        )
+
+    async def _stop(self, request: Request) -> Response:
+        await form(request)
+        name = str(argument(request.path_params["name"]))
+        if not self._tools.cancel(name):
+            raise CasemateError(f"No backup by {name} is being verified or restored")
+        return done(f"It is being ended: {name}.")
+
+
+def _commands(profile: profiles.Profile) -> tuple[str, ...]:
+    """What a person types in a terminal, who is then asked for the passphrase: to verify, and to restore."""
+    place = shlex.quote(profile.destination_path or "PLACE")
+    if profile.repository:
+        return f"casemate backup verify {place}", f"casemate backup restore {place}"
+    of = "" if profile.destination_vm == ADMIN else f"-d {profile.destination_vm} "
+    return f"qvm-backup-restore {of}--verify-only {place}", f"qvm-backup-restore {of}{place}"
+
 
 def _profile(name: str, directories: tuple[object, ...], schedules: Schedules) -> Profile:
     schedule = ""
@@ -171,6 +224,8 @@ def _profile(name: str, directories: tuple[object, ...], schedules: Schedules) -
         place = f"{found.destination_vm}: {place}"
     kind = "repository" if found.repository else "one file"
     passphrase = "in the profile" if found.passphrase_text else f"asked of {found.passphrase_vm}"
+    has_one = bool(found.passphrase_text or found.passphrase_vm)
     return Profile(
-        name, place, kind, passphrase if found.passphrase_text or found.passphrase_vm else "", printable(schedule, 600)
-    )
+        name, place, kind, passphrase if has_one else "", printable(schedule, 600), commands=_commands(found),
+        readable=has_one and found.destination_vm == ADMIN,
+    )  # fmt: skip
