@@ -35,6 +35,7 @@ from casemate.wire.errors import InUseError as InUseError
 from casemate.wire.errors import LabelInUseError as LabelInUseError
 from casemate.wire.errors import LabelNotFoundError as LabelNotFoundError
 from casemate.wire.errors import LockTimeoutError as LockTimeoutError
+from casemate.wire.errors import NoBuildError as NoBuildError
 from casemate.wire.errors import NoSuchPropertyError as NoSuchPropertyError
 from casemate.wire.errors import NoTemplateError as NoTemplateError
 from casemate.wire.errors import NotesError as NotesError

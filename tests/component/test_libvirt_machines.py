@@ -67,10 +67,20 @@ class Owner:
         self.process.communicate(timeout=30)
 
 
+class Shown:
+    """Shows how a build goes on."""
+
+    def line(self, text: str) -> None:
+        print(text)
+
+    def ended(self, step: str) -> None:
+        print(step, "has ended")
+
+
 @pytest.fixture(scope="module")
 def kernel() -> BuiltKernel:
     """The guests' kernel; from the cache when it is there."""
-    return asyncio.run(build_template(load(), Runner(), Recipe("bookworm"), print)).kernel
+    return asyncio.run(build_template(load(), Runner(), Recipe("bookworm"), Shown())).kernel
 
 
 @pytest.fixture

@@ -34,7 +34,9 @@ from casemate.engine.operations import OperationLocks
 from casemate.engine.preloads import Preloads
 from casemate.engine.qube_files import QubeFiles
 from casemate.engine.snapshots import Snapshot
+from casemate.engine.template_builds import TemplateBuilds
 from casemate.engine.warm_image import WarmImage
+from casemate.host.build_steps import STEPS, BuildReport
 from casemate.host.hypervisor import PowerState
 from casemate.host.process import Runner
 from casemate.host.protections import protections
@@ -353,15 +355,19 @@ class FakeTemplates:
 
         self._recipes: dict[str, Recipe] = {}
 
-    async def install(self, name: str, recipe: Recipe) -> None:
+    async def install(self, name: str, recipe: Recipe, report: BuildReport) -> None:
+        for step in STEPS[:-1]:
+            report.line(f"{name}: {step}")
+            report.ended(step)
         await self._qubes.create("TemplateVM", name, "black", None)
         with self._qubes.store.write() as transaction:
             if transaction.system.default_template is None:
                 transaction.system.set("default_template", name)
         self._recipes[name] = recipe
 
-    async def rebuild(self, name: str) -> None:
+    async def rebuild(self, name: str, fresh: bool, report: BuildReport) -> None:
         assert name in self._recipes
+        report.line(f"{name}: built {'anew' if fresh else 'before'}")
 
     def recipe(self, template: Domain) -> Recipe:
         if template.name not in self._recipes:
@@ -466,6 +472,7 @@ class FakeParts:
         """MiB that the host has left."""
         self.firewalls = Firewalls(QubeFiles(store.path.parent / "qubes"), self.bus.say)
         self.network = FakeNetwork(store, self.states, self.firewalls)  # type: ignore[arg-type]
+        self.templates = FakeTemplates(self.qubes)
         self.warm = FakeWarm()
         self.forks = FakeForks()
         self.snapshots = FakeSnapshots()
@@ -506,7 +513,7 @@ class FakeParts:
             volumes=self.volumes,
             pools=FakePools(),
             devices=self.devices,
-            templates=FakeTemplates(self.qubes),
+            templates=TemplateBuilds(self.templates, self.bus.say),
             host=FakeHostStatus(),
             permissions=permissions or FakePermissions(),
             guests=guests,

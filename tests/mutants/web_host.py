@@ -5,10 +5,12 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 _WEB = "src/casemate/web/"
+_ENGINE = "src/casemate/engine/"
 _TESTS = "tests/contract/test_web_host.py::"
 _MANY = "tests/contract/test_web_many.py::"
 _POLICY = "tests/contract/test_web_policy.py::"
 
+_BUILDS = "tests/contract/test_web_builds.py::"
 _BACKUPS = "tests/contract/test_web_backups.py::"
 _DEVICES = "tests/contract/test_web_devices.py::"
 
@@ -83,6 +85,40 @@ MUTANTS = (
         "    replace_file(_path(context, kind, arg), payload.encode())\n"
         "    return await asyncio.to_thread(_wrong, context, _path(context, kind, arg), payload.encode",
         (f"{_POLICY}test_a_check_says_what_replace_would_and_changes_nothing",),
+    ),
+    Mutant(
+        "build-log-without-end", "a log is bounded", f"{_ENGINE}template_builds.py", "deque(maxlen=KEPT_LINES)",
+        "deque()",
+        (f"{_BUILDS}test_a_log_is_bounded_and_plain_text",), slow=True,
+    ),
+    Mutant(
+        "build-line-without-end", "a log is bounded", f"{_ENGINE}template_builds.py", "printable(text, MAX_LINE)",
+        "printable(text, 10**9)",
+        (f"{_BUILDS}test_a_log_is_bounded_and_plain_text",), slow=True,
+    ),
+    Mutant(
+        "page-build-log-unescaped", "W8", f"{_WEB}templates/builds.html", "{{ line|printable }}", "{{ line|safe }}",
+        (f"{_BUILDS}test_a_log_is_bounded_and_plain_text",), slow=True,
+    ),
+    Mutant(
+        "build-goes-back", "progress is what has ended", f"{_ENGINE}template_builds.py",
+        "max(self.step, STEPS.index(step) + 1)", "STEPS.index(step) + 1",
+        (f"{_BUILDS}test_the_log_and_the_steps_are_those_that_were_reported",), slow=True,
+    ),
+    Mutant(
+        "build-cancelled-too-late", "W10", f"{_ENGINE}template_builds.py", "        if build.lasts:\n",
+        "        if False:\n",
+        (f"{_BUILDS}test_a_build_is_cancelled_until_the_template_is_being_made",), slow=True,
+    ),
+    Mutant(
+        "builds-without-end", "builds are bounded", f"{_ENGINE}template_builds.py",
+        "if len(self._running) >= MAX_BUILDS:", "if False:",
+        (f"{_BUILDS}test_builds_are_bounded",), slow=True,
+    ),
+    Mutant(
+        "page-forgets-a-lost-build", "what is shown is true", f"{_WEB}templates_page.py",
+        "                self._lost[name] = why\n", "                pass\n",
+        (f"{_BUILDS}test_a_build_that_ends_with_the_daemon_is_told",), slow=True,
     ),
     Mutant(
         "page-takes-a-typed-passphrase", "W12", f"{_WEB}backups_page.py",

@@ -261,8 +261,14 @@ class Templates(Protocol):
     async def install(self, name: str, recipe: Recipe) -> None:
         """Make a template of a recipe."""
 
-    async def rebuild(self, name: str) -> None:
-        """Put the newest image of its recipe into a halted template."""
+    async def rebuild(self, name: str, fresh: bool) -> None:
+        """Put the newest image of its recipe into a halted template; with ``fresh`` one with today's packages."""
+
+    def builds(self) -> list[dict[str, object]]:
+        """Builds that are under way, then those that ended last."""
+
+    def cancel(self, name: str) -> None:
+        """End a build; NoBuildError where there is none."""
 
     def recipe(self, template: Domain) -> Recipe:
         """What a template was built from; RecipeNotFoundError where nobody knows."""

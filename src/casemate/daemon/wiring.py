@@ -62,6 +62,7 @@ from casemate.engine.spool import clear as clear_spool
 from casemate.engine.start_marks import StartMarks
 from casemate.engine.start_steps import AgentStep, DirectoryStep, LinkStep, MachineStep, VolumesStep, host_timezone
 from casemate.engine.states import States
+from casemate.engine.template_builds import TemplateBuilds
 from casemate.engine.templates import Templates
 from casemate.engine.upstream_databases import UpstreamDatabases
 from casemate.engine.volumes import Volumes
@@ -219,7 +220,7 @@ def build(
         volumes=volumes,
         pools=pools,
         devices=devices,
-        templates=Templates(settings, runner, store, creator, volumes, files, accounts),
+        templates=TemplateBuilds(Templates(settings, runner, store, creator, volumes, files, accounts), bus.say),
         host=HostStatus(settings, acceleration, states, policy, accounts, runner, report, preloads, images),
         permissions=Permissions(policy, systems),
         guests=guests,

@@ -13,6 +13,7 @@ from casemate.engine.accounts import Accounts
 from casemate.engine.create import Creator
 from casemate.engine.machine import NET_INITRD
 from casemate.engine.qube_files import QubeFiles
+from casemate.host.build_steps import BuildReport
 from casemate.host.files import copy_file
 from casemate.host.guest_kernel import BuiltKernel
 from casemate.host.process import Runner
@@ -31,6 +32,18 @@ class RootImport(Protocol):
 
     async def import_image(self, name: str, volume: str, image: Path, size: int) -> None:
         """Replace a kept volume of a halted qube by a raw image of ``size`` bytes."""
+
+
+class _Logged:
+    """A report that has the daemon's log written too."""
+
+    def __init__(self, report: BuildReport) -> None:
+        self.ended = report.ended
+        self._line = report.line
+
+    def line(self, text: str) -> None:
+        log.info("%s", text)
+        self._line(text)
 
 
 class Templates:
@@ -54,13 +67,13 @@ class Templates:
         self._files = files
         self._accounts = accounts
 
-    async def install(self, name: str, recipe: Recipe) -> None:
+    async def install(self, name: str, recipe: Recipe, report: BuildReport) -> None:
         """A new template of a recipe, from the cache of built images if it is there.
 
         The first template becomes the default one, its kernel the default kernel. An existing qube of the name is an
         error.
         """
-        built = await build_template(self._settings, self._runner, recipe, log.info)
+        built = await build_template(self._settings, self._runner, recipe, _Logged(report))
         self._install_kernel(built.kernel)
         template = await self._creator.create(
             "TemplateVM", name, "black", None, None,
@@ -87,14 +100,15 @@ class Templates:
             raise RecipeNotFoundError(f"{template.name} was not built from a recipe, so it cannot be built anew")
         return decode(data)
 
-    async def rebuild(self, name: str) -> None:
-        """Put the newest image of a halted template's recipe into it. Its state before stays as a revision.
+    async def rebuild(self, name: str, fresh: bool, report: BuildReport) -> None:
+        """Put the newest image of a halted template's recipe into it; ``fresh`` makes one with today's packages. Its
+        state before stays as a revision.
 
         The kernel follows where the template, and the system's default, had the kernel of the build before.
         """
         template = self._store.snapshot().domains[name]
         recipe = self.recipe(template)
-        built = await build_template(self._settings, self._runner, recipe, log.info)
+        built = await build_template(self._settings, self._runner, recipe, _Logged(report), fresh)
         self._install_kernel(built.kernel)
         await self._volumes.import_image(name, "root", built.root_image, built.size)
         with self._store.write() as transaction:

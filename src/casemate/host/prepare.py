@@ -15,21 +15,30 @@ from casemate.wire import recipe
 from casemate.wire.errors import CasemateError, printable
 
 
+class _Shown:
+    """Shows the log of a build to who waits for it."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+
+    def line(self, text: str) -> None:
+        if not sys.stderr.isatty():
+            return  # a log needs the error and where the whole output is; progress is for who waits
+        sys.stderr.write(f"  {time.monotonic() - self._begin:6.1f} s  {printable(text, 160)}\n")
+        sys.stderr.flush()
+
+    def ended(self, step: str) -> None:
+        """The lines tell it."""
+
+
 def main(argv: list[str]) -> int:
     """Build what is not in the cache; 0 when all is there."""
-    begin = time.monotonic()
     # The error says what matters and where the whole output is; the log would repeat it with pages of our arguments.
     logging.disable(logging.WARNING)
 
-    def progress(text: str) -> None:
-        if not sys.stderr.isatty():
-            return  # a log needs the error and where the whole output is; progress is for who waits
-        sys.stderr.write(f"  {time.monotonic() - begin:6.1f} s  {printable(text, 160)}\n")
-        sys.stderr.flush()
-
     try:
         wanted = recipe.decode(sys.stdin.buffer.read(recipe.MAX_BYTES + 1))
-        asyncio.run(build_template(load(), Runner(), wanted, progress, fresh="--fresh" in argv[1:]))
+        asyncio.run(build_template(load(), Runner(), wanted, _Shown(), fresh="--fresh" in argv[1:]))
     except CasemateError as error:
         sys.stderr.write(f"casemate: {error}\n")
         return 1

@@ -28,8 +28,9 @@ from typing import Any
 from casemate.host import debian_archive
 from casemate.host.agent_package import guest_files
 from casemate.host.build_lock import build_directory, build_lock
+from casemate.host.build_steps import AGENT, IMAGE, KERNEL, BuildReport, ended_at
 from casemate.host.files import free_bytes, fsync_file
-from casemate.host.guest_kernel import BuiltKernel, Progress, build_kernel, compile_static
+from casemate.host.guest_kernel import BuiltKernel, build_kernel, compile_static
 from casemate.host.image_files import digest_of, put_files
 from casemate.host.process import Runner
 from casemate.host.template_hooks import EXT4_OPTIONS, ROOT_SIZE, hooks
@@ -110,17 +111,19 @@ class _Base:
 
 
 async def build_template(
-    settings: Settings, runner: Runner, recipe: Recipe, progress: Progress, fresh: bool = False
+    settings: Settings, runner: Runner, recipe: Recipe, report: BuildReport, fresh: bool = False
 ) -> BuiltTemplate:
     """The root image and the kernel of a template; from the cache unless something that goes in has changed.
 
-    ``fresh`` bootstraps anew, for newer packages.
+    ``fresh`` bootstraps anew, for newer packages. ``report`` hears of all steps but the last, which is not ours.
     """
+    progress = report.line
     # For the daemon alone: a recipe may put secrets into a template. Qubes get copies.
     images = settings.cache / "templates"
     images.mkdir(mode=0o700, parents=True, exist_ok=True)
     images.chmod(0o700)
-    base = await _base_image(settings, runner, recipe, progress, fresh)
+    base = await _base_image(settings, runner, recipe, report, fresh)
+    report.ended(IMAGE)
     with tempfile.TemporaryDirectory(prefix="casemate.") as work:
         programs = [await compile_static(runner, source, Path(work)) for source in ("run_as.c", "tools.c")]
     facts = base.facts()
@@ -134,7 +137,9 @@ async def build_template(
         else:
             progress(f"{recipe.default_name}: putting the agent in")
             await put_files(runner, base.image, final, files)
+    report.ended(AGENT)
     kernel = await build_kernel(settings, runner, base.kernel_package, progress)
+    report.ended(KERNEL)
     _remove_unused(final.parent)
     return BuiltTemplate(final, ROOT_SIZE, kernel, int(facts["built"]))
 
@@ -150,7 +155,8 @@ def _remove_unused(directory: Path) -> None:
             continue  # removed by another build at the same time
 
 
-async def _base_image(settings: Settings, runner: Runner, recipe: Recipe, progress: Progress, fresh: bool) -> _Base:
+async def _base_image(settings: Settings, runner: Runner, recipe: Recipe, report: BuildReport, fresh: bool) -> _Base:
+    progress = report.line
     sources = debian_archive.sources(recipe.suite)
     inputs = [_FORMAT, recipe.encode().decode(), sources, *hooks(recipe, "", "", ""), *_included(recipe),
               *_EXCLUDED, *EXT4_OPTIONS, str(ROOT_SIZE)]  # fmt: skip
@@ -165,7 +171,7 @@ async def _base_image(settings: Settings, runner: Runner, recipe: Recipe, progre
         progress(f"{recipe.default_name}: bootstrapping Debian {recipe.suite} (takes half a minute or more)")
         with build_directory(base.image) as work:
             made = _Base(work / "root.ext4")
-            await _bootstrap(settings, runner, recipe, sources, made, progress)
+            await _bootstrap(settings, runner, recipe, sources, made, report)
             python = await _python_in(runner, made.image)
             made.facts_file.write_text(json.dumps({"python": python, "built": int(time.time())}))
             # The facts come last: the entry counts as complete only with all three.
@@ -196,7 +202,7 @@ def _new_file(path: Path) -> Iterator[int]:
 
 
 async def _bootstrap(
-    settings: Settings, runner: Runner, recipe: Recipe, sources: str, made: _Base, progress: Progress
+    settings: Settings, runner: Runner, recipe: Recipe, sources: str, made: _Base, report: BuildReport
 ) -> None:
     """Make a base image and fetch its kernel package, in one run of mmdebstrap."""
     root = os.geteuid() == 0
@@ -226,12 +232,19 @@ async def _bootstrap(
         argv += [recipe.suite, "/dev/null", *(["-"] if sources else [])]
         memory = _room_in_memory(_ROOM)
         name = recipe.default_name
+
+        def hear(line: str) -> None:
+            if (step := ended_at(line)) is not None:
+                report.ended(step)
+            if _is_progress(line):
+                report.line(f"{name}: {line[3:]}")
+
         try:
             await runner.run(
                 argv, input=sources.encode(), timeout=_BUILD_SECONDS, pass_fds=(image,), cwd=Path("/"),
                 env={"TMPDIR": str(memory)} if memory else None,
                 failure_log=settings.cache / "logs" / f"mmdebstrap-{recipe.suite}-{recipe.kind}.log",
-                on_line=lambda line: progress(f"{name}: {line[3:]}") if _is_progress(line) else None,
+                on_line=hear,
             )  # fmt: skip
         except ToolError as error:
             raise TemplateBuildError(f"Bootstrapping Debian {recipe.suite} failed: {error}") from None

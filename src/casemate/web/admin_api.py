@@ -25,19 +25,21 @@ class AdminApi:
     def __init__(self, transport: Transport | None = None) -> None:
         self.transport = transport if transport is not None else Transport()
 
-    async def call(self, method: str, arg: str = "", dest: str = ADMIN, payload: str = "") -> str:
+    async def call(
+        self, method: str, arg: str = "", dest: str = ADMIN, payload: str = "", seconds: float = CALL_SECONDS
+    ) -> str:
         """The content of the reply as text. Raises the error that the daemon reports; DaemonAccessError where no
-        reply came in CALL_SECONDS."""
+        reply came in that many seconds."""
         request = build_request(method, arg, dest, payload.encode())
         try:
-            async with asyncio.timeout(CALL_SECONDS), self._asked(request) as reader:
+            async with asyncio.timeout(seconds), self._asked(request) as reader:
                 data = bytearray()
                 while part := await reader.read(_CHUNK):
                     data += part
                     if len(data) > MAX_REPLY:
                         raise DaemonAccessError(f"The daemon's answer is longer than {MAX_REPLY} bytes")
         except TimeoutError:
-            raise DaemonAccessError(f"The daemon did not answer in {CALL_SECONDS:g} s") from None
+            raise DaemonAccessError(f"The daemon did not answer in {seconds:g} s") from None
         except OSError as error:
             raise DaemonAccessError(f"The daemon cannot be reached: {error.strerror or error}") from error
         return parse_reply(bytes(data)).decode("utf-8", "backslashreplace")

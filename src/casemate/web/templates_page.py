@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import calendar
+import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +24,10 @@ from casemate.wire.errors import CasemateError, RecipeNotFoundError, ValueInvali
 from casemate.wire.names import new_qube_name, qube_name
 from casemate.wire.recipe import KINDS, RELEASES, STABLE, Recipe, decode
 
+BUILD_SECONDS = 3600.0
+"""Limit of the manager page (seconds): one build of a template. The daemon gives up a bootstrap after half of that."""
+MAX_LOST = 20
+"""Limit of the manager page (builds): remembered of those that the daemon refused, or that ended with it."""
 BUILT = "template-buildtime"
 """Feature of a template: when its image was built, ``YYYY-MM-DD HH:MM:SS`` in UTC."""
 
@@ -40,19 +46,24 @@ class Template:
 
 
 class TemplatesPage:
-    """Asks the daemon at each showing; remembers which builds are under way."""
+    """Asks the daemon at each showing, which knows the builds of all who asked for one."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self._calls = LongCalls(site.api, site.live)
-        self._building: set[str] = set()
+        self._asked: set[str] = set()
+        """Builds that this page has asked for and that have not ended."""
+        self._lost: dict[str, str] = {}
+        """Why builds that this page asked for have failed. Shown where the daemon knows nothing of one: it refused to
+        begin, or ended in the midst of it and another one answers now."""
 
     def routes(self) -> Iterable[Route]:
         """The addresses of this page."""
         return (
             view("/templates", self._page), Route("/part/templates", self._list),
             change("/templates/switch", self._switch), change("/templates/build", self._build),
-            change("/templates/{name}/rebuild", self._rebuild),
+            change("/templates/{name}/rebuild", self._rebuild), Route("/part/builds", self._list_builds),
+            change("/templates/{name}/fresh", self._fresh), change("/templates/{name}/cancel", self._cancel),
         )  # fmt: skip
 
     async def _page(self, _request: Request) -> Response:
@@ -76,7 +87,22 @@ class TemplatesPage:
             )
             for one, recipe in zip(templates, recipes, strict=True)
         ]  # fmt: skip
-        return self._site.page("templates_list.html", templates=shown, building=sorted(self._building))
+        building = {one["name"] for one in await self._builds() if one["finished"] is None}
+        return self._site.page("templates_list.html", templates=shown, building=building)
+
+    async def _builds(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(await self._site.api.call("admin.casemate.template.Builds"))
+        return found
+
+    async def _list_builds(self, _request: Request) -> Response:
+        """Those under way and the last that ended, each with its log."""
+        builds = await self._builds()
+        known = {one["name"] for one in builds} | self._asked
+        lost = {name: why for name, why in self._lost.items() if name not in known}
+        return self._site.page(
+            "builds.html", builds=builds, lost=lost,
+            moment=lambda seconds: time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)),
+        )  # fmt: skip
 
     async def _recipe(self, name: str) -> str:
         try:
@@ -123,13 +149,33 @@ class TemplatesPage:
         self._begin(name, "admin.casemate.template.Rebuild", "", name, "")
         return done(f"{name} gets the newest image of its recipe. What it was is its newest revision.")
 
+    async def _fresh(self, request: Request) -> Response:
+        """Build the image of a template's recipe anew, and put it in."""
+        await form(request)
+        name = str(qube_name(request.path_params["name"]))
+        self._begin(name, "admin.casemate.template.Rebuild", "fresh", name, "")
+        return done(f"{name} is being built anew. What it is now becomes its newest revision.")
+
+    async def _cancel(self, request: Request) -> Response:
+        await form(request)
+        name = str(qube_name(request.path_params["name"]))
+        await self._site.api.call("admin.casemate.template.Cancel", name)
+        return done(f"The build of {name} is cancelled.")
+
     def _begin(self, name: str, method: str, arg: str, dest: str, payload: str) -> None:
-        if name in self._building:
+        if name in self._asked:
             raise ValueInvalidError(f"{name} is being built already")
-        self._calls.begin(
-            f"Template {name}", method, arg, dest, payload, ended=lambda _why: self._building.discard(name)
-        )
-        self._building.add(name)
+
+        def ended(why: str) -> None:
+            self._asked.discard(name)
+            self._lost.pop(name, None)
+            if why:
+                self._lost[name] = why
+            while len(self._lost) > MAX_LOST:
+                del self._lost[next(iter(self._lost))]
+
+        self._calls.begin(f"Template {name}", method, arg, dest, payload, ended, BUILD_SECONDS)
+        self._asked.add(name)
 
 
 def built(text: str) -> str:

@@ -237,6 +237,12 @@ class RecipeNotFoundError(CasemateError):
     wire_name = "RecipeNotFoundError"
 
 
+class NoBuildError(CasemateError):
+    """No template of that name is being built."""
+
+    wire_name = "NoBuildError"
+
+
 class BackupProfileNotFoundError(CasemateError):
     """No such profile of a backup."""
 

@@ -231,6 +231,15 @@ class BackupProgress(SystemEvent, names="backup-progress"):
     progress: str
 
 
+class TemplateBuildProgress(SystemEvent, names="template-build-progress"):
+    """The build of a template goes on or has ended; ``progress`` is the share of its steps that have ended, in percent.
+    `admin.casemate.template.Builds` tells more."""
+
+    group = "Templates"
+    template: str
+    progress: str
+
+
 class VolumeImportBegin(_Volumes, names="domain-volume-import-begin"):
     """Data for a volume is coming in; `size` in bytes as announced."""
 

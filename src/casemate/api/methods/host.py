@@ -11,10 +11,13 @@ newest image of its recipe into a halted template, ``admin.casemate.template.Rec
 
 from __future__ import annotations
 
+import json
+
 from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.wire import names
+from casemate.wire.errors import ProtocolError, printable
 from casemate.wire.recipe import decode
 
 
@@ -31,10 +34,30 @@ async def install(context: Context, arg: str, payload: bytes) -> None:
 
 
 @method("admin.casemate.template.Rebuild", Access.EXECUTE)
-async def rebuild(context: Context, dest: Domain) -> None:
-    """Put the newest image of its recipe into a halted template."""
+async def rebuild(context: Context, dest: Domain, arg: str = "") -> None:
+    """Put the newest image of its recipe into a halted template. With the argument ``fresh`` one is built anew, with
+    today's packages."""
+    if arg not in ("", "fresh"):
+        raise ProtocolError(f"Not a kind of rebuilding: {printable(arg, 40)!r}; there is 'fresh'")
     context.templates.recipe(dest)
-    await context.templates.rebuild(dest.name)
+    await context.templates.rebuild(dest.name, arg == "fresh")
+
+
+@method("admin.casemate.template.Builds", Access.READ)
+def builds(context: Context) -> str:
+    """Builds that are under way and the last that ended, as JSON: how many steps of which have ended, and the log.
+
+    ``[{"name": "debian-13", "started": 1764230000.5, "finished": null, "why": "", "step": 2, "steps": ["package
+    lists", …], "log": ["…"], "cancellable": true}, …]``; ``why`` says why one failed. Times are in seconds since the
+    epoch.
+    """
+    return json.dumps(context.templates.builds())
+
+
+@method("admin.casemate.template.Cancel", Access.EXECUTE)
+async def cancel(context: Context, arg: str) -> None:
+    """End the build of a template. It leaves nothing but what is whole in the cache."""
+    context.templates.cancel(arg)
 
 
 @method("admin.casemate.template.Recipe", Access.READ)
