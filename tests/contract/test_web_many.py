@@ -9,8 +9,14 @@ from urllib.parse import urlencode
 import pytest
 
 from casemate.backup.schedule import Schedule, Schedules
+from casemate.web import first_run
+from casemate.web.actions import Actions
+from casemate.web.admin_api import AdminApi
 from casemate.web.disposables_page import age
+from casemate.web.first_run import FirstRun
+from casemate.web.live import Live
 from casemate.web.long_calls import MAX_LONG_CALLS
+from casemate.web.site import Site
 from casemate.web.templates_page import built
 from casemate.wire.events import BackupProgress
 from tests.builders import short_directory, wait_for
@@ -250,6 +256,38 @@ def test_the_first_steps_lead_to_a_running_qube(daemon: FakeDaemon, web: Page) -
         wait_for(lambda: read(web, "/part/first").strip() == "", 20)
         assert post(web, "/first/qube", name="a b", label="blue")[0] == 409
         assert post(web, "/first/qube", name="x", label="pink")[0] in (404, 409)
+
+
+def test_a_step_is_told_when_the_rows_have_it(filled: FakeDaemon) -> None:
+    """Who asks as soon as he is told must not be answered from rows of before."""
+    qubes = filled.client()
+
+    async def follow() -> None:
+        api = AdminApi(qubes.transport)
+        live = Live(api)
+        FirstRun(Site(api, live, Actions(api, live), False))
+        told: list[bool] = []
+        tell = live.tell
+
+        def noted(topic: str) -> None:
+            if topic == first_run.TOPIC:
+                told.append(first_run.steps(live.rows.values()).network)
+            tell(topic)
+
+        live.tell = noted  # type: ignore[method-assign]
+        try:
+            with live.used():
+                async with asyncio.timeout(20):
+                    while live.lost or not told:
+                        await asyncio.sleep(0.05)
+                    assert told[-1] is False
+                    await asyncio.to_thread(qubes.set, "work", "provides_network", "True")
+                    while not told[-1]:
+                        await asyncio.sleep(0.05)
+        finally:
+            await live.close()
+
+    asyncio.run(follow())
 
 
 def test_a_system_in_use_has_no_first_steps(filled: FakeDaemon, web: Page) -> None:

@@ -167,6 +167,11 @@ MUTANTS = (
         (f"{_MANY}test_a_net_qube_that_cannot_be_is_not_half_made",),
     ),
     Mutant(
+        "page-tells-before-it-knows", "what is shown is true", f"{_WEB}first_run.py",
+        "site.live.settled.append(self._look)", "site.live.listeners.append(lambda _event: self._look())",
+        (f"{_MANY}test_a_step_is_told_when_the_rows_have_it",), slow=True,
+    ),
+    Mutant(
         "page-any-long-calls", "W6", f"{_WEB}long_calls.py", "if len(self._tasks) >= MAX_LONG_CALLS:", "if False:",
         (f"{_MANY}test_long_calls_are_bounded",),
     ),

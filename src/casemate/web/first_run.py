@@ -13,7 +13,6 @@ from starlette.routing import Route
 from casemate.web.forms import form
 from casemate.web.live import Row
 from casemate.web.site import Site, change, done
-from casemate.wire.admin import Event
 from casemate.wire.errors import CasemateError
 from casemate.wire.names import label_name, new_qube_name
 from casemate.wire.recipe import RELEASES, STABLE
@@ -21,9 +20,7 @@ from casemate.wire.recipe import RELEASES, STABLE
 NET_QUBE = "sys-net"
 """Name of the net qube that is made here, as Qubes OS has it."""
 
-
 TOPIC = "first"
-_EVENTS = ("domain-add", "domain-delete", "domain-start", "domain-shutdown", "property-set:provides_network")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,8 @@ class FirstRun:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._begun = False
-        site.live.listeners.append(self._hear)
+        self._told: Steps | None = None
+        site.live.settled.append(self._look)
 
     def routes(self) -> Iterable[Route]:
         """The addresses of the steps."""
@@ -75,8 +73,11 @@ class FirstRun:
             change("/first/network", self._make_network),
         )  # fmt: skip
 
-    def _hear(self, event: Event) -> None:
-        if event.name.startswith(_EVENTS):
+    def _look(self) -> None:
+        """Tell of another state of the steps. Not at an event: who asks then may be answered from older rows."""
+        found = steps(self._site.live.rows.values())
+        if found != self._told:
+            self._told = found
             self._site.live.tell(TOPIC)
 
     async def _steps(self, _request: Request) -> Response:

@@ -101,7 +101,9 @@ class Live:
         self._topics: dict[str, int] = {}
         """In the order of their versions."""
         self.listeners: list[Callable[[Event], None]] = []
-        """Called with each event of the daemon, while it is followed."""
+        """Called with each event of the daemon, while it is followed. The rows may still be those before it."""
+        self.settled: list[Callable[[], None]] = []
+        """Called when rows have been read anew."""
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._dirty: set[str] = set()
@@ -271,6 +273,8 @@ class Live:
                 wish["qubes"] = sorted(names & there)
             if everything or wish["qubes"]:
                 await self._read(wish, everything)
+            for settled in self.settled:
+                settled()
             await asyncio.sleep(TICK_SECONDS)
 
     async def _read(self, wish: dict[str, Any], everything: bool) -> None:
