@@ -33,7 +33,11 @@ IDLE_SECONDS = 30.0
 VIEWS = ("/view/qubes", "/view/host", "/part/host", "/part/events", "/view/network", "/part/network", "/view/policy",
          "/part/calls", "/view/templates", "/part/templates", "/view/disposables", "/part/disposables", "/view/backups",
          "/part/backups", "/part/first")  # fmt: skip
-ASSETS = ("/", "/static/casemate.css", "/static/casemate.js", "/static/icon.svg", "/view/qubes")
+MODULES = ("casemate", "forms", "messages", "pages", "parts", "refresh", "requests", "selection", "stream", "table")
+ASSETS = (
+    "/", "/static/casemate.css", "/static/qube.css", *(f"/static/{name}.js" for name in MODULES), "/static/icon.svg",
+    "/view/qubes",
+)  # fmt: skip
 
 
 @contextmanager

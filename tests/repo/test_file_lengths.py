@@ -12,7 +12,11 @@ HEAD = 2500
 
 
 def test_long_files_say_why() -> None:
-    found = [*ROOT.glob("src/**/*.py"), *ROOT.glob("src/**/*.c"), *ROOT.glob("tests/**/*.py")]
+    # The modules of the manager page too; those that others wrote have one line.
+    found = [
+        *ROOT.glob("src/**/*.py"), *ROOT.glob("src/**/*.c"), *ROOT.glob("tests/**/*.py"),
+        *ROOT.glob("src/casemate/web/static/*.js"),
+    ]  # fmt: skip
     assert len(found) > 300
     silent = []
     for path in found:

@@ -24,7 +24,8 @@ side. What one module does:
 * ``rendering`` makes HTML: every text is escaped, and text that comes from a qube is shown as such.
 * ``pages`` has the addresses, and those that the modules of pages bring: ``qubes_page`` (``saved_views``),
   ``host_page`` (status, pools, ``event_log``), ``network_page`` (``network_picture``), ``policy_page``
-  (``call_trace``), ``templates_page``, ``disposables_page``, ``backups_page`` and ``first_run``. The package
+  (``call_trace``), ``templates_page``, ``disposables_page``, ``devices_page``, ``backups_page`` (``backup_tools``) and
+  ``first_run``. The package
   ``qube`` has the pages of single qubes. Pages are given a ``site``, ask for many qubes by ``inventory``, read forms by
   ``forms``, and have ``long_calls`` made.
 
@@ -33,7 +34,7 @@ stream says which topics have news (``Live.tell``), and the browser asks for tho
 hundred times a second is sent three times, and a page that nobody looks at costs nothing. A page with forms follows
 topics as a whole: it is fetched again and made equal to the answer, and what a person is typing stays (``refresh.js``).
 
-No build step: ``static`` has style sheets and ES modules, ``templates`` the HTML. ``casemate.js`` replaces elements by
-what the server has rendered and knows nothing of qubes' properties. Why no cookie is used, and what else keeps other
-programs and web sites out, is in docs/explanation/security.md (rows W).
+No build step: ``static`` has style sheets and ES modules with one role each, which ``casemate.js`` joins; ``templates``
+has the HTML. The modules replace elements by what the server has rendered and know nothing of qubes' properties. Why no
+cookie is used, and what else keeps other programs and web sites out, is in docs/explanation/security.md (rows W).
 """

@@ -30,13 +30,12 @@ from casemate.web.stream import Streams
 from casemate.web.templates_page import TemplatesPage
 from casemate.wire.errors import CasemateError, DaemonAccessError, NotFoundError
 
+_MODULES = (
+    "casemate", "console", "forms", "messages", "pages", "parts", "refresh", "requests", "selection", "stream", "table",
+    "xterm", "xterm-fit",
+)  # fmt: skip
 ASSETS = {
-    "casemate.js": "text/javascript",
-    "refresh.js": "text/javascript",
-    "selection.js": "text/javascript",
-    "console.js": "text/javascript",
-    "xterm.js": "text/javascript",
-    "xterm-fit.js": "text/javascript",
+    **{f"{name}.js": "text/javascript" for name in _MODULES},
     "xterm.css": "text/css",
     "casemate.css": "text/css",
     "qube.css": "text/css",

@@ -90,3 +90,8 @@ export function same(old, fresh) {
 export function sameContent(parent, fragment) {
   sameChildren(parent, fragment);
 }
+
+// A form shows by itself whether something was typed into it that was not sent.
+export function mark(form) {
+  form.toggleAttribute("data-own-touched", [...form.elements].some((control) => control.name && touched(control)));
+}
