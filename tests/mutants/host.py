@@ -20,7 +20,24 @@ _AS_ROOT = (f"{_CONFINE}test_a_driver_of_root_limits_what_qemu_sees_and_takes",)
 _OWNS = (f"{_CONFINE}test_a_machine_owns_what_it_writes_and_reads_the_rest",)
 _LINKS = (f"{_CONFINE}test_a_disk_that_is_a_link_or_no_file_is_given_to_nobody",)
 
+_MEMORY = "tests/component/test_build_memory.py::"
+
 MUTANTS = (
+    Mutant(
+        "build-memory-never-given-back", "kill -9 leaves nothing for good", "src/casemate/host/build_memory.py",
+        "    await _sweep(runner, memory)\n", "",
+        (f"{_MEMORY}test_what_a_killed_builder_left_is_removed_when_its_programs_have_gone",), slow=True,
+    ),
+    Mutant(
+        "build-memory-empties-a-mount", "what is mounted is the host's", "src/casemate/host/build_memory.py",
+        "    if _mounted_below(path):\n", "    if False:\n",
+        (f"{_MEMORY}test_what_is_mounted_below_is_never_emptied",), root=True,
+    ),
+    Mutant(
+        "build-memory-taken-away", "a lock is looked at", "src/casemate/host/build_memory.py",
+        "        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "",
+        (f"{_MEMORY}test_what_a_killed_builder_left_is_removed_when_its_programs_have_gone",), slow=True,
+    ),
     Mutant("no-user-of-its-own", "V2", _XML, "if spec.uid is not None and spec.gid is not None:", "if False:", _USER),
     Mutant("shared-files-relabelled", "V2", _XML, 'model="dac", relabel="no"', 'model="dac", relabel="yes"', _USER),
     Mutant("owners-changed-by-libvirt", "V2", _EMBED, "dynamic_ownership = 0\n", "dynamic_ownership = 1\n", _AS_ROOT),

@@ -28,8 +28,9 @@ from typing import Any
 from casemate.host import debian_archive
 from casemate.host.agent_package import guest_files
 from casemate.host.build_lock import build_directory, build_lock
+from casemate.host.build_memory import memory_directory
 from casemate.host.build_steps import AGENT, IMAGE, KERNEL, BuildReport, ended_at
-from casemate.host.files import free_bytes, fsync_file
+from casemate.host.files import fsync_file
 from casemate.host.guest_kernel import BuiltKernel, build_kernel, compile_static
 from casemate.host.image_files import digest_of, put_files
 from casemate.host.process import Runner
@@ -214,6 +215,9 @@ async def _bootstrap(
     with _new_file(made.image) as image:
         os.ftruncate(image, ROOT_SIZE)
         argv: list[str | Path] = [
+            # As root it mounts the host's /proc, /sys and /dev/shm below the new system. In a namespace of its own they
+            # go with the last of its processes, however that ends; in the host's they would stay after a kill.
+            *(("unshare", "--mount", "--propagation", "private", "--") if root else ()),
             "mmdebstrap",
             f"--mode={'root' if root else 'unshare'}",
             "--variant=minbase",
@@ -230,7 +234,6 @@ async def _bootstrap(
             argv.append(f"--keyring={keyring}")
         # Without sources mmdebstrap takes those that it knows for the suite.
         argv += [recipe.suite, "/dev/null", *(["-"] if sources else [])]
-        memory = _room_in_memory(_ROOM)
         name = recipe.default_name
 
         def hear(line: str) -> None:
@@ -240,12 +243,14 @@ async def _bootstrap(
                 report.line(f"{name}: {line[3:]}")
 
         try:
-            await runner.run(
-                argv, input=sources.encode(), timeout=_BUILD_SECONDS, pass_fds=(image,), cwd=Path("/"),
-                env={"TMPDIR": str(memory)} if memory else None,
-                failure_log=settings.cache / "logs" / f"mmdebstrap-{recipe.suite}-{recipe.kind}.log",
-                on_line=hear,
-            )  # fmt: skip
+            async with memory_directory(runner, _ROOM) as memory:
+                await runner.run(
+                    argv, input=sources.encode(), timeout=_BUILD_SECONDS, cwd=Path("/"),
+                    pass_fds=(image, memory[1]) if memory else (image,),
+                    env={"TMPDIR": str(memory[0])} if memory else None,
+                    failure_log=settings.cache / "logs" / f"mmdebstrap-{recipe.suite}-{recipe.kind}.log",
+                    on_line=hear,
+                )  # fmt: skip
         except ToolError as error:
             raise TemplateBuildError(f"Bootstrapping Debian {recipe.suite} failed: {error}") from None
         if not any(os.pread(image, 4096, 0)[1080:1082]):
@@ -257,15 +262,6 @@ async def _bootstrap(
 def _is_progress(line: str) -> bool:
     """Whether a line of mmdebstrap tells a person how far it is; those about hooks show scripts of ours."""
     return line.startswith("I: ") and not line.startswith(("I: running --", "I: running special hook"))
-
-
-def _room_in_memory(needed: int) -> Path | None:
-    """A directory in memory for a build's temporary files; None when there is too little room."""
-    memory = Path("/dev/shm")
-    try:
-        return memory if free_bytes(memory) >= needed else None
-    except OSError:
-        return None
 
 
 def _need_subordinate_ids() -> None:
