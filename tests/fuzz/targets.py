@@ -37,6 +37,7 @@ from casemate.qrexec.rules import Policy
 from casemate.wire import (
     admin,
     call_data,
+    dhcp,
     dns,
     firewall,
     link,
@@ -422,6 +423,22 @@ def firewall_rules(data: bytes) -> None:
 
 
 @target
+def dhcp_answers(data: bytes) -> None:
+    """What a network sends to a net qube that asks for an address. What is used is an address outside, and bounded."""
+    try:
+        found = dhcp.parse(data, 7, b"\2\0\0\0\0\3")
+        assert found.kind == dhcp.NAK or dhcp.is_outside(found.address)
+        assert dhcp.is_outside(found.server) and dhcp.LEAST_SECONDS <= found.seconds <= dhcp.MOST_SECONDS
+        assert 1 <= found.length <= 32 and len(found.servers) <= dhcp.MAX_SERVERS
+    except ProtocolError:
+        pass
+    try:
+        assert len(dhcp.body_of(data)) <= len(data) - 28
+    except ProtocolError:
+        pass
+
+
+@target
 def dns_messages(data: bytes) -> None:
     """Queries of served qubes and answers of resolvers. What is a query can be asked on and answered."""
     try:
@@ -518,6 +535,10 @@ def seeds(name: str) -> list[bytes]:
                            b"a\0".ljust(64, b"\0") + b"b".ljust(32, b"\0") + b"id".ljust(32, b"\0")],
         "data-phase": [b"\x07" + qrexec.HEADER.pack(kind, 4) + b"abcd" for kind in range(0x190, 0x194)],
         "database-of-a-guest": [b"\x20\x01/status/x=1", b"\x20\x04/status/", b"\x09\x01/name=x"],
+        "dhcp-answers": [b"\2\1\6\0\0\0\0\7" + bytes(8) + b"\xc0\0\2\x4d" + bytes(8) + b"\2\0\0\0\0\3" + bytes(202)
+                         + b"\x63\x82\x53\x63\x35\1\5\x36\4\xc0\0\2\1\x33\4\0\0\x0e\x10\1\4\xff\xff\xff\0"
+                         b"\3\4\xc0\0\2\1\6\4\xc0\0\2\1\xff",
+                         dhcp.datagram(b"body")],
         "dns-messages": [dns.query("a.example.org", dns.A, 7),
                          dns.query("a.example.org", dns.A, 7)[:2] + b"\x81\x80\0\1\0\1\0\0\0\0\1a\7example\3org\0"
                          b"\0\1\0\1\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\xc0\0\2\1"],

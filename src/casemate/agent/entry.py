@@ -28,6 +28,7 @@ TOOLS = {
     "vmexec": "casemate.agent.vmexec",
     "service-connect": "casemate.agent.connector",
     "net-qube": "casemate.agent.net_qube",
+    "outside": "casemate.agent.outside",
     "updates-proxy": "casemate.agent.updates_proxy",
     "updates-forwarder": "casemate.agent.updates_forwarder",
 }

@@ -20,9 +20,10 @@ SERVED = "vif0"
 GATEWAY_MAC = "fe:ff:ff:ff:ff:ff"
 KEYS = (
     "/qubes-mac", "/qubes-ip", "/qubes-gateway", "/qubes-ip6", "/qubes-gateway6",
-    "/qubes-primary-dns", "/qubes-secondary-dns",
+    "/qubes-primary-dns", "/qubes-secondary-dns", "/qubes-uplink",
 )  # fmt: skip
-"""What the interface is made of."""
+"""What the interface is made of. ``/qubes-uplink`` is there in a net qube with a card of the host, in place of all
+addresses (see ``outside.py``)."""
 RESOLVER = "/etc/resolv.conf"
 
 
@@ -50,6 +51,8 @@ class Interface:
         self._read = read
         self._done: tuple[str, ...] = ()
         self._index = -1
+        self.outside: tuple[str, str, int] | None = None
+        """MAC address, ``/qubes-uplink`` and index of an interface that another program is to give its address."""
 
     def wanted(self) -> tuple[str, ...]:
         """The values of KEYS, empty for those that are missing."""
@@ -59,6 +62,9 @@ class Interface:
         """Make it so; True when there is an interface that is set up."""
         wanted = self.wanted()
         mac, ip = wanted[0], wanted[1]
+        before, self.outside = self.outside, None
+        if mac and wanted[-1]:
+            return self._bring_outside(mac, wanted[-1], before)
         if not mac or not ip:
             self._take_down()
             return False
@@ -77,15 +83,37 @@ class Interface:
         self._done, self._index = wanted, index
         return True
 
-    def _set_up(self, netlink: Netlink, name: str, index: int, wanted: tuple[str, ...]) -> None:
-        _mac, ip, gateway, ip6, gateway6, *servers = wanted
-        if index == self._index and self._done:
-            self._forget(netlink, index)
+    def _bring_outside(self, mac: str, what: str, before: tuple[str, str, int] | None) -> bool:
+        """Find, name and raise the interface towards a network outside."""
+        found = interfaces().get(mac)
+        if found is None:
+            return False
+        name, index = found
+        if before == (mac, what, index):
+            self.outside = before
+            return True
+        try:
+            netlink = Netlink()
+            self._take_name(netlink, name, index)
+            no_own_addresses(NAME, False)
+            netlink.set_up(index)
+        except OSError as error:
+            sys.stderr.write(f"casemate-agent: network: {error}\n")
+            return False
+        self.outside = (mac, what, index)
+        return True
+
+    def _take_name(self, netlink: Netlink, name: str, index: int) -> None:
         if name != NAME:
             self._make_way(netlink)
             netlink.rename(index, NAME)
-            name = NAME
-        no_own_addresses(name, bool(ip6))
+
+    def _set_up(self, netlink: Netlink, name: str, index: int, wanted: tuple[str, ...]) -> None:
+        _mac, ip, gateway, ip6, gateway6, *servers, _outside = wanted
+        if index == self._index and self._done:
+            self._forget(netlink, index)
+        self._take_name(netlink, name, index)
+        no_own_addresses(NAME, bool(ip6))
         netlink.set_up(index)
         for address, router in ((ip, gateway), (ip6, gateway6)):
             if not address:
@@ -95,7 +123,7 @@ class Interface:
                 netlink.neighbour(index, router, GATEWAY_MAC)
                 netlink.route(index, router)
                 netlink.route(index, None, via=router, source=address)
-        _write_servers([server for server in servers if server])
+        write_servers([server for server in servers if server])
 
     @staticmethod
     def _make_way(netlink: Netlink) -> None:
@@ -125,7 +153,8 @@ class Interface:
             self._done, self._index = (), -1
 
 
-def _write_servers(servers: list[str]) -> None:
+def write_servers(servers: list[str]) -> None:
+    """Have these name servers, for all programs."""
     text = "".join(f"nameserver {server}\n" for server in servers)
     try:
         with open(RESOLVER, encoding="ascii", errors="replace") as file:

@@ -76,11 +76,12 @@ class Netlink:
         """Let an interface send and receive, or not."""
         self._ask(_NEW_LINK, 0, _LINK.pack(0, 0, index, _UP if up else 0, _UP))
 
-    def address(self, index: int, address: str, add: bool = True) -> None:
-        """Give an interface an address of its own (/32, /128), or take it away."""
+    def address(self, index: int, address: str, add: bool = True, length: int | None = None) -> None:
+        """Give an interface an address: alone (/32, /128), or in a network of ``length`` bits. Or take it away."""
         family, data = packed(address)
         flags = _NO_DAD if family == socket.AF_INET6 else 0
-        body = _ADDRESS.pack(family, len(data) * 8, flags, 0, index) + _attribute(1, data) + _attribute(2, data)
+        bits = len(data) * 8 if length is None else length
+        body = _ADDRESS.pack(family, bits, flags, 0, index) + _attribute(1, data) + _attribute(2, data)
         if add:
             self._ask(_NEW_ADDRESS, _CREATE | _REPLACE, body)
         else:

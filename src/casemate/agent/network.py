@@ -6,6 +6,7 @@ Imported only where the qube has a network: each module costs an emulated guest 
 from __future__ import annotations
 
 import os
+import signal
 
 from casemate.agent.interface import KEYS, Interface
 from casemate.agent.netlink import link_events
@@ -40,6 +41,8 @@ class Network:
         self._interface = Interface(tree.read)
         self._pending = False
         self._serving = False
+        self._outside: tuple[str, str, int] | None = None
+        self._outside_pid = -1
         self._on_ready: Callable[[], None] | None = None
         events = link_events()
         self._events = events
@@ -47,7 +50,7 @@ class Network:
 
     def begin(self, ready: Callable[[], None]) -> None:
         """Set up what there is; ``ready`` is called when programs may use it."""
-        self._interface.bring()
+        self.bring()
         if self._tree.read(PROVIDER_KEY) is None:
             ready()
             return
@@ -76,6 +79,33 @@ class Network:
         """Make the interface what the database says now."""
         self._pending = False
         self._interface.bring()
+        if self._interface.outside != self._outside:
+            self._outside = self._interface.outside
+            self._follow_outside()
+
+    def _follow_outside(self) -> None:
+        """Have the program run that gives the interface an address from outside, for what it is to be now."""
+        if self._outside_pid >= 0:
+            # It is ours until we are told of its end, so this is no other process. Its end starts the next one.
+            os.kill(self._outside_pid, signal.SIGKILL)
+        elif self._outside is not None:
+            mac, what, _index = self._outside
+            argv = [*own_tool("outside"), mac, what]
+            try:
+                self._outside_pid = os.posix_spawn(argv[0], argv, {"PATH": PATH}, setsid=True)
+            except OSError:
+                self._loop.later(_AGAIN_SECONDS, self._follow_outside)
+                return
+            self._children.add(self._outside_pid, self._outside_ended)
+
+    def _outside_ended(self, _status: int) -> None:
+        self._outside_pid = -1
+        if self._outside is not None:
+            self._loop.later(_AGAIN_SECONDS, self._follow_outside_again)
+
+    def _follow_outside_again(self) -> None:
+        if self._outside_pid < 0:
+            self._follow_outside()
 
     def _link_changed(self) -> None:
         try:
