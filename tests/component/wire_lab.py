@@ -21,7 +21,7 @@ from casemate.host.room.namespaces import make_silent
 from casemate.host.room.nft import NftError
 from casemate.host.room.server import Wires
 from casemate.network import guard, parts
-from casemate.network.plan import Plan, Served, Wire
+from casemate.network.plan import Lan, Plan, Served, Wire
 from casemate.streams.ready import readable
 
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
@@ -41,22 +41,23 @@ class Lab:
     def load(self, told: dict[str, Any]) -> None:
         """Make the room what a plan says, as the daemon would."""
         plan = Plan(
-            tuple(Wire(**{**one, "rules": tuple(one["rules"])}) for one in told["wires"]),
+            tuple(_wire(one) for one in told["wires"]),
             tuple(Served(**one) for one in told["served"]),
         )
         after = guard.parts(plan)
         taps = [*plan.taps({}), *(tap for tap in map(_uplink, plan.wires) if tap is not None)]
+        links = [part.device for part in after.values()]
         if self.loaded is None:
             commands = parts.everything(after, parts.host_addresses(told["hosts"], told["hosts6"]))
         else:
             commands = parts.changes(self.loaded, after)
-        gone = [tap for tap in self.wires.names() if tap not in after]
-        self.wires.apply(taps, commands, list(after), gone)
+        gone = [tap for tap in self.wires.names() if tap not in links]
+        self.wires.apply(taps, commands, links, gone)
         self.loaded = after
         for tap in gone:
             if tap in self.taps:
                 os.close(self.taps.pop(tap))
-        for tap in after:
+        for tap in links:
             if tap not in self.taps:
                 self.taps[tap] = _open(tap)
         self._read(0)
@@ -94,8 +95,14 @@ class Lab:
         return found
 
 
+def _wire(told: dict[str, Any]) -> Wire:
+    lan = told.get("lan")
+    return Wire(**{**told, "rules": tuple(told["rules"]), "lan": None if lan is None else Lan(**lan)})
+
+
 def _uplink(wire: Wire) -> Any:
-    return Tap(wire.peer) if wire.uplink and wire.peer else None
+    """A tap in place of what pasta makes, or of a card: what comes out of it can be read."""
+    return Tap(wire.exit) if wire.uplink and wire.exit else None
 
 
 def _open(name: str) -> int:

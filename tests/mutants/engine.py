@@ -115,7 +115,7 @@ MUTANTS = (
     ),
     Mutant(
         "unknown-directory-stays", "run-time files of removed qubes go", _RECONCILE,
-        "if path.name.partition(\".\")[0] not in known:", "if False:",
+        "if path.name.partition(\".\")[0] not in known and", "if False and",
         (f"{_STEPS}test_the_next_daemon_removes_directories_of_qubes_that_are_gone",),
     ),
     Mutant(

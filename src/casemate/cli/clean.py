@@ -78,7 +78,7 @@ def end_processes(settings: Settings) -> None:
     _end(set(machines_of(settings)), signal.SIGTERM)
     # The embedded driver's definitions go with the state; another libvirt has to be told.
     forgotten = ["machines"] if settings.hypervisor != "embed" else []
-    forgotten += ["devices"] if os.geteuid() == 0 else []
+    forgotten += ["devices", "cards"] if os.geteuid() == 0 else []
     for what in forgotten if settings.store_file.exists() else []:
         environment = {**os.environ, **settings.environment()}
         subprocess.run([sys.executable, "-m", "casemate.host.clean_up", what], env=environment, check=False)

@@ -249,6 +249,8 @@ OUTPUTS = (
                             "netvm": TEXT_OR_NULL,
                             "provides_network": TRUTH,
                             "uplink": TRUTH,
+                            "uplink_by": {**TEXT_OR_NULL, "description": "pasta, card:NAME or shared:NAME"},
+                            "uplink_missing": _said(TEXT, "why a running net qube has no card now; empty where it has"),
                             "ip": TEXT_OR_NULL,
                             "ip6": TEXT_OR_NULL,
                             "rules": {"type": ["integer", "null"], "description": "null: they cannot be read"},

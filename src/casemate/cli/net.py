@@ -9,7 +9,7 @@ from typing import Any
 
 from casemate.cli import json_output, tool
 from casemate.cli.table import table
-from casemate.client.network_tree import HOST, tree, upward_traffic
+from casemate.client.network_tree import HOST, tree, upward_traffic, way_out
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import printable
 
@@ -60,7 +60,7 @@ def _show(args: argparse.Namespace, qubes: Qubes) -> int:
 
 
 def _through(one: dict[str, Any]) -> str:
-    return str(one["netvm"] or ("(uplink)" if one["uplink"] else "-"))
+    return str(one["netvm"] or (f"({way_out(one)})" if one["uplink"] else "-"))
 
 
 def _bytes(count: int) -> str:
@@ -149,6 +149,8 @@ def _edges(qubes: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, bool]]:
         label = f"{one['rules']} rules" if one["rules"] is not None else "unreadable rules"
         if traffic:
             label += f", {_bytes(traffic['sent_bytes'])} out, {_bytes(traffic['received_bytes'])} in"
+        if one["netvm"] is None:
+            label = f"{way_out(one)}: {label}"
         yield one["name"], one["netvm"] or HOST, label, one["joined"]
 
 

@@ -28,3 +28,9 @@ def tree(qubes: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
 def upward_traffic(one: dict[str, Any]) -> dict[str, int]:
     """Traffic of a qube's interface towards what serves it, which is the one with a name in ``u``; empty for none."""
     return next((found for tap, found in one["traffic"].items() if tap.startswith("u")), {})
+
+
+def way_out(one: dict[str, Any]) -> str:
+    """How a qube with an uplink leaves, in words: ``uplink``, ``card eth1``, ``shared eth1``; or that it is missing."""
+    by = (one.get("uplink_by") or "").partition(":")
+    return (f"{by[0]} {by[2]}" if by[1] else "uplink") + (", which is missing" if one.get("uplink_missing") else "")

@@ -118,7 +118,8 @@ class HostStatus:
         """What is enforced here for traffic of qubes."""
         if why := self._network.why:
             return f"none for qubes: {why}"
-        return "wires in a namespace of their own; addresses and firewall enforced there and in net qubes"
+        enforced = "wires in a namespace of their own; addresses and firewall enforced there and in net qubes"
+        return "; ".join([enforced, *self._network.cards()])
 
     def _isolation(self) -> str:
         if self._accounts.root:

@@ -77,7 +77,7 @@ from casemate.host.libvirt_machines import connect
 from casemate.host.orphans import is_subreaper, watch_orphans
 from casemate.host.process import Runner
 from casemate.host.room.client import RoomWires, open_room
-from casemate.network.uplink import Uplinks
+from casemate.network.ways_out import WaysOut
 from casemate.qrexec.ask import Prompters
 from casemate.qrexec.broker import Broker
 from casemate.qrexec.call_sockets import CallSockets
@@ -160,8 +160,7 @@ def build(
     devices = Devices(store, bus, states, locks, accounts, device_classes(), opening)
     files = QubeFiles(store.path.parent / "qubes")
     firewalls = Firewalls(files, bus.say)
-    uplinks = Uplinks(settings, runner, accounts.room)
-    network = Network(store, wires, hypervisor, accounts, uplinks, firewalls)
+    network = Network(store, wires, hypervisor, accounts, WaysOut(settings, runner, accounts.room), firewalls)
     bus.subscribe(network.heard)
     link = LinkStep(settings, links, listener, accounts, firewalls.rules_or_none)
     upstream_databases = UpstreamDatabases(settings, upstream_run)

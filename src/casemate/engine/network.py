@@ -6,7 +6,7 @@
     end ──── NetworkStep.down ▶ unplug ┤
     store ── a commit ─────────▶ wake ─┼──▶ apply: plan ──▶ parts ──▶ one transaction ──▶ machines: plug, unplug
     firewall changed ──────────▶ wake ─┤
-    pasta or the room ended ───────────┘
+    pasta, a card or the room ended ───┘
 
 All of it happens under one lock, so that two changes never meet in the room. A plan is always computed from the newest
 store, so a change that comes late cannot undo a later one.
@@ -26,6 +26,7 @@ from casemate.engine.commits import after_each
 from casemate.engine.firewall import Firewalls
 from casemate.engine.steps import Start
 from casemate.engine.wires import Wires
+from casemate.host.cards import CardError
 from casemate.host.hypervisor import Hypervisor, Nic
 from casemate.host.own_addresses import AddressWatch, own_addresses
 from casemate.host.room.namespaces import NoRoomError
@@ -44,7 +45,7 @@ from casemate.network.plan import (
     uplink_tap,
     upstream_tap,
 )
-from casemate.network.uplink import Uplinks
+from casemate.network.ways_out import WaysOut
 from casemate.store.store import Store
 from casemate.wire import events as ev
 from casemate.wire.api_event import ApiEvent
@@ -68,14 +69,14 @@ class Network:
         wires: Wires,
         hypervisor: Hypervisor,
         accounts: Accounts,
-        uplinks: Uplinks,
+        ways: WaysOut,
         firewalls: Firewalls,
     ) -> None:
         self._store = store
         self._wires = wires
         self._hypervisor = hypervisor
         self._accounts = accounts
-        self._uplinks = uplinks
+        self._ways = ways
         self._firewalls = firewalls
         self._loop = asyncio.get_running_loop()
         self._plugged: dict[str, Ends] = {}
@@ -97,6 +98,11 @@ class Network:
         """The room."""
         return self._wires
 
+    @property
+    def ways(self) -> WaysOut:
+        """The uplinks."""
+        return self._ways
+
     # -- following
 
     async def start(self, running: Mapping[str, Sequence[Nic]]) -> None:
@@ -106,10 +112,14 @@ class Network:
             qid = system.domains[name].qid
             taps = {nic.tap: nic.mac for nic in found}
             self._plugged[name] = Ends(taps.get(upstream_tap(qid)), served_tap(qid) in taps)
-            self._uplinks.adopt(name)
+            try:
+                await self._ways.adopt(name, self._wires.room)
+            except CasemateError as error:
+                log.error("%s: its uplink: %s", name, error)  # it is brought below, as one that is missing
+        await self._ways.cards.reclaim(running)
         self._complete = set(running)
         after_each(self._store, self.changed)
-        self._uplinks.on_end = self._uplink_ended
+        self._ways.listen(self._uplink_ended, self.changed)
         self._watch = AddressWatch(self.changed)
         if not self._wires.why:
             try:
@@ -160,6 +170,11 @@ class Network:
         if self._wires.why:
             return
         system = self._store.snapshot()
+        if self._wires.room is not None:
+            async with self._lock:
+                for name in await self._ways.cards.look(self._wires.room):
+                    if name in system.domains:
+                        self._begin_anew(system.domains[name].qid)
         for name in [name for name in self._plugged if name in system.domains and has_uplink(system.domains[name])]:
             await self._bring_uplink(system.domains[name])
         async with self._lock:
@@ -177,13 +192,18 @@ class Network:
 
     async def _bring_uplink(self, domain: Domain) -> None:
         """Start the uplink of a running qube again, or for the first time."""
-        if domain.name not in self._uplinks.running() and self._plugged[domain.name].mac is not None:
-            try:
-                async with self._lock:
-                    await self._start_uplink(domain)
-            except CasemateError as error:
-                log.error("%s: its uplink: %s", domain.name, error)
-                self._loop.call_later(_AGAIN_SECONDS, self.changed)
+        name = domain.name
+        if self._ways.has(name) or self._plugged[name].mac is None:
+            return
+        try:
+            async with self._lock:
+                await self._start_uplink(domain)
+        except CardError as error:
+            # It is tried again when an interface comes or goes.
+            self._ways.cards.is_missing(name, str(error))
+        except CasemateError as error:
+            log.error("%s: its uplink: %s", name, error)
+            self._loop.call_later(_AGAIN_SECONDS, self.changed)
 
     async def close(self) -> None:
         """Stop following; wires and uplinks go on."""
@@ -195,7 +215,7 @@ class Network:
             self._watch.close()
         if self._expiry is not None:
             self._expiry.cancel()
-        self._uplinks.release()
+        self._ways.release()
 
     # -- qubes come and go
 
@@ -225,7 +245,7 @@ class Network:
             self._complete.discard(domain.name)
             if had is not None and had != Ends(None, False) and self._loaded is not None:
                 await self._load()
-            await self._uplinks.stop(domain.name)
+            await self._ways.stop(domain.name)
 
     async def _attach(self, domain: Domain) -> None:
         name, nic = domain.name, Nic(upstream_tap(domain.qid), domain.mac.lower())
@@ -250,29 +270,29 @@ class Network:
             if name in self._plugged:
                 self._plugged[name] = replace(self._plugged[name], mac=None)
                 await self._load()
-                await self._uplinks.stop(name)
+                await self._ways.stop(name)
 
     # -- the room; all below needs the lock
 
     async def _start_uplink(self, domain: Domain) -> None:
         room = self._wires.room
         assert room is not None
-        tap = uplink_tap(domain.qid)
+        mac = self._plugged[domain.name].mac or domain.mac.lower()
+        await self._ways.start(domain, mac, room, self._wires.names)
+        self._begin_anew(domain.qid)
+        self._down.add(uplink_tap(domain.qid))
 
-        async def there() -> bool:
-            return tap in await self._wires.names()
-
-        await self._uplinks.start(domain.name, domain.qid, domain.ip or "", domain.ip6, room, there)
-        # An interface of that name that went away took its chain with it, or left it without a device, as the kernel's
-        # version is; and rules refer to interfaces by number. So the rules on both sides are to be loaded again.
-        for name in (tap, upstream_tap(domain.qid)):
+    def _begin_anew(self, qid: int) -> None:
+        """Have the rules on both sides of an uplink loaded again. An interface that went took its chain with it, or
+        left it without a device, as the kernel's version is; and rules refer to interfaces by number."""
+        for name in (uplink_tap(qid), upstream_tap(qid)):
             if self._loaded is not None and name in self._loaded:
                 old = self._loaded[name]
                 self._loaded[name] = replace(old, chains=dict.fromkeys(old.chains, ()))
-        self._down.add(tap)
 
     def _plan(self, isolated: frozenset[str] = frozenset()) -> Plan:
-        plan = make_plan(self._store.snapshot(), self._plugged, self._uplinks.running(), self._firewalls.rules_or_none)
+        pastas, cards = self._ways.pastas.running(), self._ways.cards.running()
+        plan = make_plan(self._store.snapshot(), self._plugged, pastas, cards, self._firewalls.rules_or_none)
         if isolated:
             wires = tuple(replace(one, peer=None) if one.name in isolated else one for one in plan.wires)
             plan = replace(plan, wires=wires)
@@ -303,22 +323,23 @@ class Network:
         if self._loaded is None:
             there = await self._wires.names()
             stale = [name for name in there if name not in after and name not in {tap.name for tap in taps}]
+            links = [part.device for part in after.values()]
             try:
-                await self._wires.apply(taps, parts.everything(after, hosts), list(after), stale)
+                await self._wires.apply(taps, parts.everything(after, hosts), links, stale)
             except CasemateError:
                 if not self._reject:
                     raise
                 # A kernel without nft_reject_netdev: what is refused is dropped without a word there.
                 self._reject = False
                 after = self._parts(plan)
-                await self._wires.apply(taps, parts.everything(after, hosts), list(after), stale)
+                await self._wires.apply(taps, parts.everything(after, hosts), links, stale)
         else:
             commands = parts.changes(self._loaded, after)
             if hosts != self._hosts:
                 commands = [*hosts, *commands]
             new = [tap for tap in after if tap not in self._loaded]
             gone = [tap for tap in self._loaded if tap not in after]
-            up = [*new, *(tap for tap in self._down if tap in after and tap not in new)]
+            up = [after[tap].device for tap in (*new, *(t for t in self._down if t in after and t not in new))]
             if commands or up or gone:
                 await self._wires.apply([tap for tap in taps if tap.name in new], commands, up, gone)
         self._loaded, self._hosts, self.plan = after, hosts, plan

@@ -15,7 +15,7 @@ from casemate.host.own_addresses import own_addresses
 from casemate.model.domain import Domain
 from casemate.network.explain import Place, explain
 from casemate.network.guard import DROPS
-from casemate.network.plan import has_uplink, has_wire, served_tap, uplink_tap, upstream_tap
+from casemate.network.plan import has_uplink, has_wire, served_tap, uplink_tap, upstream_tap, wanted_uplink
 from casemate.store.store import Store
 from casemate.wire.events import NetworkStatistics
 
@@ -43,7 +43,7 @@ class NetworkReport:
         for domain in self._store.snapshot().domains.ordered():
             if not domain.has("netvm"):
                 continue
-            taps = _taps(domain)
+            taps, of = _taps(domain), self._interfaces(domain)
             rules = self._firewalls.rules_or_none(domain) if has_wire(domain) else []
             qubes.append(
                 {
@@ -53,12 +53,14 @@ class NetworkReport:
                     "netvm": domain.netvm.name if domain.netvm is not None else None,
                     "provides_network": domain.provides_network,
                     "uplink": has_uplink(domain),
+                    "uplink_by": None if (uplink := wanted_uplink(domain)) is None else str(uplink),
+                    "uplink_missing": self._network.ways.cards.missing.get(domain.name, ""),
                     "ip": domain.ip,
                     "ip6": domain.ip6,
                     "rules": None if rules is None else len(rules),
                     "plugged": domain.name in joined,
                     "joined": joined.get(domain.name, False),
-                    "traffic": {tap: asdict(traffic[tap]) for tap in taps if tap in traffic},
+                    "traffic": {tap: asdict(traffic[of[tap]]) for tap in taps if of[tap] in traffic},
                     "dropped": _dropped(taps, counters),
                 }
             )
@@ -70,10 +72,11 @@ class NetworkReport:
         traffic, counters = await wires.traffic(), await wires.counters()
         found = []
         for domain in self._store.snapshot().domains.ordered():
-            taps = [tap for tap in _taps(domain) if tap in traffic] if domain.has("netvm") else []
+            of = self._interfaces(domain)
+            taps = [tap for tap in _taps(domain) if of[tap] in traffic] if domain.has("netvm") else []
             dropped = _dropped(taps, counters)
             for tap in taps:
-                one, causes = traffic[tap], dropped.get(tap, {})
+                one, causes = traffic[of[tap]], dropped.get(tap, {})
                 found.append(
                     NetworkStatistics(
                         domain.name, tap, one.sent_bytes, one.sent_packets, one.received_bytes, one.received_packets,
@@ -81,6 +84,17 @@ class NetworkReport:
                     )
                 )  # fmt: skip
         return found
+
+    def _interfaces(self, domain: Domain) -> dict[str, str]:
+        """The interface in the room that each name of a tap stands for: a card that was moved in has its own."""
+        way = self._network.ways.cards.running().get(domain.name)
+        return {tap: tap for tap in _taps(domain)} | ({uplink_tap(domain.qid): way.interface} if way else {})
+
+    def cards(self) -> list[str]:
+        """The cards that running net qubes have, and those that they miss, in words; in order of names."""
+        found = {name: f"{name} has {way.uplink}" for name, way in self._network.ways.cards.running().items()}
+        found |= {name: f"{name} has no network: {why}" for name, why in self._network.ways.cards.missing.items()}
+        return [text for _name, text in sorted(found.items())]
 
     async def enforce(self) -> None:
         """Have the newest rules hold on this host."""

@@ -10,6 +10,7 @@ from casemate.engine.create import Creator
 from casemate.engine.disposables import Disposables
 from casemate.engine.lifecycle import Lifecycle
 from casemate.engine.machine import TARGETS
+from casemate.host import card_records
 from casemate.host.hypervisor import Hypervisor, MachineInfo, PowerState
 from casemate.model.domain import Domain
 from casemate.settings import Settings
@@ -72,9 +73,10 @@ def _has_left_overs(settings: Settings, pools: Pools, domain: Domain) -> bool:
 
 
 def _remove_unknown_directories(settings: Settings, store: Store) -> None:
-    """Run-time directories and marks of qubes that were removed while no daemon ran."""
+    """Run-time directories and marks of qubes that were removed while no daemon ran. What is known of their cards stays
+    until the cards are back (``CardUplinks.reclaim``)."""
     known = set(store.snapshot().domains)
     directory = settings.run / "qubes"
     for path in directory.iterdir() if directory.is_dir() else []:
-        if path.name.partition(".")[0] not in known:
+        if path.name.partition(".")[0] not in known and path.suffix != card_records.SUFFIX:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

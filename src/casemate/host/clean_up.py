@@ -1,8 +1,8 @@
-"""``python -m casemate.host.clean_up machines|devices``: the last of an installation, when nothing of it runs any more.
+"""``python -m casemate.host.clean_up machines|devices|cards``: the last of an installation of which nothing runs.
 
 ``machines`` ends all of its machines and undefines them in libvirt. ``devices`` takes back the access that its qubes'
-users have to devices of the host. ``casemate clean`` runs both in processes of their own, because it does not import
-libvirt itself.
+users have to devices of the host. ``cards`` gives network cards back that its net qubes have. ``casemate clean`` runs
+them in processes of their own, because it does not import libvirt itself.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from casemate.host.card_records import undo_all
 from casemate.host.libvirt_machines import connect
 from casemate.host.qemu_access import take_all_back, users_of
 from casemate.settings import load
@@ -31,6 +32,8 @@ def main() -> int:
     try:
         if sys.argv[1:] == ["devices"]:
             take_all_back(users_of(load()))
+        elif sys.argv[1:] == ["cards"]:
+            undo_all(load().run)
         else:
             asyncio.run(_undefine_machines())
     except CasemateError as error:

@@ -18,9 +18,11 @@ from casemate.model.features import Features
 from casemate.model.kinds import OptionalText, Text
 from casemate.model.properties import Property, Role, Setting
 from casemate.model.qube_settings import QubeSettings
+from casemate.model.uplinks import PASTA, mac_of, uplink_of
 
 DNS = ("10.139.1.1", "10.139.1.2")
 NETMASK = "255.255.255.255"
+COMMON_MAC = "00:16:3e:5e:6c:00"
 
 _MAC = r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}"
 _IPV4 = r"(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}"
@@ -31,6 +33,12 @@ def _numbers(qube: NetworkSettings) -> tuple[int, int]:
     """The second octet and the number of the qube in that network."""
     dispid = qube.dispid
     return (138, dispid) if dispid is not None else (137, qube.qid)
+
+
+def _mac(qube: NetworkSettings) -> str:
+    uplink = uplink_of(Features(qube))
+    # Between qubes a wire has two ends, so all may have the same; on a network outside there are others.
+    return COMMON_MAC if uplink is None or uplink.kind == PASTA else mac_of(qube.uuid)
 
 
 def _ip(qube: NetworkSettings) -> str:
@@ -99,7 +107,7 @@ class NetworkSettings(QubeSettings):
     mac = Property(
         Text(_MAC, limit=17, what="MAC address", empty=False),
         role=Role.LOCAL,
-        default="00:16:3e:5e:6c:00",
+        default=Computed(_mac, f"{COMMON_MAC}, or from the UUID where feature net.uplink names a card"),
         doc="MAC address that the qube sees.",
     )
     ip = _address(_ip, "from the qid", "IPv4 address.", OptionalText(_IPV4, limit=15, what="IPv4 address"))

@@ -6,10 +6,12 @@
     firewall.xml of each qube ───────┼──▶ plan.py: Plan ──▶ guard.py: nft rules by tap ──▶ host/room: taps and rules
     which qubes run ─────────────────┘        │
                                               └──▶ keys.py: the same facts as keys of QubesDB ──▶ agents of guests
-    explain.py: which rule decides        uplink.py: pasta, for a net qube with feature net.uplink
+    explain.py: which rule decides        ways_out.py: what feature net.uplink of a net qube names:
+                                            uplink.py: pasta      card_uplink.py: a card of this host
 
 A *wire* has two ends. ``uN`` is the tap of the one interface that a qube has towards its net qube, ``dN`` that of the
-one interface that a net qube has towards all qubes it serves, ``xN`` the uplink of a net qube; N is the qube's qid. An
+one interface that a net qube has towards all qubes it serves, ``xN`` the uplink of a net qube (``guard_lan.py``: where
+that is a card, with a network of others behind it); N is the qube's qid. An
 nft rule at the ingress of each tap sends a frame out of another (``fwd to``), so there is no bridge and no stack of the
 host between two qubes. The guard of a net qube's tap knows by destination which wire a packet is for.
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from casemate.model.domain import Domain
-from casemate.network.guard import NOWHERE, NOWHERE6, QUBES, QUBES6
-from casemate.network.plan import has_uplink
+from casemate.model.uplinks import PASTA, SHARED
+from casemate.network.parts import NOWHERE, NOWHERE6, QUBES, QUBES6
+from casemate.network.plan import wanted_uplink
 from casemate.wire import dns
 from casemate.wire.errors import ValueInvalidError, printable
 from casemate.wire.firewall import Rule, format_rule, value
@@ -103,8 +104,12 @@ def _steps(
 def _end(at: Domain) -> Step:
     if not at.provides_network:
         return Step(at.name, False, f"{at.name} has no net qube", f"qvm-prefs {at.name} netvm NET-QUBE")
-    if has_uplink(at):
+    uplink = wanted_uplink(at)
+    if uplink is not None and uplink.kind == PASTA:
         return Step(at.name, True, "by its uplink, as a program of this host would")
+    if uplink is not None:
+        shared = ", which it shares with this host" if uplink.kind == SHARED else ""
+        return Step(at.name, True, f"by the card {uplink.card}{shared}, as a machine of the network there would")
     return Step(at.name, False, f"{at.name} has no uplink", f"qvm-features {at.name} net.uplink pasta")
 
 

@@ -22,26 +22,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from casemate.network.parts import HOST_SET, Part
+from casemate.network import guard_lan
+from casemate.network.parts import ARP_RATE, HOST_SET, NOWHERE, NOWHERE6, QUBES, QUBES6, Part, counted
 from casemate.network.plan import SERVED_MAC, Plan, Served, Wire
 from casemate.wire.nft import PROTOCOLS, field, match, meta, network, one_of, rule_matches
 
 if TYPE_CHECKING:
     from casemate.wire.nft import Expression
 
-QUBES = ("10.137.0.0/16", "10.138.0.0/16")
-"""Where all addresses of qubes are. Each is legal on one wire only, also while its qube does not run."""
-QUBES6 = "fd09:24ef:4179::/48"
-NOWHERE = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
-"""Destinations that no qube may send to: this host's loopback, what is local to a wire, many receivers at once."""
-NOWHERE6 = ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8")
 _ANSWERS = (("icmp", [0, 3, 11, 12]), ("icmpv6", [1, 2, 3, 4, 129]))
 """Types of ICMP that answer something: echo replies and errors (RFC 792, RFC 4443)."""
 _DISCOVERY: Expression = {"range": [133, 137]}
 """Types of ICMPv6 from router solicitation to redirect (RFC 4861)."""
-ARP_RATE = 10
-"""ARP packets a second from a qube, in bursts of twice as many. Agents of ours need none: neighbours are permanent."""
-
 DROPS = ("mac", "type", "arp", "spoof", "nowhere", "firewall", "host", "full", "inbound")
 """Causes of a drop, each a counter ``TAP-CAUSE`` of every tap that it can happen on."""
 
@@ -56,34 +48,29 @@ def parts(plan: Plan, reject: bool = True) -> dict[str, Part]:
         found[served.tap] = _served_part(served, clients)
     for wire in plan.wires:
         if wire.uplink and wire.peer is not None:
-            found[wire.peer] = _uplink_part(wire)
+            found[wire.peer] = _uplink_part(wire) if wire.lan is None else guard_lan.uplink_part(wire, wire.lan)
     return found
 
 
 # -- what a qube sends
 
 
-def _counted(tap: str, cause: str, *matches: Expression) -> list[Expression]:
-    return [*matches, {"counter": f"{tap}-{cause}"}, _DROP]
-
-
 def _qube_part(wire: Wire, reject: bool) -> Part:
     tap, four, six = wire.tap, f"f{wire.qid}", f"g{wire.qid}"
     chains: dict[str, tuple[list[Expression], ...]] = {
         tap: (
-            _counted(tap, "mac", match(field("ether", "saddr"), wire.mac, "!=")),
+            counted(tap, "mac", match(field("ether", "saddr"), wire.mac, "!=")),
             _other_kinds(tap, bool(wire.ip6)),
-            *_arp(wire),
-            _counted(tap, "spoof", match(field("ip", "saddr"), wire.seen_ip, "!=")),
+            *(_speaker(wire) if wire.lan is None else guard_lan.speaker(wire, wire.lan)),
             # Options of IPv4 (source routes among them) are used by nobody; what has none is 5 words long.
-            _counted(tap, "nowhere", match(field("ip", "hdrlength"), 5, "!=")),
-            _counted(tap, "nowhere", match(field("ip", "daddr"), one_of([network(n) for n in NOWHERE]))),
+            counted(tap, "nowhere", match(field("ip", "hdrlength"), 5, "!=")),
+            counted(tap, "nowhere", match(field("ip", "daddr"), one_of([network(n) for n in NOWHERE]))),
             # A server of DHCP: nobody asks, so an answer is an attack.
-            _counted(tap, "nowhere", match(field("udp", "sport"), 67)),
+            counted(tap, "nowhere", match(field("udp", "sport"), 67)),
             *_pieces(tap),
             [match(field("ether", "type"), "ip"), {"jump": {"target": four}}],
             *_guard6(wire, six),
-            _counted(tap, "type"),
+            counted(tap, "type"),
         ),
         four: (*_outgoing(wire), *_firewall(wire, 4, reject)),
         six: (*_outgoing6(wire), *_firewall(wire, 6, reject)) if wire.ip6 else (),
@@ -97,11 +84,16 @@ def _qube_part(wire: Wire, reject: bool) -> Part:
     return Part(tap, chains, (*causes, f"{tap}-out", f"{tap}-in"), {}, sets)
 
 
+def _speaker(wire: Wire) -> list[list[Expression]]:
+    """Who may speak on a wire between qubes: its qube alone."""
+    return [*_arp(wire), counted(wire.tap, "spoof", match(field("ip", "saddr"), wire.seen_ip, "!="))]
+
+
 def _other_kinds(tap: str, six: bool) -> list[Expression]:
     """Frames of other kinds than a wire has. This must come first: of a tagged frame the kernel shows the packet in it
     as if there were no tag, to every comparison but this one."""
     kinds = ["ip", "arp", "ip6"] if six else ["ip", "arp"]
-    return _counted(tap, "type", match(field("ether", "type"), one_of(kinds), "!="))
+    return counted(tap, "type", match(field("ether", "type"), one_of(kinds), "!="))
 
 
 def _arp(wire: Wire) -> list[list[Expression]]:
@@ -122,7 +114,7 @@ def _arp(wire: Wire) -> list[list[Expression]]:
                 {"fwd": {"dev": wire.peer}},
             ]
         )
-    return [*out, _counted(wire.tap, "arp", is_arp)]
+    return [*out, counted(wire.tap, "arp", is_arp)]
 
 
 def _guard6(wire: Wire, chain: str) -> list[list[Expression]]:
@@ -131,10 +123,10 @@ def _guard6(wire: Wire, chain: str) -> list[list[Expression]]:
         return []
     tap = wire.tap
     return [
-        _counted(tap, "spoof", match(field("ip6", "saddr"), wire.ip6, "!=")),
-        _counted(tap, "nowhere", match(field("ip6", "daddr"), one_of([network(n) for n in NOWHERE6]))),
-        _counted(tap, "nowhere", match(field("icmpv6", "type"), _DISCOVERY)),
-        _counted(tap, "nowhere", match(field("udp", "sport"), 547)),  # a server of DHCPv6
+        counted(tap, "spoof", match(field("ip6", "saddr"), wire.ip6, "!=")),
+        counted(tap, "nowhere", match(field("ip6", "daddr"), one_of([network(n) for n in NOWHERE6]))),
+        counted(tap, "nowhere", match(field("icmpv6", "type"), _DISCOVERY)),
+        counted(tap, "nowhere", match(field("udp", "sport"), 547)),  # a server of DHCPv6
         [match(field("ether", "type"), "ip6"), {"jump": {"target": chain}}],
     ]
 
@@ -145,8 +137,8 @@ def _outgoing(wire: Wire) -> list[list[Expression]]:
         return []
     inner = one_of([network(n) for n in QUBES])
     return [
-        _counted(wire.tap, "host", match(field("ip", "daddr"), f"@{HOST_SET[4]}")),
-        _counted(wire.tap, "nowhere", match(field("ip", "daddr"), inner)),
+        counted(wire.tap, "host", match(field("ip", "daddr"), f"@{HOST_SET[4]}")),
+        counted(wire.tap, "nowhere", match(field("ip", "daddr"), inner)),
     ]
 
 
@@ -155,8 +147,8 @@ def _outgoing6(wire: Wire) -> list[list[Expression]]:
     if not wire.uplink:
         return []
     return [
-        _counted(wire.tap, "host", match(field("ip6", "daddr"), f"@{HOST_SET[6]}")),
-        _counted(wire.tap, "nowhere", match(field("ip6", "daddr"), network(QUBES6))),
+        counted(wire.tap, "host", match(field("ip6", "daddr"), f"@{HOST_SET[6]}")),
+        counted(wire.tap, "nowhere", match(field("ip6", "daddr"), network(QUBES6))),
     ]
 
 
@@ -189,16 +181,14 @@ def _forward(wire: Wire) -> list[list[Expression]]:
     out: list[list[Expression]] = []
     if wire.seen_ip != wire.ip:
         out.append([match(field("ip", "saddr"), wire.seen_ip), _set("ip", "saddr", wire.ip)])
-    send: list[Expression] = [
-        _set("ether", "daddr", SERVED_MAC),
-        {"counter": f"{wire.tap}-out"},
-        {"fwd": {"dev": wire.peer}},
-    ]
+    # On a network outside there are several machines, and the net qube knows which one it wants.
+    to: list[Expression] = [_set("ether", "daddr", SERVED_MAC)] if wire.lan is None else []
+    send: list[Expression] = [*to, {"counter": f"{wire.tap}-out"}, {"fwd": {"dev": wire.exit}}]
     for family, remembered in _remembered(wire):
         place = {"concat": [field(family, "daddr"), field("udp", "dport"), field("udp", "sport")]}
         out.append([*_datagram(family), {"set": {"op": "update", "elem": place, "set": remembered}}, *send])
     # A datagram that comes here found its set full.
-    out += [_counted(wire.tap, "full", *_datagram(family)) for family, _remember in _remembered(wire)]
+    out += [counted(wire.tap, "full", *_datagram(family)) for family, _remember in _remembered(wire)]
     return [*out, send]
 
 
@@ -223,8 +213,8 @@ def _pieces(tap: str) -> list[list[Expression]]:
     no pieces at all: behind them anything could hide."""
     piece = match({"&": [field("ip", "frag-off"), 0x3FFF]}, 0, "!=")
     return [
-        _counted(tap, "nowhere", piece, match(meta("l4proto"), PROTOCOLS["tcp"])),
-        _counted(tap, "nowhere", match({"exthdr": {"name": "frag"}}, True)),
+        counted(tap, "nowhere", piece, match(meta("l4proto"), PROTOCOLS["tcp"])),
+        counted(tap, "nowhere", match({"exthdr": {"name": "frag"}}, True)),
     ]
 
 
@@ -238,17 +228,17 @@ def _incoming(wire: Wire) -> list[list[Expression]]:
         flags = {"&": [field("tcp", "flags"), ["fin", "syn", "rst", "ack"]]}
         out = [
             *_pieces(wire.tap),
-            _counted(wire.tap, "inbound", match(flags, "syn")),
+            counted(wire.tap, "inbound", match(flags, "syn")),
             *(
-                _counted(wire.tap, "inbound", match(field(protocol, "type"), {"set": answers}, "!="))
+                counted(wire.tap, "inbound", match(field(protocol, "type"), {"set": answers}, "!="))
                 for protocol, answers in _ANSWERS
             ),
         ]
         for family, remembered in _remembered(wire):
             place = {"concat": [field(family, "saddr"), field("udp", "sport"), field("udp", "dport")]}
-            out.append(_counted(wire.tap, "inbound", *_datagram(family), match(place, remembered, "!=")))
+            out.append(counted(wire.tap, "inbound", *_datagram(family), match(place, remembered, "!=")))
         known = {"set": [PROTOCOLS[name] for name in ("icmp", "tcp", "udp", "icmpv6")]}
-        out.append(_counted(wire.tap, "inbound", match(meta("l4proto"), known, "!=")))
+        out.append(counted(wire.tap, "inbound", match(meta("l4proto"), known, "!=")))
     if wire.seen_ip != wire.ip:
         out.append([match(field("ip", "daddr"), wire.ip), _set("ip", "daddr", wire.seen_ip)])
     # A net qube need not know addresses of interfaces, and can send to no other than the one that is there.
@@ -269,7 +259,7 @@ def _served_part(served: Served, clients: list[Wire]) -> Part:
     fours = [[wire.ip, {"goto": {"target": f"r{wire.qid}"}}] for wire in clients]
     sixes = [[wire.ip6, {"goto": {"target": f"r{wire.qid}"}}] for wire in clients if wire.ip6 and served.ip6]
     rules: tuple[list[Expression], ...] = (
-        _counted(tap, "mac", match(field("ether", "saddr"), SERVED_MAC, "!=")),
+        counted(tap, "mac", match(field("ether", "saddr"), SERVED_MAC, "!=")),
         _other_kinds(tap, bool(served.ip6)),
         [
             match(field("arp", "htype"), 1),
@@ -285,22 +275,22 @@ def _served_part(served: Served, clients: list[Wire]) -> Part:
             {"limit": {"rate": ARP_RATE, "burst": 2 * ARP_RATE, "per": "second"}},
             {"vmap": {"key": field("arp", "daddr ip"), "data": f"@{tap}-arp"}},
         ],
-        _counted(tap, "arp", match(field("ether", "type"), "arp")),
-        _counted(tap, "spoof", *_others(served.ip, QUBES, "ip")),
-        _counted(tap, "spoof", match(field("ip", "saddr"), one_of([network(n) for n in NOWHERE]))),
-        _counted(tap, "nowhere", match(field("udp", "sport"), 67)),
+        counted(tap, "arp", match(field("ether", "type"), "arp")),
+        counted(tap, "spoof", *_others(served.ip, QUBES, "ip")),
+        counted(tap, "spoof", match(field("ip", "saddr"), one_of([network(n) for n in NOWHERE]))),
+        counted(tap, "nowhere", match(field("udp", "sport"), 67)),
         [{"vmap": {"key": field("ip", "daddr"), "data": f"@{tap}-ip"}}],
         *(
             (
-                _counted(tap, "spoof", *_others(served.ip6, [QUBES6], "ip6")),
-                _counted(tap, "spoof", match(field("ip6", "saddr"), one_of([network(n) for n in NOWHERE6]))),
-                _counted(tap, "nowhere", match(field("icmpv6", "type"), _DISCOVERY)),
+                counted(tap, "spoof", *_others(served.ip6, [QUBES6], "ip6")),
+                counted(tap, "spoof", match(field("ip6", "saddr"), one_of([network(n) for n in NOWHERE6]))),
+                counted(tap, "nowhere", match(field("icmpv6", "type"), _DISCOVERY)),
                 [{"vmap": {"key": field("ip6", "daddr"), "data": f"@{tap}-ip6"}}],
             )
             if served.ip6
             else ()
         ),
-        _counted(tap, "type"),
+        counted(tap, "type"),
     )
     maps: dict[str, tuple[str, list[Any]]] = {
         f"{tap}-arp": ("ipv4_addr", arps),
@@ -318,18 +308,18 @@ def _uplink_part(wire: Wire) -> Part:
     rules: tuple[list[Expression], ...] = (
         _other_kinds(tap, bool(wire.ip6)),
         [match(field("arp", "daddr ip"), wire.ip), {"fwd": {"dev": wire.tap}}],
-        _counted(tap, "spoof", *_others(None, QUBES, "ip")),
+        counted(tap, "spoof", *_others(None, QUBES, "ip")),
         [match(field("ip", "daddr"), wire.ip), answer],
         *(
             (
-                _counted(tap, "spoof", *_others(None, [QUBES6], "ip6")),
+                counted(tap, "spoof", *_others(None, [QUBES6], "ip6")),
                 # Neighbour discovery and router advertisements: the net qube's neighbour is permanent.
-                _counted(tap, "type", match(field("icmpv6", "type"), _DISCOVERY)),
+                counted(tap, "type", match(field("icmpv6", "type"), _DISCOVERY)),
                 [match(field("ip6", "daddr"), wire.ip6), answer],
             )
             if wire.ip6
             else ()
         ),
-        _counted(tap, "type"),
+        counted(tap, "type"),
     )
     return Part(tap, {tap: rules}, (f"{tap}-spoof", f"{tap}-type"), {})

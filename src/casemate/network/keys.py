@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from casemate.model.domain import Domain
-from casemate.network.plan import has_uplink, has_wire
+from casemate.model.uplinks import PASTA, static_of
+from casemate.network.plan import has_uplink, has_wire, wanted_uplink
 from casemate.network.uplink import GATEWAY, GATEWAY6
+from casemate.wire.errors import ValueInvalidError
 from casemate.wire.firewall import Rule, format_rule
 from casemate.wire.nft import DNS
 
 FIREWALL = "/qubes-firewall/"
+UPLINK_KEY = "/qubes-uplink"
+"""In a net qube with a card, in place of addresses: ``dhcp``, or address/length, router or ``-``, name servers. One key
+of ours, so that the agent never sees half of a change."""
 _MASK = "255.255.255.255"
 
 Rules = Callable[[Domain], "Sequence[Rule] | None"]
@@ -20,7 +25,10 @@ Rules = Callable[[Domain], "Sequence[Rule] | None"]
 def network_keys(domain: Domain, rules: Rules) -> dict[str, str]:
     """Keys and values: addresses of a qube with a wire; of a net qube also the qubes it serves, and their rules."""
     keys: dict[str, str | None] = {}
-    if has_wire(domain):
+    uplink_by = wanted_uplink(domain)
+    if uplink_by is not None and uplink_by.kind != PASTA:
+        keys |= {"/qubes-mac": domain.mac.lower(), UPLINK_KEY: _lan(domain)}
+    elif has_wire(domain):
         uplink = has_uplink(domain)
         keys |= {
             "/qubes-mac": domain.mac.lower(),
@@ -47,6 +55,14 @@ def network_keys(domain: Domain, rules: Rules) -> dict[str, str]:
         for client in clients:
             keys |= _firewall(client, rules(client))
     return {key: value for key, value in keys.items() if value is not None}
+
+
+def _lan(domain: Domain) -> str | None:
+    try:
+        static = static_of(domain.features)
+    except ValueInvalidError:
+        return None  # nothing passes then: see plan.py
+    return "dhcp" if static is None else str(static)
 
 
 def _firewall(client: Domain, rules: Sequence[Rule] | None) -> dict[str, str]:

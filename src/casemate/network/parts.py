@@ -19,7 +19,21 @@ UDP_SECONDS = 180
 MAX_UDP = 8192
 """Limit of a wire: datagrams to different places that wait for answers; more are dropped until others expire."""
 
+QUBES = ("10.137.0.0/16", "10.138.0.0/16")
+"""Where all addresses of qubes are. Each is legal on one wire only, also while its qube does not run."""
+QUBES6 = "fd09:24ef:4179::/48"
+NOWHERE = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
+"""Destinations that no qube may send to: this host's loopback, what is local to a wire, many receivers at once."""
+NOWHERE6 = ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8")
+ARP_RATE = 10
+"""ARP packets a second from a qube, in bursts of twice as many. Agents of ours need none: neighbours are permanent."""
+
 Command = dict[str, Any]
+
+
+def counted(tap: str, cause: str, *matches: Expression) -> list[Expression]:
+    """A rule that drops what matches, and counts it at the tap by its cause."""
+    return [*matches, {"counter": f"{tap}-{cause}"}, {"drop": None}]
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,7 @@ class Part:
     """The rules of one tap: chains with their content, maps with their elements, counters."""
 
     device: str
+    """The interface: the tap itself, or the card that the tap's name stands for."""
     chains: Mapping[str, tuple[list[Expression], ...]]
     """Rules by chain; the first chain is the one at the ingress of ``device``, the others are jumped to."""
     counters: tuple[str, ...]
@@ -48,9 +63,9 @@ class Part:
                 continue
             timed = {"flags": ["timeout"], "timeout": UDP_SECONDS, "size": MAX_UDP}
             yield _add("set", name=name, type=types, **timed)
-        for name in self.chains:
+        for number, name in enumerate(self.chains):
             hook = {"type": "filter", "hook": "ingress", "dev": self.device, "prio": 0, "policy": "drop"}
-            yield _add("chain", name=name, **(hook if name == self.device else {}))
+            yield _add("chain", name=name, **(hook if number == 0 else {}))
 
     def fill(self) -> Iterable[Command]:
         """Commands that give chains and maps their content, in place of what they had."""
@@ -114,16 +129,19 @@ def changes(before: Mapping[str, Part], after: Mapping[str, Part]) -> list[Comma
 
     What refers to another part comes after it is declared, and is emptied before it is removed.
     """
+    moved = {tap for tap, part in before.items() if tap in after and after[tap].device != part.device}
     gone = [part for tap, part in before.items() if tap not in after]
-    new = [part for tap, part in after.items() if before.get(tap) != part]
-    commands = [command for part in new for command in part.declare(before.get(part.device))]
+    new = {tap: part for tap, part in after.items() if before.get(tap) != part}
+    # A chain stays at the interface that it was made for, so rules for another one begin anew.
+    commands = [command for tap in moved for command in (*before[tap].empty(), *before[tap].remove())]
+    known = {tap: part for tap, part in before.items() if tap not in moved}
+    commands += [command for tap, part in new.items() for command in part.declare(known.get(tap))]
     commands += [command for part in gone for command in part.empty()]
-    commands += [command for part in new for command in part.fill()]
+    commands += [command for part in new.values() for command in part.fill()]
     # Chains and sets of a part that changed and does not have them any more: its maps and counters are always the same.
-    for part in new:
-        old = before.get(part.device)
-        if old is not None:
-            commands += _leftovers(old, part)
+    for tap, part in new.items():
+        if tap in known:
+            commands += _leftovers(known[tap], part)
     commands += [command for part in gone for command in part.remove()]
     return commands
 

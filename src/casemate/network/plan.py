@@ -9,14 +9,14 @@ from casemate.host.hypervisor import Nic
 from casemate.host.room.links import Tap
 from casemate.model.domain import Domain
 from casemate.model.system import System
+from casemate.model.uplinks import PASTA, Uplink, static_of, uplink_of
+from casemate.wire.errors import ValueInvalidError
 from casemate.wire.firewall import Rule
 
 SERVED_MAC = "fe:ff:ff:ff:ff:ff"
 """What a net qube's interface towards the qubes that it serves has, and what they have as their gateway's. The same on
 every wire, as in Qubes OS: a wire has two ends, so nobody needs to ask for an address."""
 
-UPLINK_FEATURE = "net.uplink"
-"""Feature of a net qube without a net qube of its own: ``pasta`` gives it this host's way to the network."""
 INBOUND_FEATURE = "net.inbound"
 """Feature of a qube: ``1`` lets its net qube open connections to it. Else only answers pass."""
 
@@ -32,8 +32,28 @@ def served_tap(qid: int) -> str:
 
 
 def uplink_tap(qid: int) -> str:
-    """The interface that pasta makes for a net qube."""
+    """The interface of a net qube's uplink: pasta makes it, or it shares a card. A card that was moved into the room
+    keeps its own name; its rules have this one."""
     return f"x{qid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """The uplink by a card that a running qube has now."""
+
+    uplink: Uplink
+    interface: str
+    """What stands for it in the room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lan:
+    """Where a wire goes that leaves by a card of this host: others are there, with addresses that nobody here gave."""
+
+    interface: str
+    """What stands in the room for the card."""
+    ip: str | None
+    """The address that the user gave to the net qube; None: it asks for one by DHCP, so any from outside may be its."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +75,18 @@ class Wire:
     inbound: bool
     rules: tuple[Rule, ...]
     """Traffic that none of them matches is dropped."""
+    lan: Lan | None = None
+    """The network outside, where the wire goes to one by a card."""
 
     @property
     def tap(self) -> str:
         """The tap of the qube's end."""
         return upstream_tap(self.qid)
+
+    @property
+    def exit(self) -> str | None:
+        """The interface that frames of the qube leave by."""
+        return self.peer if self.lan is None else self.lan.interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +118,13 @@ class Plan:
 
 
 def has_uplink(domain: Domain) -> bool:
-    """Whether the qube is to be given this host's network directly."""
-    return domain.provides_network and domain.netvm is None and domain.features.get(UPLINK_FEATURE) == "pasta"
+    """Whether the qube is to be given a network outside directly."""
+    return wanted_uplink(domain) is not None
+
+
+def wanted_uplink(domain: Domain) -> Uplink | None:
+    """The uplink that the qube is to have."""
+    return uplink_of(domain.features) if domain.provides_network and domain.netvm is None else None
 
 
 def has_wire(domain: Domain) -> bool:
@@ -130,12 +162,13 @@ def make_plan(
     system: System,
     plugged: Mapping[str, Ends],
     uplinks: frozenset[str],
+    ways: Mapping[str, Way],
     rules: Callable[[Domain], Sequence[Rule] | None],
 ) -> Plan:
     """The network of the qubes in ``plugged``, which run or are about to.
 
-    ``uplinks`` are the qubes whose uplink is there. ``rules`` gives a qube's firewall; None when it cannot be read:
-    then nothing of the qube passes.
+    ``uplinks`` are the qubes whose pasta is there, ``ways`` has those whose card is there. ``rules`` gives a qube's
+    firewall; None when it cannot be read: then nothing of the qube passes.
     """
     wires, served = [], []
     for name, has in sorted(plugged.items()):
@@ -145,25 +178,42 @@ def make_plan(
         if has.served:
             served.append(Served(name, domain.qid, domain.ip or "", domain.ip6))
         if has.mac is not None:
-            wires.append(_wire(domain, has.mac, plugged, name in uplinks, rules(domain)))
+            peer, lan = _other_end(domain, plugged, name in uplinks, ways.get(name))
+            wires.append(_wire(domain, has.mac, peer, lan, rules(domain)))
     return Plan(tuple(wires), tuple(served))
 
 
-def _wire(domain: Domain, mac: str, plugged: Mapping[str, Ends], uplink: bool, rules: Sequence[Rule] | None) -> Wire:
+def _other_end(
+    domain: Domain, plugged: Mapping[str, Ends], pasta: bool, way: Way | None
+) -> tuple[str | None, Lan | None]:
+    """Where a qube's wire goes; None while nothing is there. An uplink other than the one that the qube was started
+    with is nothing: its interface has the MAC address of that one."""
     netvm = domain.netvm
-    if netvm is None:
-        peer = uplink_tap(domain.qid) if uplink and has_uplink(domain) else None
-    else:
-        peer = served_tap(netvm.qid) if netvm.name in plugged and plugged[netvm.name].served else None
+    if netvm is not None:
+        return (served_tap(netvm.qid) if netvm.name in plugged and plugged[netvm.name].served else None), None
+    uplink = wanted_uplink(domain)
+    if uplink is not None and uplink.kind == PASTA:
+        return (uplink_tap(domain.qid) if pasta else None), None
+    if way is None or way.uplink != uplink:
+        return None, None
+    try:
+        static = static_of(domain.features)
+    except ValueInvalidError:
+        return None, None
+    return uplink_tap(domain.qid), Lan(way.interface, None if static is None else str(static.address.ip))
+
+
+def _wire(domain: Domain, mac: str, peer: str | None, lan: Lan | None, rules: Sequence[Rule] | None) -> Wire:
     return Wire(
         name=domain.name,
         qid=domain.qid,
         mac=mac,
         ip=domain.ip or "",
-        seen_ip=domain.visible_ip or domain.ip or "",
-        ip6=domain.ip6,
+        seen_ip=(domain.visible_ip if lan is None else None) or domain.ip or "",
+        ip6=domain.ip6 if lan is None else None,
         peer=peer,
-        uplink=netvm is None,
+        uplink=domain.netvm is None,
         inbound=domain.features.get(INBOUND_FEATURE) == "1",
         rules=tuple(rules or ()),
+        lan=lan,
     )

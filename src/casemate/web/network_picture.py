@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from casemate.client.network_tree import HOST, tree, upward_traffic
+from casemate.client.network_tree import HOST, tree, upward_traffic, way_out
 
 ROW, COLUMN = 62, 360
 """Distance between two boxes, in the picture's units."""
@@ -119,7 +119,7 @@ def _line(one: dict[str, Any], child: tuple[int, int], parent: tuple[int, int], 
     text = f"↑ {_bytes(sent)}/s  ↓ {_bytes(received)}/s" if sent or received else ""
     traffic = upward_traffic(one)
     rules = "its rules cannot be read" if one["rules"] is None else f"{one['rules']} rules"
-    explained = [f"{one['name']} to {one['netvm'] or HOST}: {rules}"]
+    explained = [f"{one['name']} to {one['netvm'] or f'{HOST} ({way_out(one)})'}: {rules}"]
     if traffic:
         explained.append(f"{_bytes(traffic['sent_bytes'])} sent, {_bytes(traffic['received_bytes'])} received")
     if lost := dropped(one):

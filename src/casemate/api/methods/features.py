@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from casemate.api.method import Access, method
-from casemate.model import preloading
+from casemate.model import preloading, uplinks
 from casemate.model.domain import Domain
 from casemate.model.features import feature_value
 from casemate.wire import names
@@ -54,6 +54,7 @@ def set_feature(dest: Domain, arg: str, payload: str = "") -> None:
             dest.set("maxmem", 0)
         return
     preloading.check(arg, payload)
+    uplinks.check(arg, payload)
     dest.features.set(arg, payload)
 
 

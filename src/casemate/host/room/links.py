@@ -11,6 +11,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from casemate.wire.errors import CasemateError
 
+_REMOVABLE = ("tun", "macvlan")
+"""Kinds of interfaces that this host made for the room."""
+
 
 class LinkError(CasemateError):
     """The kernel refused a tap."""
@@ -76,8 +79,8 @@ class Links:
                 raise LinkError(f"{name} cannot be used: {_cause(error)}") from None
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove taps; absent is fine."""
-        there = self.names()
+        """Remove taps, and interfaces that share a card; absent is fine. A card itself stays, whatever is asked."""
+        there = {_name(link): link["index"] for link in self._netlink.get_links() if _kind(link) in _REMOVABLE}
         for name in names:
             if name in there:
                 try:
@@ -104,6 +107,11 @@ class Links:
     def close(self) -> None:
         """Close the netlink socket."""
         self._netlink.close()
+
+
+def _kind(link: Any) -> str | None:
+    info = link.get_attr("IFLA_LINKINFO")
+    return None if info is None else info.get_attr("IFLA_INFO_KIND")
 
 
 def _name(link: Any) -> str:
