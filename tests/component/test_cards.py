@@ -34,8 +34,8 @@ class Host:
         self.run_directory = run
         (run / "qubes").mkdir()
         self._processes: list[subprocess.Popen[str]] = []
-        self.pid = self._namespace()
-        self.switch = self._namespace()
+        self.pid = self.namespace()
+        self.switch = self.namespace()
         self.inside(
             "ip link set lo up; ip link add out0 type veth peer name out1; ip link set out0 up; ip link set out1 up;"
             "ip addr add 192.0.2.2/24 dev out0; ip route add default via 192.0.2.1;"
@@ -45,7 +45,7 @@ class Host:
         self.new_room()
         self.lab = self.start_lab()
 
-    def _namespace(self) -> int:
+    def namespace(self) -> int:
         process = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], text=True)
         self._processes.append(process)
         own = Path("/proc/self/ns/net").readlink()
@@ -54,7 +54,7 @@ class Host:
 
     def new_room(self) -> None:
         """The process of the wire room, in a room that nothing else is in."""
-        self.room = self._namespace()
+        self.room = self.namespace()
 
     def kill_room(self) -> None:
         process = self._processes.pop()
@@ -314,6 +314,25 @@ def test_killed_at_any_stage_the_card_is_back(host: Host, stage: str) -> None:
     assert host.do(*CARD) is None, "it can be had again"
     host.do("stop", "net")
     assert host.has_card()
+
+
+def test_another_namespaces_interface_of_that_name_is_left_alone(host: Host) -> None:
+    """The number of a namespace that has ended is used again, by a container for one."""
+    for start, name in ((CARD, "eth1"), (SHARED, "x3")):
+        host.do(*start)
+        record = host.run_directory / "qubes" / "net.card"
+        text = record.read_text()
+        host.do("stop", "net")
+        container = host.namespace()
+        host.inside("ip link add low type veth peer name low2", container)
+        how = "link low type macvlan" if name == "x3" else "type veth peer name far"
+        host.inside(f"ip link add {name} {how}", container)
+        before = host.names(container)
+        told = json.loads(text) | {"room": Path(f"/proc/{container}/ns/net").stat().st_ino}
+        record.write_text(json.dumps(told))
+        host.do("reclaim", [])
+        assert host.names(container) == before and not record.exists()
+        assert host.has_card()
 
 
 def test_clean_gives_cards_back(host: Host) -> None:

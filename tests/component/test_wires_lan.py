@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -185,3 +187,18 @@ def test_another_card_takes_the_place_of_one(lab: Lab) -> None:
     assert lab.passes("u3", out(f.tcp(LEASED, OUTSIDE, 1, 80))) == {"eth8"}
     assert lab.passes("eth8", back(f.tcp(OUTSIDE, LEASED, 80, 1, flags=0x12))) == {"u3"}
     assert lab.passes("eth8", back(f.tcp(WORK, LEASED, 80, 1, flags=0x12))) == set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a namespace of another process is entered by root alone")
+def test_a_card_in_the_room_is_never_removed(lab: Lab) -> None:
+    """A daemon that has just started removes what its plan does not know; a card that it does not know stays."""
+    pid = lab.process.pid
+    subprocess.run(
+        ["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "link", "add", "enp9", "type", "veth", "peer", "name", "far"],
+        check=True,
+    )  # fmt: skip
+    try:
+        left = lab.ask(unasked=["enp9", "u12"])
+        assert "enp9" in left and "u12" not in left
+    finally:
+        subprocess.run(["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "link", "del", "enp9"], check=False)

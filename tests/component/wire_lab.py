@@ -80,6 +80,13 @@ class Lab:
         except TimeoutError:
             return found
 
+    def remove(self, names: list[str]) -> list[str]:
+        """Have interfaces removed that the plan does not know; those that are left."""
+        self.wires.apply([], [], [], names)
+        for name in set(names) & self.taps.keys():
+            os.close(self.taps.pop(name))
+        return sorted(self.wires.names())
+
     def send(self, tap: str, frames: list[str]) -> dict[str, list[str]]:
         """Send frames as the guest behind a tap would; what came out of which tap."""
         for frame in frames:
@@ -129,6 +136,8 @@ def main() -> None:
                 answer = {name: packets for name, (packets, _bytes) in lab.wires.counters().items() if packets}
             elif "refused" in request:
                 answer = lab.refused(request["refused"]["tap"])
+            elif "unasked" in request:
+                answer = lab.remove(request["unasked"])
             elif "silent" in request:
                 answer = sorted(lab.wires.names())
         except Exception as error:

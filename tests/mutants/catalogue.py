@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.mutants import (
+    cards,
     engine,
     host,
     link,
@@ -25,7 +26,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ALL = tuple(
     mutant
-    for area in (engine, host, link, network, packages, qrexec, storage, store, streams, tools, warm, web, web_host)
+    for area in (
+        cards,
+        engine,
+        host,
+        link,
+        network,
+        packages,
+        qrexec,
+        storage,
+        store,
+        streams,
+        tools,
+        warm,
+        web,
+        web_host,
+    )
     for mutant in area.MUTANTS
 )
 

@@ -38,6 +38,8 @@ class CardRecord:
     """Its name on this host."""
     interface: str
     """What stands in the room: the card itself, or the interface that shares it."""
+    address: str
+    """MAC address of what stands in the room."""
     room: int
     """The number of the room's network namespace."""
     up: bool
@@ -54,9 +56,9 @@ class CardRecord:
         found = namespaces.find(self.room)
         try:
             if self.moved:
-                return cards.give_back(self.card, None if found is None else found.net, self.up)
+                return cards.give_back(self.card, self.address, None if found is None else found.net, self.up)
             if found is not None:
-                cards.remove(self.interface, found.net)
+                cards.remove(self.interface, self.address, found.net)
             return None
         finally:
             if found is not None:

@@ -63,6 +63,8 @@ class Card:
 
     name: str
     index: int
+    address: str
+    """Its MAC address."""
     up: bool
     """Whether the host used it; it is up again when it comes back."""
 
@@ -116,6 +118,17 @@ def _kind(link: Any) -> str | None:
     return None if kind is None else str(kind)
 
 
+def _address(link: Any) -> str:
+    return str(link.get_attr("IFLA_ADDRESS"))
+
+
+def _find(netlink: IPRoute, name: str, address: str) -> Any:
+    """The interface of this name, if it has that MAC address too; else None. The number by which a room is found again
+    may be another namespace's by then, and what is in there is none of our business."""
+    link = _links(netlink).get(name)
+    return link if link is not None and _address(link) == address else None
+
+
 def _cause(error: Exception) -> str:
     return str(error.args[-1]) if error.args else str(error)
 
@@ -143,7 +156,7 @@ def look(name: str, moving: bool) -> Card:
             raise CardError(f"{name} is in use: it is a part of {above}")
         if moving:
             _may_move(netlink, name, link, links)
-        return Card(name, link["index"], bool(link["flags"] & _IFF_UP))
+        return Card(name, link["index"], _address(link), bool(link["flags"] & _IFF_UP))
 
 
 def _may_move(netlink: IPRoute, name: str, link: Any, links: dict[str, Any]) -> None:
@@ -232,14 +245,15 @@ def share(card: Card, net: int, name: str, mac: str) -> None:
             raise CardError(f"{card.name} cannot be shared: {_cause(error)}") from None
 
 
-def give_back(name: str, net: int | None, up: bool) -> str | None:
-    """Have the card ``name`` in this host's namespace again, up if it was; the name that it has now, which is another
-    one when an interface of that name was made meanwhile. None: there is no such card any more. CardError.
+def give_back(name: str, address: str, net: int | None, up: bool) -> str | None:
+    """Have a card in this host's namespace again, up if it was; the name that it has now, which is another one when an
+    interface of its name was made meanwhile. None: there is no such card any more. CardError.
 
-    ``net`` None: the room has ended, so a card of hardware is here already."""
-    returned = (None if net is None else _out_of(name, net)) or name
+    ``address`` is its MAC address. ``net`` None: the room has ended, so a card of hardware is here already.
+    """
+    returned = (None if net is None else _out_of(name, address, net)) or name
     with _netlink() as netlink:
-        link = _links(netlink).get(returned)
+        link = _find(netlink, returned, address)
         if link is None:
             return None
         if up:
@@ -250,7 +264,7 @@ def give_back(name: str, net: int | None, up: bool) -> str | None:
     return returned
 
 
-def _out_of(name: str, net: int) -> str | None:
+def _out_of(name: str, address: str, net: int) -> str | None:
     """Move a card out of the room; its name then. None where it is not in there."""
     answer: list[str | None] = [None]
     error: list[Exception] = []
@@ -258,7 +272,7 @@ def _out_of(name: str, net: int) -> str | None:
     def work() -> None:
         try:
             _enter(net)
-            answer[0] = _move_out(name)
+            answer[0] = _move_out(name, address)
         except Exception as failure:
             error.append(failure)
 
@@ -271,9 +285,9 @@ def _out_of(name: str, net: int) -> str | None:
     return answer[0]
 
 
-def _move_out(name: str) -> str | None:
+def _move_out(name: str, address: str) -> str | None:
     with _own_namespace() as own, _netlink() as netlink:
-        link = _links(netlink).get(name)
+        link = _find(netlink, name, address)
         if link is None:
             return None
         netlink.link("set", index=link["index"], state="down")
@@ -294,11 +308,11 @@ def names_in(net: int) -> frozenset[str]:
         return frozenset(_links(netlink))
 
 
-def remove(name: str, net: int) -> None:
-    """Remove a shared interface from the room; absent is fine. CardError."""
+def remove(name: str, address: str, net: int) -> None:
+    """Remove an interface that shares a card from the room; absent is fine. CardError."""
     _enter(net)
     with _netlink() as netlink:
-        link = _links(netlink).get(name)
+        link = _find(netlink, name, address)
         if link is not None and _kind(link) == "macvlan":
             try:
                 netlink.link("del", index=link["index"])

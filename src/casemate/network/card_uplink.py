@@ -85,7 +85,8 @@ class CardUplinks:
         self._refuse_second(name, uplink)
         moving = uplink.kind == CARD
         card = await in_thread(cards.look, uplink.card, moving)
-        record = CardRecord(name, uplink.kind, card.name, card.name if moving else interface, room.inode, card.up)
+        stands, address = (card.name, card.address) if moving else (interface, mac)
+        record = CardRecord(name, uplink.kind, card.name, stands, address, room.inode, card.up)
         try:
             card_records.write(self._settings.run, record)
         except OSError as error:
