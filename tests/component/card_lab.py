@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -73,6 +74,10 @@ async def main(run: Path, pid: int) -> None:
         try:
             if "die" in request:
                 die_at(request["die"])
+            elif "full" in request:
+                # No file takes another byte, as on a full disk.
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0 if request["full"] else -1, -1))
             elif "changes" in request:
                 answer = len(changes)
             else:

@@ -17,7 +17,7 @@ import pytest
 import casemate
 from casemate.cli.clean import end_processes
 from casemate.settings import Settings
-from tests.builders import wait_for
+from tests.builders import short_directory, wait_for
 from tests.component.card_lab import STAGES
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a card can be given by root alone")
@@ -248,6 +248,37 @@ def test_an_ordinary_user_is_told_who_can(host: Host) -> None:
     host.end_lab()
     host.lab = host.start_lab(root=False)
     assert "only a daemon that is root" in host.refusal("card:eth1")
+
+
+def test_a_full_disk_keeps_the_card_where_it_is(host: Host) -> None:
+    host.ask(full=True)
+    assert "eth1 is not taken, because that cannot be written down" in host.refusal("card:eth1")
+    assert host.has_card()
+    host.ask(full=False)
+    assert host.do(*CARD) is None
+    host.do("stop", "net")
+
+
+def test_two_at_once_do_not_get_one_card(host: Host) -> None:
+    """Two daemons of one state never run, but two of different states do. The kernel gives the card to one of them."""
+    with short_directory("cmc") as directory:
+        (directory / "qubes").mkdir()
+        second = Host.__new__(Host)
+        second.__dict__.update(host.__dict__, run_directory=directory)
+        second.new_room()
+        second.lab = second.start_lab()
+        try:
+            for one in (host, second):
+                assert one.lab.stdin is not None
+                one.lab.stdin.write(json.dumps({"do": list(CARD)}) + "\n")
+                one.lab.stdin.flush()
+            answers = [json.loads(one.lab.stdout.readline())["answer"] for one in (host, second)]  # type: ignore[union-attr]
+            assert sorted(answer is None for answer in answers) == [False, True], answers
+            for one in (host, second):
+                assert one.do("stop", "net") is None
+            wait_for(host.has_card, 10)
+        finally:
+            second.end_lab()
 
 
 def test_a_name_that_was_given_away_meanwhile(host: Host) -> None:

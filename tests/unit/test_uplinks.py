@@ -126,3 +126,6 @@ def test_the_explanation_names_the_card() -> None:
     domain = net_qube(net__uplink="shared:eth1").domains["net"]
     steps = explain(domain, parse_place("198.51.100.7", 80, "tcp"), lambda _d: [], lambda _n: True, frozenset(), 0)
     assert steps[-1].passes and "card eth1, which it shares with this host" in steps[-1].why
+    domain.features["ipv6"] = "1"
+    steps = explain(domain, parse_place("2001:db8::7", 80, "tcp"), lambda _d: [], lambda _n: True, frozenset(), 0)
+    assert steps[-1].passes is False and "no IPv6 passes the card eth1" in steps[-1].why

@@ -93,7 +93,7 @@ def _steps(
             yield Step(at.name, False, f"{at.name} has no IPv6", f"qvm-features {at.name} ipv6 1")
         netvm = at.netvm
         if netvm is None:
-            yield _end(at)
+            yield _end(at, place)
             return
         yield _firewall(at, place, rules(at), now)
         if not running(netvm.name):
@@ -101,12 +101,16 @@ def _steps(
         at = netvm
 
 
-def _end(at: Domain) -> Step:
+def _end(at: Domain, place: Place) -> Step:
     if not at.provides_network:
         return Step(at.name, False, f"{at.name} has no net qube", f"qvm-prefs {at.name} netvm NET-QUBE")
     uplink = wanted_uplink(at)
     if uplink is not None and uplink.kind == PASTA:
         return Step(at.name, True, "by its uplink, as a program of this host would")
+    if uplink is not None and place.address is not None and place.address.version == 6:
+        return Step(
+            at.name, False, f"no IPv6 passes the card {uplink.card}", f"qvm-features {at.name} net.uplink pasta"
+        )
     if uplink is not None:
         shared = ", which it shares with this host" if uplink.kind == SHARED else ""
         return Step(at.name, True, f"by the card {uplink.card}{shared}, as a machine of the network there would")
