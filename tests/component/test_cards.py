@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -120,7 +121,8 @@ class Host:
         self.lab.wait()
         for pipe in (self.lab.stdin, self.lab.stdout):
             assert pipe is not None
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
     def close(self) -> None:
         self.end_lab()

@@ -80,7 +80,7 @@ class CardUplinks:
             return
         if not self._root:
             raise CardError(f"only a daemon that is root can give {uplink.card} to {name}; net.uplink pasta needs none")
-        await self.stop(name)  # an attempt that broke off
+        await self._undo(name)  # an attempt that broke off, or a card that vanished
         await self._watch(room)
         self._refuse_second(name, uplink)
         moving = uplink.kind == CARD
@@ -98,7 +98,7 @@ class CardUplinks:
             else:
                 await in_thread(cards.share, card, room.net, interface, mac)
         except BaseException:
-            await self.stop(name)
+            await self._undo(name)
             raise
         self._running[name] = Way(uplink, record.interface)
         self.missing.pop(name, None)
@@ -170,6 +170,9 @@ class CardUplinks:
         next stop."""
         self._running.pop(name, None)
         self.missing.pop(name, None)
+        await self._undo(name)
+
+    async def _undo(self, name: str) -> None:
         record = card_records.read(self._settings.run, name)
         if record is None:
             return
