@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 from markupsafe import escape
 
+from casemate.client.network_tree import way_out
 from casemate.web import host_page, rendering
 from casemate.web.connections import REQUEST_SECONDS
 from casemate.web.event_log import KEPT_EVENTS, Entry
 from casemate.web.host_page import Pool
 from casemate.web.network_picture import MOST_BOXES, Meter, picture
+from casemate.wire.errors import ValueInvalidError
 from casemate.wire.events import FeatureSet
 from tests.builders import short_directory, wait_for
 from tests.fakes.daemon import FakeDaemon, running
@@ -138,6 +141,21 @@ def test_the_picture_has_each_qube_and_its_traffic(networked: FakeDaemon, web: P
     assert ">work</text>" in text and ">sys-net</text>" in text and "Without network:" in text and "vault" in text
     assert "1.0 MiB sent, 2.0 MiB received" in text and "7 packets (firewall)" in text
     assert 'href="#/network?qube=work"' in text and " style=" not in text
+
+
+def test_the_picture_and_the_table_name_the_card_of_a_net_qube(networked: FakeDaemon, web: Page) -> None:
+    networked.client().call("admin.vm.feature.Set", "net.uplink", "sys-net", "card:eth1")
+    assert "this host&#39;s network (card eth1): " in read(web, "/part/network")
+    networked.parts.network.missing["sys-net"] = "eth1 has vanished"
+    (one,) = (
+        found for found in json.loads(networked.client().call("admin.casemate.net.Show"))["qubes"]
+        if found["name"] == "sys-net"
+    )  # fmt: skip
+    assert (one["uplink_by"], one["uplink_missing"], way_out(one)) == (
+        "card:eth1", "eth1 has vanished", "card eth1, which is missing"
+    )  # fmt: skip
+    with pytest.raises(ValueInvalidError, match="no name of a card"):
+        networked.client().call("admin.vm.feature.Set", "net.uplink", "sys-net", "card:a/b")
 
 
 def test_the_picture_is_not_of_yesterday(networked: FakeDaemon, web: Page) -> None:

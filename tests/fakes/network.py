@@ -33,6 +33,8 @@ class FakeNetwork:
         """Why there is no network; a test may say."""
         self.carried: list[ev.NetworkStatistics] = []
         """What the statistics say, by a test."""
+        self.missing: dict[str, str] = {}
+        """Why a net qube has no card now, by a test."""
         self._traffic: dict[str, Traffic] = {}
         self._dropped: dict[str, tuple[int, int]] = {}
         self._report = NetworkReport(store, self, firewalls, states)  # type: ignore[arg-type]  # this is its network too
@@ -48,6 +50,11 @@ class FakeNetwork:
     @property
     def wires(self) -> FakeNetwork:
         return self
+
+    @property
+    def ways(self) -> SimpleNamespace:
+        """No net qube has a card, but for those that a test says miss theirs."""
+        return SimpleNamespace(cards=SimpleNamespace(running=dict, missing=self.missing))
 
     async def traffic(self) -> dict[str, Traffic]:
         return self._traffic
