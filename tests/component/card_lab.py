@@ -12,7 +12,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,26 @@ def die_at(stage: str) -> None:
     setattr(holder, name, waiting if asyncio.iscoroutinefunction(step) else plain)
 
 
+async def given_up(run: Path, name: str, work: Coroutine[Any, Any, None]) -> None:
+    """A start that is cancelled while the kernel moves the card, which takes a moment here."""
+    take = cards.take
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.3)
+        take(*arguments)
+
+    cards.take = slowly
+    task = asyncio.create_task(work)
+    while not card_records.path_of(run, name).exists():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.15)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    await asyncio.sleep(0.4)  # what was not waited for has ended by now, too
+    cards.take = take
+
+
 async def main(run: Path, pid: int) -> None:
     """Serve until the end of the input."""
     net = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
@@ -78,6 +99,9 @@ async def main(run: Path, pid: int) -> None:
                 # No file takes another byte, as on a full disk.
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (0 if request["full"] else -1, -1))
+            elif "cancel" in request:
+                name, uplink, interface, mac = request["cancel"]
+                await given_up(run, name, uplinks.start(name, parse_uplink(uplink), interface, mac, room))
             elif "changes" in request:
                 answer = len(changes)
             else:

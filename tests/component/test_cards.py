@@ -261,6 +261,14 @@ def test_a_full_disk_keeps_the_card_where_it_is(host: Host) -> None:
     host.do("stop", "net")
 
 
+def test_a_start_that_is_given_up_leaves_the_card_to_the_host(host: Host) -> None:
+    assert host.ask(cancel=list(CARD[1:])) is None
+    wait_for(host.has_card, 5)
+    assert host.do(*CARD) is None
+    host.do("stop", "net")
+    assert host.has_card()
+
+
 def test_two_at_once_do_not_get_one_card(host: Host) -> None:
     """Two daemons of one state never run, but two of different states do. The kernel gives the card to one of them."""
     with short_directory("cmc") as directory:

@@ -27,6 +27,14 @@ def _guard(ident: str, what: str, old: str, new: str, *tests: str) -> Mutant:
 
 MUTANTS = (
     _card(
+        "card-overtaken",
+        "a card is given before it is taken back",
+        _CARDS,
+        "        await asyncio.wait([done])\n",
+        "",
+        f"{_THERE}test_a_start_that_is_given_up_leaves_the_card_to_the_host",
+    ),
+    _card(
         "card-namesake",
         "an interface of another namespace stays there",
         _CARDS,

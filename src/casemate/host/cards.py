@@ -69,9 +69,13 @@ class Card:
     """Whether the host used it; it is up again when it comes back."""
 
 
-def in_thread(work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-    """Run in a thread of its own, which ends: it may have entered another namespace."""
+async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """Run in a thread of its own, which ends: it may have entered another namespace.
+
+    Who is cancelled meanwhile waits for the end of it all the same: else it would overtake what undoes it.
+    """
     future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
@@ -80,7 +84,12 @@ def in_thread(work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
             future.set_exception(error)
 
     threading.Thread(target=run, name="cards", daemon=True).start()
-    return asyncio.wrap_future(future)
+    done = asyncio.wrap_future(future)
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        await asyncio.wait([done])
+        raise
 
 
 def _enter(net: int) -> None:
