@@ -189,6 +189,22 @@ def test_another_card_takes_the_place_of_one(lab: Lab) -> None:
     assert lab.passes("eth8", back(f.tcp(WORK, LEASED, 80, 1, flags=0x12))) == set()
 
 
+def test_a_card_that_vanished_leaves_rules_that_can_be_changed(lab: Lab) -> None:
+    frame = out(f.tcp(LEASED, OUTSIDE, 1, 80))
+    for chain in ("", "x3", ""):
+        lab.ask(vanish=[CARD, chain, "u3", "x3"])
+        lab.plan(wire(12, WORK, "d3"), {**lan(), "peer": None, "lan": None})
+        assert lab.passes("u3", frame) == set()
+        lab.plan(wire(12, WORK, "d3"), lan())
+        assert lab.passes("u3", frame) == {CARD}
+        assert lab.passes(CARD, back(f.tcp(OUTSIDE, LEASED, 80, 1, flags=0x12))) == {"u3"}
+        assert lab.passes(CARD, back(f.tcp(WORK, LEASED, 80, 1, flags=0x12))) == set()
+    for chain in ("", "x3"):
+        lab.ask(vanish=[CARD, chain, "u3", "x3"])
+        lab.plan(wire(12, WORK, "d3"), lan())  # it is back before anybody has looked
+        assert lab.passes("u3", frame) == {CARD}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a namespace of another process is entered by root alone")
 def test_a_card_in_the_room_is_never_removed(lab: Lab) -> None:
     """A daemon that has just started removes what its plan does not know; a card that it does not know stays."""

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from casemate.host.room.links import Tap
@@ -25,6 +26,9 @@ from casemate.network.plan import Lan, Plan, Served, Wire
 from casemate.streams.ready import readable
 
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
+SIOCGIFFLAGS, IFF_RUNNING = 0x8913, 0x40  # netdevice(7)
+RUNNING_SECONDS = 3.0
+"""The kernel takes notice of carriers once a second at least."""
 QUIET_SECONDS = 0.05
 """A frame comes out of the other tap in the system call that sent it, so a moment of quiet is enough."""
 
@@ -87,6 +91,18 @@ class Lab:
             os.close(self.taps.pop(name))
         return sorted(self.wires.names())
 
+    def vanish(self, interface: str, chain: str, *parts_of_it: str) -> None:
+        """Have an interface vanish, and its parts loaded anew with the next plan, as the daemon does. ``chain``: the one
+        that goes with it, as in older kernels; empty for none."""
+        assert self.loaded is not None
+        self.remove([interface])
+        if chain:
+            ident = {"chain": {"family": "netdev", "table": parts.TABLE, "name": chain}}
+            self.wires.nft.load([{"flush": ident}, {"delete": ident}])
+        for name in parts_of_it:
+            part = self.loaded[name]
+            self.loaded[name] = replace(part, chains=dict.fromkeys(part.chains, ()))
+
     def send(self, tap: str, frames: list[str]) -> dict[str, list[str]]:
         """Send frames as the guest behind a tap would; what came out of which tap."""
         for frame in frames:
@@ -115,6 +131,14 @@ def _uplink(wire: Wire) -> Any:
 def _open(name: str) -> int:
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+    # Somebody is at its other end now, and frames come out as soon as the kernel has taken notice of that.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        end = time.monotonic() + RUNNING_SECONDS
+        while time.monotonic() < end:
+            found = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s24x", name.encode()))
+            if struct.unpack_from("H", found, 16)[0] & IFF_RUNNING:
+                break
+            time.sleep(0.005)
     return fd
 
 
@@ -138,6 +162,8 @@ def main() -> None:
                 answer = lab.refused(request["refused"]["tap"])
             elif "unasked" in request:
                 answer = lab.remove(request["unasked"])
+            elif "vanish" in request:
+                lab.vanish(*request["vanish"])
             elif "silent" in request:
                 answer = sorted(lab.wires.names())
         except Exception as error:

@@ -26,6 +26,18 @@ def _guard(ident: str, what: str, old: str, new: str, *tests: str) -> Mutant:
 
 
 MUTANTS = (
+    Mutant(
+        "card-chain-gone",
+        "rules can be changed when a card took its chain with it",
+        "src/casemate/network/parts.py",
+        """            yield _add("chain", name=name)
+            yield {"flush": {"chain": _named(name)}}
+""",
+        """            yield {"flush": {"chain": _named(name)}}
+""",
+        (f"{_WIRES}test_a_card_that_vanished_leaves_rules_that_can_be_changed",),
+        slow=True,
+    ),
     _card(
         "card-overtaken",
         "a card is given before it is taken back",

@@ -81,6 +81,8 @@ class Part:
     def empty(self) -> Iterable[Command]:
         """Commands that take the content out; then nothing refers to another part."""
         for name in self.chains:
+            # A chain that went with its interface is made again, to be removed with the others.
+            yield _add("chain", name=name)
             yield {"flush": {"chain": _named(name)}}
         for name in self.maps:
             yield {"flush": {"map": _named(name)}}
