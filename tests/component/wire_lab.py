@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -26,8 +27,7 @@ from casemate.network.plan import Lan, Plan, Served, Wire
 from casemate.streams.ready import readable
 
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
-SIOCGIFFLAGS, IFF_RUNNING = 0x8913, 0x40  # netdevice(7)
-RUNNING_SECONDS = 3.0
+NOTICED_SECONDS = 3.0
 """The kernel takes notice of carriers once a second at least."""
 QUIET_SECONDS = 0.05
 """A frame comes out of the other tap in the system call that sent it, so a moment of quiet is enough."""
@@ -92,7 +92,7 @@ class Lab:
         return sorted(self.wires.names())
 
     def vanish(self, interface: str, chain: str, *parts_of_it: str) -> None:
-        """Have an interface vanish, and its parts loaded anew with the next plan, as the daemon does. ``chain``: the one
+        """Have an interface vanish, and parts loaded anew with the next plan, as the daemon does. ``chain``: the one
         that goes with it, as in older kernels; empty for none."""
         assert self.loaded is not None
         self.remove([interface])
@@ -131,14 +131,13 @@ def _uplink(wire: Wire) -> Any:
 def _open(name: str) -> int:
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
-    # Somebody is at its other end now, and frames come out as soon as the kernel has taken notice of that.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        end = time.monotonic() + RUNNING_SECONDS
-        while time.monotonic() < end:
-            found = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s24x", name.encode()))
-            if struct.unpack_from("H", found, 16)[0] & IFF_RUNNING:
-                break
-            time.sleep(0.005)
+    # Somebody is at its other end now; frames come out when the kernel has taken notice of that.
+    end = time.monotonic() + NOTICED_SECONDS
+    while time.monotonic() < end:
+        told = subprocess.run(["ip", "-o", "link", "show", "dev", name], capture_output=True, text=True).stdout
+        if " qdisc noop " not in told:
+            break
+        time.sleep(0.01)
     return fd
 
 
