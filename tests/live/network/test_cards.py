@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -166,6 +168,32 @@ def test_a_shared_card_stays_with_the_host_and_an_address_can_be_given(cards: Ne
     net.run("qvm-kill", "sys-net")
     for feature in ("net.uplink-ip", "net.uplink-gateway", "net.uplink-dns"):
         net.run("qvm-features", "--unset", "sys-net", feature)
+
+
+def test_killed_while_it_starts_the_card_is_back(cards: Net, lan: Lan) -> None:
+    net = cards
+    net.run("qvm-features", "sys-net", "net.uplink", f"card:{CARD}")
+    net.run("casemate", "status")  # a daemon runs
+    tool = subprocess.Popen(
+        [*net.outside.command(), "qvm-start", "sys-net"],
+        env=net.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: CARD not in interfaces(lan), 30)
+        room = net.room_pid()
+        net.kill_daemon()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(room, signal.SIGKILL)
+    finally:
+        tool.wait(60)
+    # The tool, or the next one, has started another daemon, which ends what was half begun, or finds it whole.
+    wait_for(lambda: net.state("sys-net") in ("Halted", "Running"), 60)
+    net.run("qvm-kill", "sys-net", status=None)
+    wait_for(lambda: CARD in interfaces(lan), 30)
+    assert not list((net.settings.run / "qubes").glob("*.card"))
+    net.run("qvm-start", "sys-net")
+    wait_for(lambda: LEASED in address(net), 60)
+    net.run("qvm-kill", "sys-net")
 
 
 def test_a_card_that_cannot_be_given_is_named_and_nothing_starts(cards: Net, lan: Lan) -> None:
