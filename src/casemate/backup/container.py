@@ -17,9 +17,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-
+from casemate.backup import primitives
 from casemate.backup.errors import DamagedError, UntriedError
 
 _HEAD = struct.Struct(">6sBBII32s")
@@ -28,7 +26,7 @@ OVERHEAD = OVERHEAD_BEFORE + _MAC
 """Bytes around the data."""
 _PIECE = 1 << 20
 _HASHLIB_MOST = (1 << 31) - 1
-"""hashlib takes no higher limit of memory; beyond it the cryptography package does the derivation."""
+"""hashlib takes no higher limit of memory; beyond it another library does the derivation (primitives.py)."""
 
 MAX_KDF_MEMORY = 4 << 30
 """Limit of a backup (bytes): memory that the derivation of one key may take.
@@ -75,7 +73,7 @@ class Keys:
             most = min(_HASHLIB_MOST, cost.memory + 256 * cost.r * cost.p + (1 << 20))
             derived = hashlib.scrypt(passphrase, salt=salt, n=n, r=cost.r, p=cost.p, maxmem=most, dklen=64)
         else:
-            derived = Scrypt(salt=salt, length=64, n=n, r=cost.r, p=cost.p).derive(passphrase)
+            derived = primitives.scrypt(passphrase, salt, n, cost.r, cost.p)
         self.cipher = derived[:32]
         self._mac = derived[32:]
 
@@ -126,9 +124,9 @@ def decrypt(data: bytearray, passphrase: bytes, what: str) -> memoryview:
     if not hmac.compare_digest(keys.mac(view[:-_MAC]), view[-_MAC:]):
         raise DamagedError(f"{what} is damaged: its code of authentication is wrong")
     body = view[OVERHEAD_BEFORE:-_MAC]
-    context = Cipher(algorithms.AES(keys.cipher), modes.CTR(bytes(16))).decryptor()
+    update = primitives.aes_ctr(keys.cipher)
     for at in range(0, len(body), _PIECE):
-        body[at : at + _PIECE] = context.update(body[at : at + _PIECE])
+        body[at : at + _PIECE] = update(body[at : at + _PIECE])
     return body
 
 
@@ -141,9 +139,9 @@ def encrypt(
     head += hashlib.sha256(head).digest()[:16]
     head += derived.mac(head)
     view = memoryview(data)
-    context = Cipher(algorithms.AES(derived.cipher), modes.CTR(bytes(16))).encryptor()
+    update = primitives.aes_ctr(derived.cipher)
     for at in range(0, len(view), _PIECE):
-        view[at : at + _PIECE] = context.update(view[at : at + _PIECE])
+        view[at : at + _PIECE] = update(view[at : at + _PIECE])
     return [head, view, derived.mac(head, view)]
 
 

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
-import zstandard
-
 from casemate.backup.errors import DamagedError, RefusedError
+from casemate.backup.primitives import ZstdError, zstd_compressor, zstd_decompressor
 
 _OUT = 1 << 18
 """Bytes of output asked for at once."""
@@ -128,7 +127,7 @@ def _zstd(pieces: Pieces, what: str) -> Iterator[bytes]:
             if magic[1:] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50:  # a frame to be skipped
                 source.skip(int.from_bytes(source.exactly(4), "little"))
                 continue
-            decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
+            decompressor = zstd_decompressor(_ZSTD_WINDOW)
             flags = source.exactly(1)
             single, checksum = flags[0] & 0x20, flags[0] & 0x04
             rest = (0, 1, 2, 4)[flags[0] & 3] + (0 if single else 1) + (1 if single else 0, 2, 4, 8)[flags[0] >> 6]
@@ -147,7 +146,7 @@ def _zstd(pieces: Pieces, what: str) -> Iterator[bytes]:
                     break
             if checksum and (out := decompressor.decompress(source.exactly(4))):
                 yield out
-    except zstandard.ZstdError as error:
+    except ZstdError as error:
         raise DamagedError(f"{what} cannot be decompressed: {error}") from error
 
 
@@ -241,7 +240,7 @@ def compressor(name: str) -> Callable[[bytes | memoryview], bytes]:
     elif name == "xz":
         packed = lzma.LZMACompressor()  # type: ignore[assignment]
     elif name in _ZSTD:
-        packed = zstandard.ZstdCompressor(level=3, write_checksum=True).compressobj()  # type: ignore[assignment]
+        packed = zstd_compressor()
     else:
         raise RefusedError(f"Backups cannot be written with the filter {name!r}; possible are gzip, bzip2, xz, zstd")
     return lambda data: packed.compress(data) if data else packed.flush()

@@ -11,9 +11,8 @@ import hmac
 import re
 from collections.abc import Iterable, Iterator
 
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
 from casemate.backup.errors import DamagedError, RefusedError
+from casemate.backup.primitives import aes_cbc_decryptor
 
 DIGESTS = ("SHA1", "SHA224", "SHA256", "SHA384", "SHA512")
 """Algorithms of the HMAC. All that were ever written are SHA1 and SHA512."""
@@ -79,4 +78,4 @@ def _cipher(start: bytes, passphrase: bytes, what: str):  # type: ignore[no-unty
     while len(made) < 48:  # EVP_BytesToKey with MD5 and one round
         digest = hashlib.md5(digest + passphrase + salt, usedforsecurity=False).digest()
         made += digest
-    return Cipher(algorithms.AES(made[:32]), modes.CBC(made[32:48])).decryptor()
+    return aes_cbc_decryptor(made[:32], made[32:48])
