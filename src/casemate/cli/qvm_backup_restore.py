@@ -16,35 +16,76 @@ from casemate.client.qubes import Qubes
 from casemate.wire.admin import ADMIN
 from casemate.wire.errors import CasemateError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from casemate.cli.restoring import Readable
+
 PROG = "qvm-backup-restore"
 
 
 def _body(args: argparse.Namespace, qubes: Qubes) -> int:
     if args.backup_location == "-" and (args.passphrase_file in (None, "-") or not (args.yes or args.verify_only)):
         raise tool.UsageError("A backup on standard input needs --passphrase-file FILE, and --yes or --verify-only")
+    if args.location_is_service and not _in_qube(args):
+        raise tool.UsageError("--location-is-service needs --dest-vm: the qube that has the service")
     secret = passphrase.asked(args.passphrase_file)
-    with _members(args) as found, contextlib.closing(Backup(found, secret, args.compression_filter or "")) as backup:
+    with (_apart if args.paranoid_mode else _here)(args, qubes, secret) as backup:
         return verify(PROG, args, backup) if args.verify_only else restore_from(PROG, args, backup, qubes)
 
 
+def _in_qube(args: argparse.Namespace) -> bool:
+    return args.dest_vm not in (None, ADMIN)
+
+
+@contextlib.contextmanager
+def _here(args: argparse.Namespace, _qubes: Qubes, secret: bytes) -> Iterator[Readable]:
+    """Read the backup in this process."""
+    with _members(args) as found, contextlib.closing(Backup(found, secret, args.compression_filter or "")) as backup:
+        yield backup
+
+
+@contextlib.contextmanager
+def _apart(args: argparse.Namespace, qubes: Qubes, secret: bytes) -> Iterator[Readable]:
+    """Have the backup read in a disposable."""
+    from casemate.client.backup_in_qube import bytes_in_qube
+    from casemate.client.paranoid import opened
+
+    forced = args.compression_filter or ""
+    if _in_qube(args):
+        with (
+            bytes_in_qube(args.dest_vm, args.backup_location, args.location_is_service) as read,
+            opened(qubes, read, "qfile", secret, forced) as backup,
+        ):
+            yield backup
+        return
+    with _opened(args.backup_location) as file, opened(qubes, file.read, "tar", secret, forced) as backup:
+        yield backup
+
+
 def _members(args: argparse.Namespace) -> contextlib.AbstractContextManager[Iterator[Member]]:
-    if args.dest_vm not in (None, ADMIN):
+    if _in_qube(args):
         from casemate.client.backup_in_qube import backup_in_qube  # imports subprocess, which takes time
 
         return backup_in_qube(args.dest_vm, args.backup_location, args.location_is_service)
-    if args.location_is_service:
-        raise tool.UsageError("--location-is-service needs --dest-vm: the qube that has the service")
     return _of_this_host(args.backup_location)
 
 
 @contextlib.contextmanager
 def _of_this_host(place: str) -> Iterator[Iterator[Member]]:
+    with _opened(place) as file:
+        yield members(file)
+
+
+@contextlib.contextmanager
+def _opened(place: str) -> Iterator[BinaryIO]:
     try:
         if place == "-":
-            yield members(sys.stdin.buffer)
+            yield sys.stdin.buffer
             return
         with open(place, "rb") as file:
-            yield members(file)
+            yield file
     except OSError as error:
         raise CasemateError(f"{error.filename or place}: {error.strerror}") from None
 
@@ -64,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--ignore-username-mismatch", action=tool.Ignored, why=never)
     add("--ignore-size-limit", action=tool.Ignored, why="there is none: a backup is read as a stream")
     add("--auto-close", action=tool.Ignored, why="it opens no window")
-    add("--paranoid-mode", "--plan-b", action=tool.Refused, why="a backup is read on this host, not in a disposable")
+    add(
+        "--paranoid-mode", "--plan-b", action="store_true",
+        help="trust the backup in nothing: read it in a disposable without a network (of management_dispvm)",
+    )  # fmt: skip
     add(
         "--location-is-service", action="store_true",
         help="the location is a service of that qube, such as qubes.RestoreById+ID",

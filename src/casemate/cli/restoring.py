@@ -64,7 +64,7 @@ def restore_from(prog: str, args: argparse.Namespace, backup: Readable, qubes: Q
         sys.stderr.write(f"{name} was left behind by a restore that was killed; it was removed\n")
     options = restore.Options(
         _only(args), frozenset(args.exclude), args.skip_conflicting, args.rename_conflicting, args.ignore_missing,
-        args.skip_broken, args.keep_damaged,
+        args.skip_broken, args.keep_damaged, distrust=getattr(args, "paranoid_mode", False),
     )  # fmt: skip
     planned = restore.plan(backup.contents, qubes, options)
     if not json_output.wanted(args):

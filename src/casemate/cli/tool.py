@@ -150,22 +150,6 @@ class Ignored(argparse.Action):
         sys.stderr.write(f"{parser.prog}: {option} does nothing here: {self._why}\n")
 
 
-class Refused(argparse.Action):
-    """An option of upstream's tool that promises a protection, or another result, that is not here: a usage error.
-
-    To ignore it would be to do something else than was asked for.
-    """
-
-    def __init__(self, option_strings: Sequence[str], dest: str, why: str) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        self._why = why
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, _args: object, _value: object, option: str | None = None
-    ) -> None:
-        parser.error(f"{option} is not possible here: {self._why}")
-
-
 def run(parser: argparse.ArgumentParser, body: Body, argv: Sequence[str] | None) -> int:
     """Parse, carry out, and turn what went wrong into a message and an exit status."""
     args = argparse.Namespace()

@@ -10,6 +10,9 @@
      v
     open_stream (calling.py)               a call into a qube, over its link's socket; Disposable for one block
 
+``restore.py`` makes qubes of a backup, by ``new_qubes.py``, which touches no other; ``paranoid.py`` has the backup read
+in a disposable, over ``service_stream.py``.
+
 ``device_lines.py`` has the lines and arguments of the methods for devices, ``network_tree.py`` the order in which the
 network of qubes is shown.
 

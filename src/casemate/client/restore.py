@@ -8,20 +8,24 @@ neither a failed restore nor a killed one leaves a qube that looks as if it coul
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from casemate.backup.contents import Contents, StoredQube
 from casemate.backup.reader import Report, Verdict
+from casemate.backup.restored_firewall import RULES, rules_of
+from casemate.client.new_qubes import NewQubes
 from casemate.client.qubes import NOT_CLONED, Qubes
-from casemate.client.restored_firewall import rules_of
 from casemate.client.volume_import import VolumeImport, begin_import
 from casemate.wire import names
 from casemate.wire.admin import NOT_RESTORED, PROHIBIT_START, RESTORE_INCOMPLETE, ListedQube
 from casemate.wire.errors import CasemateError, DaemonAccessError, InUseError, NotFoundError, printable
 
 _MAX_NAME = 31
+_NOT_TAKEN = ("created-by-", "audiovm-", "guivm-", "backup-restore-")
+"""How tags begin that say something about this host, and are its own to set."""
 _REFERENCES = ("netvm", "default_dispvm", "management_dispvm", "audiovm", "guivm")
 _PAIRED = frozenset({*NOT_CLONED, *_REFERENCES, "stubdom_mem"})
 """Properties that are not simply set: unique ones, references to other qubes, those of hardware that is not here."""
@@ -33,7 +37,7 @@ class RestoreError(CasemateError):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user decided. ``only`` None: all qubes of the backup."""
+    """What the user decided. ``only`` None: all qubes of the backup. ``distrust``: whoever made it may be hostile."""
 
     only: frozenset[str] | None = None
     exclude: frozenset[str] = frozenset()
@@ -42,6 +46,7 @@ class Options:
     ignore_missing: bool = False
     skip_broken: bool = False
     keep_damaged: bool = False
+    distrust: bool = False
 
 
 @dataclass(slots=True)
@@ -95,9 +100,23 @@ def plan(contents: Contents, qubes: Qubes, options: Options) -> Plan:
             found.left_out[name] = why
         elif why:
             problems.append(f"{name}: {why} (--ignore-missing takes the default, --skip-broken leaves it out)")
+    if options.distrust:
+        for planned in found.qubes.values():
+            _distrust(planned, found.notes)
     if problems:
         raise RestoreError("This cannot be restored as it is:\n" + "\n".join(f"  {one}" for one in problems))
     return found
+
+
+def _distrust(planned: Planned, notes: list[str]) -> None:
+    """Mark a qube for good as one of a backup that is not trusted, and tell what of it reaches beyond it."""
+    stored = planned.stored
+    if stored.properties.pop("autostart", "False") == "True":
+        notes.append(f"{planned.name}: it would be started with this host; that is left out (property autostart)")
+    if tags := [tag for tag in stored.tags if not tag.startswith(_NOT_TAKEN)]:
+        shown = printable(", ".join(sorted(tags)), 300)
+        notes.append(f"{planned.name}: it has the tags {shown}; rules of the policy that name them hold for it")
+    stored.tags.append(f"restored-from-backup-at-{time.strftime('%Y-%m-%d')}")
 
 
 def wanted(contents: Contents, options: Options) -> list[StoredQube]:
@@ -160,7 +179,7 @@ class Restore:
     def __init__(self, qubes: Qubes, planned: Plan, progress: Callable[[int], object] = lambda _count: None) -> None:
         self.progress = progress
         self.notes = planned.notes
-        self._qubes = qubes
+        self._qubes = NewQubes(qubes.transport)
         self._plan = planned
         self._created: list[str] = []
         self._volume: VolumeImport | None = None
@@ -192,7 +211,7 @@ class Restore:
                 continue
             self._try(f"feature {printable(key, 60)}", name, partial(call, "admin.vm.feature.Set", key, name, value))
         for tag in stored.tags:
-            if not tag.startswith(("created-by-", "audiovm-", "guivm-")):
+            if not tag.startswith(_NOT_TAKEN):
                 self._try(f"tag {tag}", name, partial(call, "admin.vm.tag.Set", tag, name))
         if stored.devices:
             self.notes.append(f"{name}: {stored.devices} assignments of devices were left out; assign them anew")
@@ -223,7 +242,7 @@ class Restore:
     def volume(self, qube: StoredQube, name: str) -> VolumeImport:
         """See ``Target``."""
         self._let_go()
-        self._volume = begin_import(self._qubes.transport, self._plan.qubes[qube.name].name, name)
+        self._volume = begin_import(self._qubes.transport, self._qubes.check(self._plan.qubes[qube.name].name), name)
         return self._volume
 
     def finish_volume(self, qube: StoredQube, name: str) -> None:
@@ -235,9 +254,9 @@ class Restore:
     def file(self, qube: StoredQube, name: str, data: bytes) -> None:
         """See ``Target``."""
         target = self._plan.qubes[qube.name].name
-        if name == "firewall.xml":
-            rules = rules_of(data)
-            if rules is None:
+        if name in ("firewall.xml", RULES):
+            rules = rules_of(data) if name == "firewall.xml" else data.decode("utf-8", "replace")
+            if not rules:
                 rules = "action=drop\n"
                 self.notes.append(f"{target}: its firewall rules cannot be read; until you set new ones all is dropped")
             self._qubes.call("admin.vm.firewall.Set", "", target, rules)

@@ -83,7 +83,7 @@ from casemate.qrexec.broker import Broker
 from casemate.qrexec.call_sockets import CallSockets
 from casemate.qrexec.calls import Calls
 from casemate.qrexec.decide import API_SERVICES, Permissions
-from casemate.qrexec.files import PolicyFiles, default_policy
+from casemate.qrexec.files import PolicyFiles, delivered_policies
 from casemate.qrexec.host_service import run_on_host
 from casemate.qrexec.listener import CallListener
 from casemate.qrexec.system import Systems
@@ -94,7 +94,6 @@ from casemate.storage.pools import Pools
 from casemate.store.store import Store
 from casemate.wire import upstream_paths
 
-DEFAULT_POLICY = "90-default.policy"
 SYSTEM_STATE = Path("/var/lib/casemate")
 UPSTREAM_DIRECTORY = Path("/var/run")
 """Where upstream's programs look. The state of the whole host is served there too; any other state is not."""
@@ -360,9 +359,10 @@ class Daemon:
 
     async def __aenter__(self) -> Daemon:
         settings = self._settings
-        policy = settings.policy_dir / DEFAULT_POLICY
-        if not policy.exists() or policy.read_text() != default_policy():
-            replace_file(policy, default_policy().encode(), mode=0o600)
+        for name, text in delivered_policies().items():
+            policy = settings.policy_dir / name
+            if not policy.exists() or policy.read_text() != text:
+                replace_file(policy, text.encode(), mode=0o600)
         clear_spool(settings.state)
         store = Store(settings.store_file)
         runner, accounts = Runner(), Accounts(settings, root=os.geteuid() == 0)

@@ -209,7 +209,13 @@ class PolicyFiles:
 
 
 def default_policy() -> str:
-    """The text of the policy that a new state starts with."""
+    """The text of the policy that decides what no other file does."""
+    return delivered_policies()["90-default.policy"]
+
+
+def delivered_policies() -> dict[str, str]:
+    """The files that come with Casemate and stand in each policy, by name."""
     from importlib.resources import files
 
-    return files("casemate").joinpath("data/policy/90-default.policy").read_text(encoding="ascii")
+    found = files("casemate").joinpath("data/policy").iterdir()
+    return {one.name: one.read_text(encoding="ascii") for one in found if one.name.endswith(SUFFIX)}

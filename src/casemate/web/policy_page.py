@@ -21,8 +21,8 @@ from casemate.wire.names import number
 
 KINDS = {"policy": "policy.d", "policy.include": "policy.d/include"}
 """Prefixes of the methods of both kinds of files, and where these are below the state."""
-DELIVERED = "90-default"
-"""The file that comes with Casemate: it cannot be changed."""
+DELIVERED = ("10-paranoid-restore", "90-default")
+"""The files that come with Casemate: they cannot be changed."""
 
 
 class PolicyPage:
@@ -92,7 +92,7 @@ class PolicyPage:
             new = False
         except PolicyFileNotFoundError:
             pass  # it is made when it is saved
-        locked = self._read_only or (kind == "policy" and name == DELIVERED)
+        locked = self._read_only or (kind == "policy" and name in DELIVERED)
         html = rendering.render(
             "policy_file.html", kind=kind, name=name, token=token, text=text, new=new, locked=locked, place=KINDS[kind]
         )
@@ -154,7 +154,7 @@ def editable(file: str) -> tuple[str, str] | None:
     """Kind and name of a file as an explanation names it; None for one elsewhere, which the Admin API cannot change."""
     if file.startswith("include/") and "/" not in file[8:]:
         return "policy.include", file[8:]
-    if "/" in file or not file.endswith(".policy") or file == f"{DELIVERED}.policy":
+    if "/" in file or not file.endswith(".policy") or file.removesuffix(".policy") in DELIVERED:
         return None
     return "policy", file.removesuffix(".policy")
 

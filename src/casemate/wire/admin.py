@@ -295,6 +295,8 @@ PROHIBIT_START = "prohibit-start"
 """The feature that keeps a qube from being started; its value is the reason."""
 NOT_RESTORED = "its data has not been restored from the backup"
 """That reason while a qube is restored."""
+BACKUP_READER = "backup-restore-mgmt"
+"""The tag of a disposable that reads a backup which is not trusted. The policy refuses all of its calls."""
 
 
 class PropertyValue(Record):

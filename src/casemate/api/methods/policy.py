@@ -42,8 +42,8 @@ KINDS = {"policy": ("", ".policy"), "policy.include": ("include", "")}
 MAX_TEXT = 64 << 10
 """Limit of the Admin API (bytes): file of the policy, when replaced."""
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-DELIVERED = "90-default"
-"""The file that comes with Casemate; each start of the daemon writes it anew, so a change would be lost."""
+DELIVERED = ("10-paranoid-restore", "90-default")
+"""The files that come with Casemate; each start of the daemon writes them anew, so a change would be lost."""
 
 
 def _directory(context: Context, kind: str) -> Path:
@@ -125,8 +125,8 @@ async def replace_policy(context: Context, kind: str, arg: str, payload: str) ->
     token, newline, text = payload.partition("\n")
     if not newline or len(text) > MAX_TEXT:
         raise ProtocolError(f"The payload is a token, a line feed and at most {MAX_TEXT} characters of text")
-    if kind == "policy" and arg == DELIVERED:
-        raise PolicyFileNameError(f"{arg} comes with Casemate; write a file that sorts before it")
+    if kind == "policy" and arg in DELIVERED:
+        raise PolicyFileNameError(f"{arg} comes with Casemate; write a file that sorts before 90-default")
     _require(path, token)
     await asyncio.to_thread(_change, context, path, text.encode("ascii"))
 
@@ -159,7 +159,7 @@ def explain_policy(context: Context, system: System, payload: str) -> str:
 async def remove_policy(context: Context, kind: str, arg: str, payload: str) -> None:
     """Remove a file; the payload is its token."""
     path = _path(context, kind, arg)
-    if kind == "policy" and arg == DELIVERED:
+    if kind == "policy" and arg in DELIVERED:
         raise PolicyFileNameError(f"{arg} comes with Casemate and stays")
     _read(path)
     _require(path, payload)

@@ -7,6 +7,8 @@ from casemate.wire import firewall
 from casemate.wire.errors import CasemateError
 
 _MAX_DEPTH = 8
+RULES = "firewall.rules"
+"""A file of a qube that is in no backup: its rules as ``rules_of`` gives them. Empty: they cannot be read."""
 
 
 def rules_of(data: bytes) -> str | None:
