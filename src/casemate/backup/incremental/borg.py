@@ -16,9 +16,10 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, Protocol
 
 from casemate.backup.errors import BackupError, DamagedError, PassphraseError
+from casemate.backup.incremental.warm_borg import WarmBorg
 from casemate.wire.errors import printable
 
 CHUNKER = "fixed,65536"
@@ -65,16 +66,42 @@ class Archive:
     comment: str
 
 
+class Process(Protocol):
+    """A borg that runs: of ``subprocess``, or forked from one that was loaded ahead."""
+
+    @property
+    def stdin(self) -> IO[bytes] | None: ...
+    @property
+    def stdout(self) -> IO[bytes] | None: ...
+    @property
+    def stderr(self) -> IO[bytes] | None: ...
+    def wait(self) -> int: ...
+    def kill(self) -> None: ...
+
+
 class Borg:
     """Runs borg on one repository. Calls block; two instances may work side by side, as far as borg's locks let them.
 
-    ``base`` is where borg keeps its cache and what it remembers of repositories.
+    ``base`` is where borg keeps its cache and what it remembers of repositories. ``load_ahead`` begins what makes the
+    next commands faster; then ``close`` ends that.
     """
 
     def __init__(self, place: Path, passphrase: bytes, base: Path) -> None:
+        self._warm: WarmBorg | None = None
         self.place = place
         self._passphrase = passphrase
         self._base = base
+
+    def load_ahead(self) -> None:
+        """Load borg in the background for commands that will follow."""
+        if self._warm is None:
+            self._warm = WarmBorg(_PATH)
+
+    def close(self) -> None:
+        """End what was loaded ahead."""
+        if self._warm is not None:
+            self._warm.close()
+            self._warm = None
 
     # -- commands
 
@@ -165,26 +192,28 @@ class Borg:
 
     def _start(
         self, *words: str, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
-    ) -> tuple[subprocess.Popen[bytes], _Messages]:
+    ) -> tuple[Process, _Messages]:
         reading, writing = os.pipe2(os.O_CLOEXEC)
+        process: Process | None = None
+        env = {
+            "PATH": _PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "HOME": os.environ.get("HOME", "/"),
+            "BORG_BASE_DIR": str(self._base), "BORG_PASSPHRASE_FD": str(reading),
+            # A stick may be mounted elsewhere today. Whether it is the same repository is known by its key.
+            "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
+            "BORG_CHECK_I_KNOW_WHAT_I_AM_DOING": "YES", "BORG_DISPLAY_PASSPHRASE": "no",
+        }  # fmt: skip
+        all_words = ["--log-json", "--lock-wait", str(_LOCK_SECONDS), *words]
         try:
             with open(writing, "wb", buffering=0) as pipe:
                 pipe.write(self._passphrase)  # shorter than a pipe holds, so that this never waits
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
-            process = subprocess.Popen(
-                [
-                    _SETPRIV, "--pdeathsig", "KILL", "--", "borg", "--log-json",
-                    "--lock-wait", str(_LOCK_SECONDS), *words,
-                ],
-                stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=[reading], start_new_session=True,
-                env={
-                    "PATH": _PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "HOME": os.environ.get("HOME", "/"),
-                    "BORG_BASE_DIR": str(self._base), "BORG_PASSPHRASE_FD": str(reading),
-                    # A stick may be mounted elsewhere today. Whether it is the same repository is known by its key.
-                    "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
-                    "BORG_CHECK_I_KNOW_WHAT_I_AM_DOING": "YES", "BORG_DISPLAY_PASSPHRASE": "no",
-                },
-            )  # fmt: skip
+            if self._warm is not None:
+                process = self._warm.start(all_words, env, stdin, stdout, reading)
+            if process is None:
+                process = subprocess.Popen(
+                    [_SETPRIV, "--pdeathsig", "KILL", "--", "borg", *all_words], env=env,
+                    stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=[reading], start_new_session=True,
+                )  # fmt: skip
         except OSError as error:
             raise BackupError(f"borg cannot be run: {error.filename or ''}: {error.strerror}") from None
         finally:
@@ -241,7 +270,7 @@ class Borg:
 class Stream:
     """What an archive has, read as it comes."""
 
-    def __init__(self, borg: Borg, process: subprocess.Popen[bytes], said: _Messages) -> None:
+    def __init__(self, borg: Borg, process: Process, said: _Messages) -> None:
         self._borg = borg
         self._process = process
         self._said = said
@@ -268,7 +297,7 @@ class Stream:
 class _Messages:
     """Collects what borg says, so that it never waits for a reader."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: Process) -> None:
         self._data = bytearray()
         self._process = process
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -302,7 +331,7 @@ def _in_memory(data: bytes) -> Iterator[BinaryIO]:
         yield file
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
+def _wait(process: Process) -> int:
     if process.stdin is not None:
         with contextlib.suppress(OSError):
             process.stdin.close()

@@ -132,6 +132,7 @@ def main() -> int:
     """Make the backup; 0 when it is complete."""
     given = order()
     repository = Repository(Path(given["repository"]), base64.b64decode(given["passphrase"]), Path(given["state"]))
+    repository.borg.load_ahead()  # while the volumes are looked at
     try:
         with repository.held():
             creation = Creation(repository, repository.memory(), Progress())
@@ -142,6 +143,8 @@ def main() -> int:
     except (CasemateError, OSError) as error:
         say(error=str(error) if isinstance(error, CasemateError) else f"{error.filename}: {error.strerror}")
         return 1
+    finally:
+        repository.borg.close()
     say(done=creation.fresh, id=made)
     return 0
 
