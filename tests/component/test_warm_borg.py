@@ -101,6 +101,16 @@ def children(pid: int) -> list[int]:
     return [int(one) for one in found]
 
 
+def test_what_fails_before_borg_is_no_warning(borg: Borg) -> None:
+    # Python ends with 1 after an exception, and 1 is borg's word for a warning, after which the work is done.
+    assert borg._warm is not None
+    wrong: dict[str, str] = {"NAME": 1}  # type: ignore[dict-item]
+    process = borg._warm.start(["list"], wrong, subprocess.DEVNULL, subprocess.DEVNULL, 0)
+    assert process is not None and process.stderr is not None
+    assert b"TypeError" in process.stderr.read() and process.wait() == 2
+    process.stderr.close()
+
+
 def test_the_passphrase_is_not_in_the_server(borg: Borg) -> None:
     borg.create_small("one", "", b"x")
     for name in ("cmdline", "environ"):

@@ -116,7 +116,8 @@ def test_a_file_is_written_checked_changed_and_removed(daemon: FakeDaemon, web: 
 
 
 def test_wrong_files_are_refused(web: Page) -> None:
-    for fields in ({"name": "../x"}, {"name": ""}, {"name": "a", "kind": "admin"}, {"name": "90-default"}):
+    for fields in ({"name": "../x"}, {"name": ""}, {"name": "a", "kind": "admin"}, {"name": "90-default"},
+                   {"name": "10-paranoid-restore"}):  # fmt: skip
         assert post(web, "/policy/replace", **fields, token="any", text="")[0] == 409
     assert post(web, "/policy/replace", name="a", token="any\nx", text="")[0] == 409
     assert "readonly" in read(web, "/view/policy/file?name=90-default")
@@ -141,6 +142,7 @@ def test_a_refusal_becomes_a_rule(daemon: FakeDaemon, web: Page) -> None:
 def test_files_that_cannot_be_changed_are_not_offered() -> None:
     assert editable("30-user.policy") == ("policy", "30-user")
     assert editable("include/mine") == ("policy.include", "mine")
+    assert editable("10-paranoid-restore.policy") is None
     assert editable("90-default.policy") is editable("/run/x/30-user.policy") is editable("include/a/b") is None
 
 

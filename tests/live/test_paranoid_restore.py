@@ -1,8 +1,8 @@
-# ruff: noqa: F401, F811  (fixtures of another file are arguments here)
 """Backups that are read in a real disposable: good ones, and by a disposable that was taken over."""
 
 from __future__ import annotations
 
+# ruff: noqa: F401, F811  (fixtures of another file are arguments here)
 import argparse
 import json
 from collections.abc import Iterator

@@ -12,7 +12,20 @@ _QFILE = "src/casemate/wire/qfile.py"
 _TESTS = "tests/unit/test_qfile.py::"
 _ATTACK = (f"{_TESTS}test_qsb_014_lesson_L17_L18_an_attack_leaves_nothing",)
 
+_WARM = "tests/component/test_warm_borg.py::"
+
 MUTANTS = (
+    Mutant(
+        "borg-outlives-its-server", "a borg that was forked ends with the backup that it is for",
+        "src/casemate/backup/incremental/borg_server.py",
+        "ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)", "pass",
+        (f"{_WARM}test_a_killed_server_takes_its_command_with_it",), slow=True,
+    ),
+    Mutant(
+        "borg-failure-taken-for-done", "a borg that has failed is not taken for one that has warned",
+        "src/casemate/backup/incremental/borg_server.py", "status = _ERROR", "status = 1",
+        (f"{_WARM}test_what_fails_before_borg_is_no_warning",),
+    ),
     Mutant(
         "layer-unhashed", "a volume counts as whole only when it is what was once read",
         "src/casemate/backup/incremental/repository.py",
