@@ -18,6 +18,7 @@ the old layers. That is why an unchanged volume costs nothing, and why `prune` r
 layer that no snapshot names.
 
 borg encrypts, deduplicates and authenticates; it is run as a program (borg.py), and it alone writes to the repository.
+A run of several commands loads it once (warm_borg.py, and borg_server.py, which runs under borg's own Python).
 Each archive is there whole or not at all, at whatever instant a process is killed. repository.py knows what the names
 of archives mean. Beside that, a snapshot has the hash of each of its layers, so that a volume counts as whole only when
 every byte of it is what was once read from the disk.
