@@ -221,14 +221,21 @@ def test_a_full_disk(shell: RepositoryShell, tmp_path: Path) -> None:
 
 
 def _victims(daemon: int) -> list[int]:
-    """The process that makes a backup for us, and the borg that it runs."""
+    """The process that makes a backup for us, the borg that it has loaded, and the one that is forked from that."""
     found = []
     jobs = [path for path in Path("/proc").glob("[0-9]*") if b"incremental.job" in _line(path)]
     for path in jobs:
         if f"PPid:\t{daemon}\n" in _status(path):
             found.append(int(path.name))
-            found += [int(one.name) for one in Path("/proc").glob("[0-9]*") if f"PPid:\t{path.name}\n" in _status(one)]
+            for _generation in range(2):
+                found += [pid for pid in _children(found) if pid not in found]
     return found
+
+
+def _children(parents: list[int]) -> list[int]:
+    lines = [f"PPid:\t{pid}\n" for pid in parents]
+    all_of_them = [(int(one.name), _status(one)) for one in Path("/proc").glob("[0-9]*")]
+    return [pid for pid, status in all_of_them if any(line in status for line in lines)]
 
 
 def _line(path: Path) -> bytes:
