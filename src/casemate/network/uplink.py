@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -93,6 +94,8 @@ class Uplinks:
         ]  # fmt: skip
         # Where this host has no way to send IPv6, pasta carries IPv4 alone by itself.
         argv += ["--ipv4-only"] if ip6 is None else ["--address", ip6, "--gateway", GATEWAY6]
+        if self._user is None and not os.access(_TUN, os.R_OK | os.W_OK):
+            raise UplinkError(f"{_TUN} is closed to this user; on Debian udev opens it for all (chmod 666 {_TUN})")
         # On most hosts /dev/net/tun is everybody's. Else pasta's user is let in while pasta starts: it opens it once.
         let_in = self._user is not None and qemu_access.allow_user(_TUN, self._user)
         try:

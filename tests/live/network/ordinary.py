@@ -17,10 +17,10 @@ USER = 65534
 
 _WITH_TUN = """
 mount -t tmpfs -o mode=755 none /dev/net
-mknod -m 666 /dev/net/tun c 10 200
+mknod -m $0 /dev/net/tun c 10 200
 exec "$@"
 """
-"""As udev has it on Debian. A host without udev has it for root alone. The command's mounts are its own."""
+"""As udev has it on Debian, or not. A host without udev has it for root alone. The command's mounts are its own."""
 _WITHOUT_NAMESPACES = """
 echo 0 >/proc/sys/user/max_user_namespaces
 exec setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all --no-new-privs "$@"
@@ -28,13 +28,17 @@ exec setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all --no-new-pr
 
 
 class OrdinaryUser(World):
-    """A world whose tools and daemon belong to ``USER``. ``namespaces``: whether he may make user namespaces."""
+    """A world whose tools and daemon belong to ``USER``.
 
-    def __init__(self, directory: Path, outside: Outside, namespaces: bool = True) -> None:
+    ``namespaces``: whether he may make user namespaces. ``tun``: whether /dev/net/tun is open to him.
+    """
+
+    def __init__(self, directory: Path, outside: Outside, namespaces: bool = True, tun: bool = True) -> None:
         super().__init__(directory)
         self._directory = directory
         self._outside = outside
         self._namespaces = namespaces
+        self._tun_mode = "666" if tun else "600"
         cache = directory / "home/.cache/casemate"
         _copy_cache(cache)
         for path in (directory, *directory.rglob("*")):
@@ -52,19 +56,8 @@ class OrdinaryUser(World):
 
     def run(self, *argv: str, **options: object) -> subprocess.CompletedProcess[bytes]:
         """Run a tool as the user; the first one starts his daemon."""
-        words = [
-            *self._outside.command(),
-            "sh",
-            "-e",
-            "-c",
-            _WITH_TUN,
-            "sh",
-            "setpriv",
-            f"--reuid={USER}",
-            f"--regid={USER}",
-            "--clear-groups",
-        ]
-        words += ["--inh-caps=-all"]
+        words = [*self._outside.command(), "sh", "-e", "-c", _WITH_TUN, self._tun_mode]
+        words += ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--inh-caps=-all"]
         if not self._namespaces:
             # A limit holds in the namespace where it is set and below. In this one he keeps his number.
             words += ["unshare", "--user", "--map-current-user", "--keep-caps", "sh", "-c", _WITHOUT_NAMESPACES, "sh"]

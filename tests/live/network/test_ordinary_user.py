@@ -19,13 +19,13 @@ pytestmark = pytest.mark.live
 
 
 @contextmanager
-def state_of_a_user(outside: Outside, namespaces: bool = True) -> Iterator[OrdinaryUser]:
+def state_of_a_user(outside: Outside, namespaces: bool = True, tun: bool = True) -> Iterator[OrdinaryUser]:
     closed = [str(path) for path in BIN.parents if not path.stat().st_mode & 0o001]
     if closed:
         pytest.skip(f"other users cannot read this checkout: {', '.join(closed)}")
     with short_directory("cmu") as directory:
         directory.chmod(0o711)
-        made = OrdinaryUser(directory, outside, namespaces)
+        made = OrdinaryUser(directory, outside, namespaces, tun)
         try:
             made.run("casemate", "template", "build", timeout=600)
             yield made
@@ -102,3 +102,12 @@ def test_where_user_namespaces_are_forbidden_only_wires_are_missing(world: World
         user.run("qvm-start", "vault")
         assert user.inside("vault", "ls /sys/class/net") == "lo"
         assert user.run("casemate", "net", "show").returncode == 0
+
+
+def test_where_tun_is_closed_it_is_said(world: World, outside: Outside) -> None:
+    with state_of_a_user(outside, tun=False) as user:
+        user.run("qvm-create", "-l", "red", "--prop", "provides_network=True", "--prop", "netvm=", "sys-net")
+        user.run("qvm-features", "sys-net", "net.uplink", "pasta")
+        done = user.run("qvm-start", "sys-net", status=None)
+        assert done.returncode != 0 and b"/dev/net/tun is closed to this user" in done.stderr, done
+        assert user.state("sys-net") == "Halted"
