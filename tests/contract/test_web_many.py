@@ -61,7 +61,7 @@ def read(web: Page, path: str) -> str:
 
 
 CHANGES = ("/disposables/dvm/new", "/disposables/dvm/wait", "/disposables/dvm/warm", "/warm/0/drop",
-           "/disposables/a/fork",
+           "/disposables/a/fork", "/disposables/a/keep", "/snapshots/a/resume", "/snapshots/a/drop",
            "/templates/switch", "/templates/build", "/templates/deb/rebuild", "/backups/a/run", "/backups/a/cancel",
            "/first/qube", "/first/network", "/host/probe")  # fmt: skip
 
@@ -100,6 +100,14 @@ def test_disposables_are_made_counted_and_killed(filled: FakeDaemon, web: Page) 
     assert f"/disposables/{name}/fork" in text
     assert post(web, f"/disposables/{name}/fork")[0] == 200
     wait_for(lambda: filled.parts.forks.asked == [(name, 1)], 20)
+    assert post(web, f"/disposables/{name}/keep")[0] == 200
+    wait_for(lambda: filled.parts.snapshots.kept, 20)
+    (kept,) = filled.parts.snapshots.kept
+    assert kept.startswith(f"{name}-20")
+    assert f"/snapshots/{kept}/resume" in read(web, "/part/disposables")
+    assert post(web, f"/snapshots/{kept}/resume")[0] == 200
+    assert post(web, f"/snapshots/{kept}/drop")[0] == 200 and not filled.parts.snapshots.kept
+    assert post(web, f"/snapshots/{kept}/drop")[0] == 409
     assert post(web, f"/qubes/{name}/do/kill")[0] == 202
     wait_for(lambda: name not in read(web, "/part/disposables"), 20)
 

@@ -1,4 +1,4 @@
-"""The page of disposables: those that wait, those that run, and the warm images that they go on from."""
+"""The page of disposables: those that wait, those that run, and the images and snapshots that they go on from."""
 
 from __future__ import annotations
 
@@ -50,6 +50,17 @@ class Image:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A running qube as it was. ``made``: seconds since the epoch; ``bytes``: without its disks."""
+
+    name: str
+    qube: str
+    base: str
+    made: int
+    bytes: int
+
+
 class DisposablesPage:
     """Asks the daemon at each showing."""
 
@@ -63,7 +74,8 @@ class DisposablesPage:
             view("/disposables", self._page), Route("/part/disposables", self._list),
             change("/disposables/{name}/new", self._new), change("/disposables/{name}/wait", self._wait),
             change("/disposables/{name}/warm", self._build), change("/warm/{key}/drop", self._drop),
-            change("/disposables/{name}/fork", self._fork),
+            change("/disposables/{name}/fork", self._fork), change("/disposables/{name}/keep", self._keep),
+            change("/snapshots/{name}/resume", self._resume), change("/snapshots/{name}/drop", self._drop_snapshot),
         )  # fmt: skip
 
     async def _page(self, _request: Request) -> Response:
@@ -82,7 +94,8 @@ class DisposablesPage:
         now = time.time()
         ages = {one.name: age(now - float(one.properties.get("start_time") or now)) for one in disposables}
         return self._site.page(
-            "disposables_list.html", bases=bases, images=await self._images(), ages=ages, age=age, now=now,
+            "disposables_list.html", bases=bases, images=await self._images(),
+            snapshots=await self._snapshots(), ages=ages, age=age, now=now,
             running=[one for one in disposables if one.name not in waiting],
             waiting=[one for one in disposables if one.name in waiting], in_progress=IN_PROGRESS,
         )  # fmt: skip
@@ -96,6 +109,14 @@ class DisposablesPage:
             key, *words = line.split(" ")
             facts = dict(word.split("=", 1) for word in words)
             found.append(Image(key, facts["template"], int(facts["made"]), int(facts["used"]), int(facts["bytes"])))
+        return found
+
+    async def _snapshots(self) -> list[Snapshot]:
+        found = []
+        for line in (await self._site.api.call("admin.casemate.snapshot.List")).splitlines():
+            name, *words = line.split(" ")
+            facts = dict(word.split("=", 1) for word in words)
+            found.append(Snapshot(name, facts["qube"], facts["base"], int(facts["made"]), int(facts["bytes"])))
         return found
 
     # -------------------------------------------------------------------------------------------------- what is done
@@ -131,6 +152,25 @@ class DisposablesPage:
         name = str(qube_name(request.path_params["name"]))
         self._calls.begin(f"Fork of {name}", "admin.casemate.vm.Fork", "1", name)
         return done(f"{name} is being forked: it stands still for a moment, then another goes on beside it.")
+
+    async def _keep(self, request: Request) -> Response:
+        """Keep a qube as it is, under its name and the time."""
+        await form(request)
+        qube = str(qube_name(request.path_params["name"]))
+        name = f"{qube}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self._calls.begin(f"Snapshot of {qube}", "admin.casemate.vm.Snapshot", name, qube)
+        return done(f"{qube} is being kept as it is now, as {name}; it stands still for a moment.")
+
+    async def _resume(self, request: Request) -> Response:
+        await form(request)
+        name = request.path_params["name"]
+        self._calls.begin(f"Resume of {name}", "admin.casemate.snapshot.Resume", name)
+        return done(f"A disposable is going on from {name}.")
+
+    async def _drop_snapshot(self, request: Request) -> Response:
+        await form(request)
+        await self._site.api.call("admin.casemate.snapshot.Drop", request.path_params["name"])
+        return done("The snapshot is dropped. What went on from it runs on.")
 
     async def _drop(self, request: Request) -> Response:
         await form(request)
