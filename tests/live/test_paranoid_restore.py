@@ -85,7 +85,7 @@ def test_a_backup_is_restored_by_a_disposable(
 
 
 def test_a_backup_of_upstream_is_read_there(world: World, management: str, tmp_path: Path) -> None:
-    # With the cost of upstream's own tool: a gigabyte and seconds for each key.
+    # One of upstream's, one whose store is hostile, one whose key would cost a tebibyte of memory.
     for name in ("v4-zstd.qbk", "v4-c-xml-entity-bomb.qbk", "v4-d-kdf-mem-1TiB.qbk"):
         path, secret = tmp_path / name, tmp_path / "secret"
         path.write_bytes(samples.files()[name])
