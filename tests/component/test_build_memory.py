@@ -49,6 +49,20 @@ def test_room_is_given_back(tmp_path: Path) -> None:
     assert asyncio.run(used(tmp_path, needed=1 << 60)) == []
 
 
+def test_programs_find_the_low_descriptors_free(tmp_path: Path) -> None:
+    """Debian's shell writes to none above 9, and mmdebstrap has one write to what it opened after ours."""
+
+    async def work() -> str:
+        async with memory_directory(Runner(), 1, tmp_path) as found:
+            assert found is not None
+            script = "import os; print(max(int(fd) for fd in os.listdir('/proc/self/fd') if int(fd) < 64))"
+            done = await Runner().run([sys.executable, "-S", "-c", script], timeout=60, pass_fds=(found[1],))
+            assert found[1] >= 64
+            return done.stdout.decode().strip()
+
+    assert int(asyncio.run(work())) <= 3
+
+
 def test_what_a_killed_builder_left_is_removed_when_its_programs_have_gone(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-P", "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, start_new_session=True,

@@ -24,6 +24,11 @@ _MEMORY = "tests/component/test_build_memory.py::"
 
 MUTANTS = (
     Mutant(
+        "lock-among-low-descriptors", "programs have low descriptors", "src/casemate/host/build_memory.py",
+        "fd = _high(_locked(path))", "fd = _locked(path)",
+        ("tests/component/test_build_memory.py::test_programs_find_the_low_descriptors_free",),
+    ),
+    Mutant(
         "build-memory-never-given-back", "kill -9 leaves nothing for good", "src/casemate/host/build_memory.py",
         "    await _sweep(runner, memory)\n", "",
         (f"{_MEMORY}test_what_a_killed_builder_left_is_removed_when_its_programs_have_gone",), slow=True,

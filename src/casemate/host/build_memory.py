@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 MEMORY = Path("/dev/shm")  # noqa: S108  # the names in it are random, and nobody's but ours are taken
 _REMOVE_SECONDS = 120.0
+_HIGH = 64
 
 
 @asynccontextmanager
@@ -44,7 +45,7 @@ async def memory_directory(
     except OSError:
         yield None
         return
-    fd = _locked(path)
+    fd = _high(_locked(path))
     try:
         path.chmod(0o711)  # a bootstrap without root works as another user, who must get through
         yield None if fd is None else (path, fd)
@@ -73,6 +74,17 @@ def _locked(path: Path) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def _high(fd: int | None) -> int | None:
+    """The same file under a number that no program asks for. mmdebstrap has a shell write to a descriptor that it
+    opens, and Debian's shell knows none above 9: so the low ones are to be left free."""
+    if fd is None:
+        return None
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    finally:
+        os.close(fd)
 
 
 async def _sweep(runner: Runner, memory: Path) -> None:
