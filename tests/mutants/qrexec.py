@@ -13,6 +13,17 @@ _LISTENER = "src/casemate/qrexec/listener.py"
 
 MUTANTS = (
     Mutant(
+        "given-up-calls-stay", "what a guest gives up takes no memory", "src/casemate/link/guest_calls.py",
+        "    def on_abort(self, why: str) -> None:\n        self._queue.remove(self)\n",
+        "    def on_abort(self, why: str) -> None:\n        pass\n",
+        ("tests/component/test_call_reports.py::test_a_call_that_is_given_up_while_it_waits_asks_nobody",),
+    ),
+    Mutant(
+        "calls-not-paced", "limit of calls: calls that a qube may ask for in the long run",
+        "src/casemate/link/guest_calls.py", "        if self._tokens < 1:\n            return False\n", "",
+        ("tests/component/test_call_reports.py::test_a_qube_that_asks_too_often_waits",),
+    ),
+    Mutant(
         "closed-while-watched", "a descriptor is let go of before it is closed", "src/casemate/qrexec/listener.py",
         "            await asyncio.wait({task})\n", "",
         ("tests/unit/test_call_listener.py::test_a_file_that_gets_the_number_of_a_closed_socket_is_watched",),

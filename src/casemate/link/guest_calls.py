@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections import deque
 
 from casemate.streams.join import join
 from casemate.streams.loop import READ, Loop
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 CALLS_PER_SECOND = 50.0
 """Limit of calls (a second): calls that a qube may ask for in the long run."""
 CALL_BURST = 200.0
-"""Limit of calls: calls that a qube may ask for at once. More are refused."""
+"""Limit of calls: calls that a qube may ask for at once. More wait, as many as there are streams of the channel."""
+_TOLD_SECONDS = 60.0
+"""How often the log says that calls wait."""
 BROKER_SECONDS = 180.0
 """Limit of calls (seconds): time for a decision, with the start of the target."""
 MAX_ANSWER = 4096
@@ -44,7 +47,9 @@ class GuestCalls:
         self.log = log
         self._tokens = CALL_BURST
         self._tokens_at = time.monotonic()
-        self._told_rate_at = 0.0
+        self._waiting: deque[_Waiting] = deque()  # bounded by the streams that a guest may have open (mux.MAX_STREAMS)
+        self._due = False
+        self._told_at = -_TOLD_SECONDS
 
     def asked(self, stream: MuxStream, body: bytes) -> None:
         """The qube has opened a stream for a call; ProtocolError when it is not even a request."""
@@ -61,28 +66,33 @@ class GuestCalls:
             self.log(f"refused: {error}")
             _refuse(stream, ident)
             return
-        if not self._allowed_rate():
-            self.log(f"refused: too many calls: {trigger.call}")
-            self._tell_rate(trigger.call, trigger.target)
-            _refuse(stream, ident)
-            return
-        Request(self, stream, ident, trigger.call, trigger.target)
+        self._waiting.append(_Waiting(self._waiting, stream, ident, trigger.call, trigger.target))
+        self._next()
 
-    def _tell_rate(self, call: str, target: str) -> None:
-        """Let the broker know of a refusal, so that who watches calls sees it; once a second is enough."""
+    def _next(self) -> None:
+        """Put before the broker what may be put now. A flood is slowed down and not refused: a qube may have good
+        reasons for many calls at once, and cannot tell which of them were refused for their number alone."""
+        while self._waiting:
+            if not self._take_token():
+                if not self._due:
+                    self._due = True
+                    self.loop.later(1 / CALLS_PER_SECOND, self._again)
+                    self._tell()
+                return
+            one = self._waiting.popleft()
+            Request(self, one.stream, one.ident, one.call, one.target)
+
+    def _again(self) -> None:
+        self._due = False
+        self._next()
+
+    def _tell(self) -> None:
         now = time.monotonic()
-        if now - self._told_rate_at < 1:
-            return
-        self._told_rate_at = now
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.setblocking(False)
-            try:
-                sock.connect(self.broker)
-                sock.send(json.dumps({"service": call, "target": target, "refused": "rate"}).encode() + b"\n")
-            except OSError:
-                pass
+        if now - self._told_at >= _TOLD_SECONDS:
+            self._told_at = now
+            self.log(f"calls wait: more than {CALL_BURST:.0f} at once, then {CALLS_PER_SECOND:.0f} a second")
 
-    def _allowed_rate(self) -> bool:
+    def _take_token(self) -> bool:
         now = time.monotonic()
         self._tokens = min(CALL_BURST, self._tokens + (now - self._tokens_at) * CALLS_PER_SECOND)
         self._tokens_at = now
@@ -90,6 +100,28 @@ class GuestCalls:
             return False
         self._tokens -= 1
         return True
+
+
+class _Waiting(Handler):
+    """A request whose turn has not come. It leaves the queue with its stream: streams bound what waits."""
+
+    __slots__ = ("_queue", "call", "ident", "stream", "target")
+
+    def __init__(self, queue: deque[_Waiting], stream: MuxStream, ident: bytes, call: str, target: str) -> None:
+        self._queue = queue
+        self.stream = stream
+        self.ident = ident
+        self.call = call
+        self.target = target
+        stream.handler = self
+
+    def on_data(self, data: memoryview) -> None:
+        # Nothing belongs here before the answer.
+        self.stream.abort()
+        self._queue.remove(self)
+
+    def on_abort(self, why: str) -> None:
+        self._queue.remove(self)
 
 
 class Request(Handler):

@@ -35,7 +35,7 @@ BACKLOG = 128
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """A parsed request. ``refused``: the link has refused the call already, as one too many; it only reports it."""
+    """A parsed request. ``refused``: a link of an earlier version has refused the call already, as one too many."""
 
     source: str
     service: str
