@@ -22,7 +22,7 @@ def world() -> Iterator[World]:
             # A warm image is made in the background, by a qube that tests would find. Tests of images say otherwise for
             # their own qubes; CASEMATE_TEST_WARM=1 leaves images on for all tests.
             if not os.environ.get("CASEMATE_TEST_WARM"):
-                made.run("qvm-features", "dom0", "casemate-warm", "")
+                made.without_images()
             yield made
         finally:
             made.clean()

@@ -26,6 +26,7 @@ def small() -> Iterator[World]:
         made = World(mount / "s")
         try:
             made.run("casemate", "template", "build", timeout=1800)
+            made.without_images()
             yield made
         finally:
             made.clean()

@@ -23,6 +23,7 @@ def test_a_state_begun_under_any_umask_runs_qubes_and_is_closed_to_others(umask:
     before = os.umask(umask)
     try:
         world.run("casemate", "template", "build", timeout=1800)
+        world.without_images()
         world.run("qvm-create", "--label", "red", "box")
         world.run("qvm-start", "box")
         assert world.inside("box", "echo on") == "on"

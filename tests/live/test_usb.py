@@ -98,6 +98,7 @@ def stick(tmp_path: Path) -> Iterator[tuple[World, Path]]:
         world.environment["PYTHONPATH"] = str(package)
         try:
             world.run("casemate", "template", "build", timeout=1800)
+            world.without_images()
             install_kernel(world.settings.state / "kernels" / "with-usb")
             yield world, image
         finally:
