@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from playwright.sync_api import Browser, Locator, expect
+from playwright.sync_api import Browser, Locator, Route, expect
 from playwright.sync_api import Page as Tab
 
 from tests.builders import short_directory, wait_for
@@ -143,7 +143,14 @@ def test_features_services_tags_and_notes(tab: Tab, daemon: FakeDaemon) -> None:
     notes = tab.get_by_label("Notes about work")
     notes.fill("Two lines,\nof which this is one.")
     picture(tab, "qube-features")
+    # What would be typed until the answer has come would be lost with it.
+    held: list[Route] = []
+    tab.route("**/qubes/work/notes", lambda route: held.append(route))
     tab.get_by_role("button", name="Save notes").click()
+    expect(notes).not_to_be_editable(timeout=SECONDS)
+    held.pop().continue_()
+    tab.unroute("**/qubes/work/notes")
+    expect(notes).to_be_editable(timeout=SECONDS)
     wait_for(lambda: "of which" in daemon.client().call("admin.vm.notes.Get", "", "work"), 20)
     # Notes that others have changed are not written over by who began before.
     notes.fill("mine")

@@ -21,6 +21,7 @@ async function act(element, path, form) {
   if (element.getAttribute("aria-busy") === "true") return;
   element.setAttribute("aria-busy", "true");
   problem(element, "");
+  const open = hold(element.form ?? element.closest("form"));
   try {
     const answer = await post(path, form);
     const text = await answer.text();
@@ -37,8 +38,22 @@ async function act(element, path, form) {
   } catch (error) {
     problem(element, error.message);
   } finally {
+    open();
     element.removeAttribute("aria-busy");
   }
+}
+
+// While a form is on its way its texts stay as they were sent: what was typed meanwhile would be lost with the answer,
+// after which the fields say what the server says. Returns what opens them again.
+function hold(form) {
+  if (!form) return () => {};
+  const texts = [...form.elements].filter((control) => control.readOnly === false);
+  form.setAttribute("data-own-sending", "");
+  for (const control of texts) control.readOnly = true;
+  return () => {
+    form.removeAttribute("data-own-sending");
+    for (const control of texts) control.readOnly = false;
+  };
 }
 
 document.addEventListener("click", (event) => {

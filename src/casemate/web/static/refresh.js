@@ -22,8 +22,9 @@ function given(control) {
 const ours = (name) => name === "open" || name === "aria-busy" || name.startsWith("data-own-");
 
 function sameAttributes(old, fresh) {
+  const sending = old.form?.hasAttribute("data-own-sending");
   for (const { name } of [...old.attributes]) {
-    if (!fresh.hasAttribute(name) && !ours(name)) old.removeAttribute(name);
+    if (!fresh.hasAttribute(name) && !ours(name) && !(sending && name === "readonly")) old.removeAttribute(name);
   }
   for (const { name, value } of [...fresh.attributes]) {
     if (!ours(name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
