@@ -103,3 +103,12 @@ def test_a_pool_without_its_driver_is_shown_and_cannot_be_used(tmp_path: Path) -
     assert asyncio.run(rig.pools.room("lvm")) is None
     with pytest.raises(PoolNotFoundError, match="driver lvm_thin, which this host does not have"):
         rig.pools.of(Volume("private", "lvm", "work/private"))
+
+
+def test_an_entry_that_had_no_name_yet_is_removed(tmp_path: Path) -> None:
+    journal = OperationJournal(tmp_path)
+    entry = JournalEntry("create", "work", str(UUID(int=7)), (("default", "work/private"),))
+    journal.begin(entry)
+    (tmp_path / ".create-work.json.0123456789ab.new").write_bytes(b"{")
+    assert journal.unfinished() == [entry]
+    assert [path.name for path in tmp_path.iterdir()] == ["create-work.json"]

@@ -50,9 +50,11 @@ class OperationJournal:
         return self._directory / f"{entry.kind}-{entry.name}.json"
 
     def unfinished(self) -> list[JournalEntry]:
-        """Operations that never ended. A file that cannot be read is deleted: ``begin`` had not returned, so nothing
-        was changed yet."""
+        """Operations that never ended. A file that cannot be read is deleted, and one that has not got its name yet:
+        ``begin`` had not returned, so nothing was changed yet."""
         found = []
+        for path in self._directory.glob(".*.new") if self._directory.is_dir() else []:
+            path.unlink(missing_ok=True)
         for path in sorted(self._directory.glob("*.json")) if self._directory.is_dir() else []:
             try:
                 raw = json.loads(path.read_bytes())
