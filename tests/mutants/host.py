@@ -159,7 +159,7 @@ MUTANTS = (
     Mutant(
         "others-children-reaped", "a program's status reaches whoever waits for it", "src/casemate/host/orphans.py",
         "elif session == pid and _has_ended(pid):", "elif os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG):",
-        ("tests/component/test_orphans.py::test_orphans_are_reaped_and_children_keep_their_status",),
+        ("tests/component/test_orphans.py::test_orphans_are_reaped_and_children_keep_their_status",), slow=True,
     ),
     Mutant(
         "trials-of-qemu-left", "no ended process stays", "src/casemate/host/orphans.py",
