@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from typing import Any
 
 from casemate.cli import json_output, tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import printable
+from casemate.wire.images import Snapshot, parse_lines
 
 
 def add_to(commands: Any) -> None:
@@ -38,19 +40,13 @@ def _take(args: argparse.Namespace, qubes: Qubes) -> int:
 
 
 def _list(args: argparse.Namespace, qubes: Qubes) -> int:
-    found = []
-    for line in qubes.call("admin.casemate.snapshot.List").splitlines():
-        name, *words = line.split(" ")
-        found.append({"name": name} | dict(word.split("=", 1) for word in words))
+    found = parse_lines(Snapshot, qubes.call("admin.casemate.snapshot.List"))
     if json_output.wanted(args):
-        numbers = ("made", "bytes")
-        return json_output.write([{k: int(v) if k in numbers else v for k, v in one.items()} for one in found])
+        return json_output.write([asdict(one) for one in found])
     rows = [["NAME", "QUBE", "TEMPLATE", "MADE", "MEMORY"]]
     for one in found:
-        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(int(one["made"])))
-        rows.append(
-            [*(printable(one[key]) for key in ("name", "qube", "base")), made, f"{int(one['bytes']) >> 20} MiB"]
-        )
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.made))
+        rows.append([printable(one.name), printable(one.qube), printable(one.base), made, f"{one.bytes >> 20} MiB"])
     print(table(rows), end="")
     return 0
 

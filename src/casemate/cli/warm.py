@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from typing import Any
 
 from casemate.cli import json_output, tool
 from casemate.cli.table import table
 from casemate.client.qubes import Qubes
 from casemate.wire.errors import CasemateError, printable
+from casemate.wire.images import ListedImage, parse_lines
 
 
 def add_to(commands: Any) -> None:
@@ -29,24 +31,18 @@ def add_to(commands: Any) -> None:
     drop.set_defaults(body=_drop)
 
 
-def _images(qubes: Qubes) -> list[dict[str, str]]:
-    found = []
-    for line in qubes.call("admin.casemate.warm.List").splitlines():
-        key, *words = line.split(" ")
-        found.append({"key": key} | dict(word.split("=", 1) for word in words))
-    return found
+def _images(qubes: Qubes) -> list[ListedImage]:
+    return parse_lines(ListedImage, qubes.call("admin.casemate.warm.List"))
 
 
 def _list(args: argparse.Namespace, qubes: Qubes) -> int:
     images = _images(qubes)
     if json_output.wanted(args):
-        numbers = ("made", "used", "bytes")
-        return json_output.write([{k: int(v) if k in numbers else v for k, v in image.items()} for image in images])
+        return json_output.write([asdict(image) for image in images])
     rows = [["KEY", "TEMPLATE", "MADE", "USED", "SIZE"]]
     for image in images:
-        made, used = (time.strftime("%Y-%m-%d %H:%M", time.localtime(int(image[name]))) for name in ("made", "used"))
-        size = f"{int(image['bytes']) >> 20} MiB"
-        rows.append([printable(image["key"]), printable(image["template"]), made, used, size])
+        made, used = (time.strftime("%Y-%m-%d %H:%M", time.localtime(when)) for when in (image.made, image.used))
+        rows.append([printable(image.key), printable(image.template), made, used, f"{image.bytes >> 20} MiB"])
     print(table(rows), end="")
     return 0
 
@@ -60,6 +56,6 @@ def _build(args: argparse.Namespace, qubes: Qubes) -> int:
 
 
 def _drop(args: argparse.Namespace, qubes: Qubes) -> int:
-    for key in [image["key"] for image in _images(qubes)] if args.all else [args.KEY]:
+    for key in [image.key for image in _images(qubes)] if args.all else [args.KEY]:
         qubes.call("admin.casemate.warm.Drop", key)
     return 0

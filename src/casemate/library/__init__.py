@@ -11,7 +11,7 @@
         .volumes["private"]     -> Volume      volumes.py
         .devices["block"]       -> Devices     devices.py
         .firewall               -> Firewall    firewall.py
-      app.snapshots()           -> Snapshot    snapshots.py  running qubes as they were
+      app.snapshots()           -> Snapshot    running qubes as they were, kept under names
       app.events()              -> Events      events.py     an iterator that can be closed
     casemate.open_store()       -> Store       of ``casemate.store``: the collection of qubes on disk, in this process
     casemate.errors                            every exception, also by the names that the Admin API sends

@@ -12,11 +12,10 @@ from casemate.client.qubes import Qubes as Client
 from casemate.client.transport import Transport
 from casemate.library.events import Events
 from casemate.library.qube import MissingPropertyError, Qube, get_property, set_property
-from casemate.library.snapshots import Snapshot
-from casemate.library.snapshots import parse as parse_snapshot
 from casemate.settings import Settings, load
 from casemate.wire.admin import ADMIN, PropertyValue, parse_list
 from casemate.wire.errors import CasemateError, NoSuchPropertyError, NotFoundError, ProtocolError
+from casemate.wire.images import Snapshot, parse_lines
 
 
 class MissingQubeError(NotFoundError, KeyError):
@@ -132,7 +131,7 @@ class Qubes:
 
     def snapshots(self) -> list[Snapshot]:
         """The snapshots that `Qube.snapshot` or ``casemate snapshot take`` have made, oldest first."""
-        return [parse_snapshot(line) for line in self.client.call("admin.casemate.snapshot.List").splitlines()]
+        return parse_lines(Snapshot, self.client.call("admin.casemate.snapshot.List"))
 
     def resume(self, snapshot: str | Snapshot, count: int = 1) -> list[Qube]:
         """Make ``count`` running disposables that go on from a snapshot, at most 64; all or none.

@@ -19,10 +19,10 @@ from casemate.library.firewall import Firewall
 from casemate.library.qube import Qube
 from casemate.library.qubes import Qubes
 from casemate.library.settings import Features, Tags
-from casemate.library.snapshots import Snapshot
 from casemate.library.stores import open_store
 from casemate.library.volumes import Volume, Volumes
 from casemate.store.store import Store, Transaction
+from casemate.wire.images import Snapshot
 
 NOTE = "<!-- Written by `make docs` from the code: do not edit. -->"
 CLASSES: tuple[type, ...] = (

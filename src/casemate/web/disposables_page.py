@@ -17,6 +17,7 @@ from casemate.web.long_calls import LongCalls
 from casemate.web.site import Site, change, done, view
 from casemate.wire.admin import parse_property
 from casemate.wire.errors import FeatureNotFoundError
+from casemate.wire.images import ListedImage, Snapshot, parse_lines
 from casemate.wire.names import number, qube_name
 
 PRELOADED = "preload-dispvm"
@@ -37,28 +38,6 @@ class Base:
     waiting: tuple[str, ...]
     wanted: str
     """How many are to wait; empty where nobody has said, and use decides."""
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A warm image. Times are seconds since the epoch."""
-
-    key: str
-    template: str
-    made: int
-    used: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A running qube as it was. ``made``: seconds since the epoch; ``bytes``: without its disks."""
-
-    name: str
-    qube: str
-    base: str
-    made: int
-    bytes: int
 
 
 class DisposablesPage:
@@ -94,30 +73,15 @@ class DisposablesPage:
         now = time.time()
         ages = {one.name: age(now - float(one.properties.get("start_time") or now)) for one in disposables}
         return self._site.page(
-            "disposables_list.html", bases=bases, images=await self._images(),
-            snapshots=await self._snapshots(), ages=ages, age=age, now=now,
+            "disposables_list.html", bases=bases, ages=ages, age=age, now=now,
+            images=parse_lines(ListedImage, await self._site.api.call("admin.casemate.warm.List")),
+            snapshots=parse_lines(Snapshot, await self._site.api.call("admin.casemate.snapshot.List")),
             running=[one for one in disposables if one.name not in waiting],
             waiting=[one for one in disposables if one.name in waiting], in_progress=IN_PROGRESS,
         )  # fmt: skip
 
     async def _default(self) -> str:
         return parse_property(await self._site.api.call("admin.property.Get", "default_dispvm")).text
-
-    async def _images(self) -> list[Image]:
-        found = []
-        for line in (await self._site.api.call("admin.casemate.warm.List")).splitlines():
-            key, *words = line.split(" ")
-            facts = dict(word.split("=", 1) for word in words)
-            found.append(Image(key, facts["template"], int(facts["made"]), int(facts["used"]), int(facts["bytes"])))
-        return found
-
-    async def _snapshots(self) -> list[Snapshot]:
-        found = []
-        for line in (await self._site.api.call("admin.casemate.snapshot.List")).splitlines():
-            name, *words = line.split(" ")
-            facts = dict(word.split("=", 1) for word in words)
-            found.append(Snapshot(name, facts["qube"], facts["base"], int(facts["made"]), int(facts["bytes"])))
-        return found
 
     # -------------------------------------------------------------------------------------------------- what is done
 

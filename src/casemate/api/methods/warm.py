@@ -7,14 +7,15 @@ from casemate.api.context import Context
 from casemate.api.method import Access, method
 from casemate.model.domain import Domain
 from casemate.wire.errors import ValueInvalidError, printable
+from casemate.wire.images import ListedImage, Snapshot, build_lines
 
 
 @method("admin.casemate.warm.List", Access.READ)
 def warm_list(context: Context) -> str:
     """Keys of all warm images, oldest first. A line each: the key, then template, seconds since the epoch of its making
     and last use, and its size in bytes."""
-    return "".join(
-        f"{image.key} template={image.template} made={image.made:.0f} used={image.used:.0f} bytes={image.bytes}\n"
+    return build_lines(
+        ListedImage(image.key, image.template, round(image.made), round(image.used), image.bytes)
         for image in context.warm.list()
     )
 
@@ -50,9 +51,8 @@ async def take_snapshot(context: Context, dest: Domain, arg: str) -> None:
 def list_snapshots(context: Context) -> str:
     """All snapshots of running qubes, oldest first. A line each: the name, then its qube, the disposable template of
     what goes on from it, seconds since the epoch of its making, and its size in bytes without disks."""
-    return "".join(
-        f"{one.name} qube={one.qube} base={one.base} made={one.made:.0f} bytes={one.bytes}\n"
-        for one in context.snapshots.list()
+    return build_lines(
+        Snapshot(one.name, one.qube, one.base, round(one.made), one.bytes) for one in context.snapshots.list()
     )
 
 
