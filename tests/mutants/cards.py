@@ -177,9 +177,7 @@ MUTANTS = (
         "*_own_address",
         _PRETENDS,
     ),
-    _guard(
-        "lan-arp-mac", "N2: ARP with one's own MAC", 'match(field("arp", "saddr ether"), wire.mac),\n', "", _PRETENDS
-    ),
+    _guard("lan-arp-mac", "N2: ARP with one's own MAC", "*arp_of(wire.mac),", "*arp_of(wire.mac)[:-1],", _PRETENDS),
     _guard(
         "lan-given",
         "a given address is the only one",

@@ -46,7 +46,7 @@ MUTANTS = (
     _guard(
         "wire-arp-address", "N2: ARP about one's own address", 'match(field("arp", "saddr ip"), wire.seen_ip),\n', ""
     ),
-    _guard("wire-arp-mac", "N2: ARP with one's own MAC", 'match(field("arp", "saddr ether"), wire.mac),\n', ""),
+    _guard("wire-arp-mac", "N2: ARP with one's own MAC", "*arp_of(wire.mac),", "*arp_of(wire.mac)[:-1],"),
     _guard(
         "wire-options",
         "N6: no source routes",

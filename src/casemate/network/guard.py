@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from casemate.network import guard_lan
 from casemate.network.parts import ARP_RATE, HOST_SET, NOWHERE, NOWHERE6, QUBES, QUBES6, Part, counted
 from casemate.network.plan import SERVED_MAC, Plan, Served, Wire
-from casemate.wire.nft import PROTOCOLS, field, match, meta, network, one_of, rule_matches
+from casemate.wire.nft import PROTOCOLS, arp_of, at_most, field, match, meta, network, one_of, rule_matches
 
 if TYPE_CHECKING:
     from casemate.wire.nft import Expression
@@ -103,14 +103,9 @@ def _arp(wire: Wire) -> list[list[Expression]]:
     if wire.peer is not None:
         out.append(
             [
-                match(field("arp", "htype"), 1),
-                match(field("arp", "ptype"), 0x0800),
-                match(field("arp", "hlen"), 6),
-                match(field("arp", "plen"), 4),
-                match(field("arp", "operation"), one_of(["request", "reply"])),
-                match(field("arp", "saddr ether"), wire.mac),
+                *arp_of(wire.mac),
                 match(field("arp", "saddr ip"), wire.seen_ip),
-                {"limit": {"rate": ARP_RATE, "burst": 2 * ARP_RATE, "per": "second"}},
+                at_most(ARP_RATE),
                 {"fwd": {"dev": wire.peer}},
             ]
         )
@@ -266,13 +261,13 @@ def _served_part(served: Served, clients: list[Wire]) -> Part:
             match(field("arp", "operation"), one_of(["request", "reply"])),
             match(field("arp", "saddr ether"), SERVED_MAC),
             match(field("arp", "saddr ip"), one_of([network(n) for n in QUBES]), "!="),
-            {"limit": {"rate": ARP_RATE, "burst": 2 * ARP_RATE, "per": "second"}},
+            at_most(ARP_RATE),
             {"vmap": {"key": field("arp", "daddr ip"), "data": f"@{tap}-arp"}},
         ],
         [
             match(field("arp", "saddr ether"), SERVED_MAC),
             match(field("arp", "saddr ip"), served.ip),
-            {"limit": {"rate": ARP_RATE, "burst": 2 * ARP_RATE, "per": "second"}},
+            at_most(ARP_RATE),
             {"vmap": {"key": field("arp", "daddr ip"), "data": f"@{tap}-arp"}},
         ],
         counted(tap, "arp", match(field("ether", "type"), "arp")),

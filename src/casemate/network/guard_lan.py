@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from casemate.model.uplinks import INNER
 from casemate.network.parts import ARP_RATE, HOST_SET, NOWHERE, Part, counted
-from casemate.wire.nft import field, match, network, one_of
+from casemate.wire.nft import arp_of, at_most, field, match, network, one_of
 
 if TYPE_CHECKING:
     from casemate.network.plan import Lan, Wire
@@ -41,10 +41,6 @@ def _networks(texts: tuple[str, ...]) -> object:
 
 def _is(kind: str) -> Expression:
     return match(field("ether", "type"), kind)
-
-
-def _limit(rate: int) -> Expression:
-    return {"limit": {"rate": rate, "burst": 2 * rate, "per": "second"}}
 
 
 def _to_many() -> Expression:
@@ -91,14 +87,9 @@ def _arp_out(wire: Wire, lan: Lan) -> list[list[Expression]]:
         mine = [match(sender, _networks((*INNER, *NOWHERE)), "!="), match(sender, f"@{HOST_SET[4]}", "!=")]
     return [
         [
-            match(field("arp", "htype"), 1),
-            match(field("arp", "ptype"), 0x0800),
-            match(field("arp", "hlen"), 6),
-            match(field("arp", "plen"), 4),
-            match(field("arp", "operation"), one_of(["request", "reply"])),
-            match(field("arp", "saddr ether"), wire.mac),
+            *arp_of(wire.mac),
             *mine,
-            _limit(ARP_RATE),
+            at_most(ARP_RATE),
             {"counter": f"{tap}-out"},
             {"fwd": {"dev": lan.interface}},
         ]
@@ -116,7 +107,7 @@ def _question(wire: Wire, lan: Lan) -> list[list[Expression]]:
             match(field("ip", "hdrlength"), 5),
             *_dhcp(_DHCP_CLIENT, _DHCP_SERVER),
             match(chaddr, int(wire.mac.replace(":", ""), 16)),
-            _limit(ARP_RATE),
+            at_most(ARP_RATE),
             {"counter": f"{wire.tap}-out"},
             {"fwd": {"dev": lan.interface}},
         ]
@@ -136,7 +127,7 @@ def uplink_part(wire: Wire, lan: Lan) -> Part:
             match(field("arp", "operation"), one_of(["request", "reply"])),
             match(field("arp", "saddr ip"), _networks(INNER), "!="),
             *([match(field("arp", "daddr ip"), lan.ip)] if lan.ip is not None else []),
-            _limit(LAN_ARP_RATE),
+            at_most(LAN_ARP_RATE),
             {"fwd": {"dev": wire.tap}},
         ],
         counted(tap, "arp", _is("arp")),
@@ -154,7 +145,7 @@ def _answer(wire: Wire) -> list[Expression]:
     """An answer of DHCP; which one is true is for the net qube to find out."""
     return [
         *_dhcp(_DHCP_SERVER, _DHCP_CLIENT),
-        _limit(ARP_RATE),
+        at_most(ARP_RATE),
         {"counter": f"{wire.tap}-in"},
         {"fwd": {"dev": wire.tap}},
     ]

@@ -44,6 +44,23 @@ def one_of(values: Sequence[object]) -> object:
     return values[0] if len(values) == 1 else {"set": list(values)}
 
 
+def at_most(rate: int) -> Expression:
+    """Packets a second that match, in bursts of twice as many."""
+    return {"limit": {"rate": rate, "burst": 2 * rate, "per": "second"}}
+
+
+def arp_of(mac: str) -> list[Expression]:
+    """ARP in its only usual form, for IPv4 on Ethernet, in whose inner fields that MAC address speaks."""
+    return [
+        match(field("arp", "htype"), 1),
+        match(field("arp", "ptype"), 0x0800),
+        match(field("arp", "hlen"), 6),
+        match(field("arp", "plen"), 4),
+        match(field("arp", "operation"), one_of(["request", "reply"])),
+        match(field("arp", "saddr ether"), mac),
+    ]
+
+
 def network(text: str) -> object:
     """An address, or a network, from its text form."""
     address, _, length = text.partition("/")
