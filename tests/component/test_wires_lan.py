@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from casemate.network.guard_lan import LAN_ARP_RATE
 from casemate.network.plan import SERVED_MAC
 from tests.component import frames as f
-from tests.component.test_wires import HOST, OUTSIDE, WORK, Lab, wire
+from tests.component.test_wires import HOST, OUTSIDE, WORK, Lab, process, wire  # noqa: F401  # process is a fixture
 
 NET_MAC, ROUTER_MAC, OTHER_MAC = "02:00:5e:00:00:03", "52:54:00:00:00:01", "00:16:3e:5e:6c:99"
 CARD = "eth7"
@@ -26,18 +25,8 @@ def lan(ip: str | None = None, **more: Any) -> dict[str, Any]:
     return wire(3, inner, "x3", uplink=True, mac=NET_MAC, lan={"interface": CARD, "ip": ip}, **more)
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[Lab]:
-    """The one process of these tests."""
-    made = Lab()
-    try:
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.fixture
-def lab(process: Lab) -> Lab:
+def lab(process: Lab) -> Lab:  # noqa: F811
     """A client, and a net qube that asks for its address; all counters at none."""
     process.ask(anew=1)
     process.plan(wire(12, WORK, "d3"), lan())

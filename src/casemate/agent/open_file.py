@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import subprocess
 import sys
 import tempfile
 
 from casemate.agent.open_in_vm import NAME_SIZE, VIEW_ONLY
+from casemate.streams.ready import readable
 from casemate.wire.errors import CasemateError, ProtocolError
 from casemate.wire.names import qube_name
 
@@ -68,9 +68,7 @@ def _exactly(size: int) -> bytes:
 
 
 def _some(size: int) -> bytes:
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    if not poll.poll(IDLE_SECONDS * 1000):
+    if not readable([0], IDLE_SECONDS):
         raise ProtocolError(f"nothing was sent for {IDLE_SECONDS:g} seconds")
     return os.read(0, size)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import stat
 
 from casemate.streams.loop import Loop
 from casemate.streams.pipe_stream import PipeStream
+from casemate.streams.ready import readable
 from casemate.streams.socket_stream import SocketStream
 from casemate.streams.stream import WINDOW, Handler
 from casemate.wire import call_data, qrexec
@@ -223,9 +223,7 @@ class Call(Handler):
             return True
         if self._stdin is None or self._stdin_fd is None:
             return False
-        poll = select.poll()
-        poll.register(self._stdin_fd, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(readable([self._stdin_fd], 0))
 
     def input_ended(self) -> None:
         """There is no more input."""

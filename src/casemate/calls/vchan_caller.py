@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import select
 import socket
 
 from casemate.calls.vchan_sockets import Listening, SocketDirectory
 from casemate.streams.exactly import exactly
+from casemate.streams.ready import readable
 from casemate.wire import qrexec_control as control
 from casemate.wire.errors import CallRefusedError, DisconnectedError, ProtocolError
 from casemate.wire.qrexec import HEADER
@@ -57,11 +57,8 @@ def serve(
     """
     listening = Listening(vchans.serving(domain, port))
     try:
-        poll = select.poll()
-        poll.register(listening.sock, select.POLLIN)
-        poll.register(watched, select.POLLIN)
-        ready = dict(poll.poll(None if seconds is None else seconds * 1000))
-        if listening.sock.fileno() not in ready:
+        ready = readable([listening.sock, watched], seconds)
+        if listening.sock not in ready:
             raise DisconnectedError("The call ended before it began" if ready else "The other end did not connect")
         peer = listening.accept()
     finally:

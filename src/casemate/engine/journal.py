@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.host.files import replace_file
+from casemate.host.files import remove_unnamed, replace_file
 from casemate.wire.errors import CasemateError, StorageError
 from casemate.wire.names import qube_name, uuid_text
 
@@ -53,8 +53,7 @@ class OperationJournal:
         """Operations that never ended. A file that cannot be read is deleted, and one that has not got its name yet:
         ``begin`` had not returned, so nothing was changed yet."""
         found = []
-        for path in self._directory.glob(".*.new") if self._directory.is_dir() else []:
-            path.unlink(missing_ok=True)
+        remove_unnamed(self._directory)
         for path in sorted(self._directory.glob("*.json")) if self._directory.is_dir() else []:
             try:
                 raw = json.loads(path.read_bytes())

@@ -56,6 +56,12 @@ def new_name(path: Path) -> Iterator[Path]:
     fsync_dir(path.parent)
 
 
+def remove_unnamed(directory: Path) -> None:
+    """Remove what processes that were killed had begun by ``new_name`` there; for a directory with one writer."""
+    for path in directory.glob(".*.new") if directory.is_dir() else []:
+        path.unlink(missing_ok=True)
+
+
 def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Give a file new content: readers see the old or the new, whole, whatever happens meanwhile."""
     with new_name(path) as temporary:
