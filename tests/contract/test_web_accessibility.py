@@ -10,11 +10,11 @@ import pytest
 from playwright.sync_api import Browser, expect
 from playwright.sync_api import Page as Tab
 
-from tests.contract.test_web_qube import TABS, daemon, plant, post, web
+from tests.contract.test_web_qube import TABS, daemon, plant, web
 from tests.fakes.browser import SECONDS, chromium, opened, picture
 from tests.fakes.console import console
 from tests.fakes.daemon import FakeDaemon
-from tests.fakes.web import Page
+from tests.fakes.web import Page, post
 
 __all__ = ["daemon", "web"]
 

@@ -7,13 +7,11 @@ import os
 import random
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -23,13 +21,12 @@ from casemate.backup.incremental.repository import Repository
 from casemate.engine import backups
 from casemate.web import rendering
 from casemate.web.backup_tools import ToolRun
-from casemate.wire.call_data import ServiceSide
-from casemate.wire.qrexec import DATA_STDOUT
 from tests.builders import short_directory, wait_for
 from tests.contract.test_web_accessibility import browser, faults
+from tests.fakes.answered_call import answered_call
 from tests.fakes.browser import SECONDS, opened, picture
 from tests.fakes.daemon import FakeDaemon, running
-from tests.fakes.web import Page, page
+from tests.fakes.web import Page, page, post
 
 __all__ = ["browser"]
 
@@ -73,11 +70,6 @@ def profile(daemon: FakeDaemon, name: str, text: str) -> None:
 def the_backup(daemon: FakeDaemon) -> Path:
     [found] = (daemon.socket.parents[1] / "stick").iterdir()
     return found
-
-
-def post(web: Page, path: str, **fields: str) -> tuple[int, str]:
-    status, _, text = web.ask("POST", path, urlencode(fields))
-    return status, text
 
 
 def read(web: Page, path: str = "/part/backups") -> str:
@@ -155,26 +147,9 @@ def test_a_qube_gives_the_passphrase_to_the_tool(daemon: FakeDaemon, web: Page, 
     daemon.client().call("admin.vm.Start", "", "mail")
     profile(daemon, "asking", f"destination_path: {daemon.socket.parents[1]}/stick\npassphrase_vm: mail\n")
     path = Path(daemon.client().transport.settings.link_address("mail"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    heard = b""
-
-    def answer() -> None:
-        nonlocal heard
-        with listener.accept()[0] as call:
-            while not heard.endswith(b"\0"):
-                heard += call.recv(4096)
-            side = ServiceSide()
-            for piece in [*side.output(DATA_STDOUT, f"{PASSPHRASE}\n".encode()), *side.exit(code)]:
-                call.sendall(piece)
-
-    with closing(socket.socket(socket.AF_UNIX)) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        thread = threading.Thread(target=answer)
-        thread.start()
+    with answered_call(path, f"{PASSPHRASE}\n".encode(), code) as heard:
         assert post(web, "/backups/asking/verify")[0] == 200
-        thread.join(60)
-        text = ended(web)
+    text = ended(web)
     assert b"qubes.BackupPassphrase+asking" in heard and PASSPHRASE not in text
     assert ("all is whole" in text, "mail gave no passphrase" in text) == (code == 0, code == 1)
 

@@ -7,7 +7,6 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -20,7 +19,7 @@ from tests.builders import short_directory, wait_for
 from tests.contract.test_web_accessibility import browser, faults
 from tests.fakes.browser import SECONDS, opened, picture
 from tests.fakes.daemon import FakeDaemon, running
-from tests.fakes.web import Page, page
+from tests.fakes.web import Page, page, post
 
 __all__ = ["browser"]
 
@@ -72,11 +71,6 @@ def builder(daemon: FakeDaemon) -> Builder:
 def web(daemon: FakeDaemon) -> Iterator[Page]:
     with page(daemon.socket.parents[1]) as found:
         yield found
-
-
-def post(web: Page, path: str, **fields: str) -> tuple[int, str]:
-    status, _, text = web.ask("POST", path, urlencode(fields))
-    return status, text
 
 
 def build(web: Page, name: str) -> int:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -25,7 +24,7 @@ from tests.contract.test_web_accessibility import browser, faults
 from tests.fakes.browser import SECONDS, opened, picture
 from tests.fakes.daemon import FakeDaemon, running
 from tests.fakes.host_devices import add_block, add_usb_stick
-from tests.fakes.web import Page, page
+from tests.fakes.web import Page, page, post
 
 __all__ = ["browser"]
 
@@ -60,11 +59,6 @@ def read(web: Page) -> str:
     status, _, text = web.ask("GET", "/view/devices")
     assert status == 200, text
     return text
-
-
-def post(web: Page, path: str, **fields: str) -> tuple[int, str]:
-    status, _, text = web.ask("POST", path, urlencode(fields))
-    return status, text
 
 
 def row(text: str, device: str) -> str:

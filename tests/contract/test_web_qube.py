@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlencode
@@ -19,13 +16,12 @@ from casemate.model.kinds import Choice
 from casemate.model.properties import Property
 from casemate.web import live
 from casemate.web.admin_api import AdminApi
-from casemate.wire.call_data import ServiceSide
 from casemate.wire.errors import StorageError
-from casemate.wire.qrexec import DATA_STDOUT
 from tests.builders import short_directory, wait_for
+from tests.fakes.answered_call import answered_call
 from tests.fakes.daemon import FakeDaemon, running
 from tests.fakes.host_devices import add_block
-from tests.fakes.web import Page, page
+from tests.fakes.web import Page, page, post
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +41,6 @@ def daemon() -> Iterator[FakeDaemon]:
 def web(daemon: FakeDaemon) -> Iterator[Page]:
     with page(daemon.socket.parents[1]) as found:
         yield found
-
-
-def post(web: Page, path: str, **fields: str) -> tuple[int, str]:
-    """Status and text of a form that was sent."""
-    status, _, text = web.ask("POST", path, urlencode(fields))
-    return status, text
 
 
 TABS = ("", "/features", "/volumes", "/devices", "/firewall", "/programs", "/log", "/console")
@@ -326,26 +316,8 @@ def test_a_program_of_the_menus_is_started(daemon: FakeDaemon, web: Page, code: 
     assert post(web, "/qubes/vault/program", program="rm")[0] == 404, "only what is in the menus"
     assert post(web, "/qubes/vault/program", program="org.gnome.Nautilus")[0] == 409, "it does not run"
     path = Path(daemon.client().transport.settings.link_address("vault"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    heard = b""
-
-    def answer() -> None:
-        nonlocal heard
-        with listener.accept()[0] as call:
-            while not heard.endswith(b"\0"):
-                heard += call.recv(4096)
-            side = ServiceSide()
-            for piece in [*side.output(DATA_STDOUT, b"x" * 1000), *side.exit(code)]:
-                call.sendall(piece)
-
-    with closing(socket.socket(socket.AF_UNIX)) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        thread = threading.Thread(target=answer)
-        thread.start()
+    with answered_call(path, b"x" * 1000, code) as heard:
         status, text = post(web, "/qubes/vault/program", program="org.gnome.Nautilus")
-        thread.join()
-    path.unlink()
     assert b"DEFAULT:QUBESRPC qubes.StartApp+org.gnome.Nautilus dom0" in heard
     assert (status, str(code) in text) == ((200, False) if code == 0 else (409, True)), text
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from casemate.client.transport import python_path
 from tests.builders import settings_in
@@ -124,3 +125,9 @@ def page(state: Path, *options: str) -> Iterator[Page]:
         log.close()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def post(web: Page, path: str, **fields: str) -> tuple[int, str]:
+    """Status and text of a form that was sent."""
+    status, _, text = web.ask("POST", path, urlencode(fields))
+    return status, text
