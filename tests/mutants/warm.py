@@ -89,7 +89,7 @@ MUTANTS = (
     ),
     Mutant(
         "snapshot-dropped-meanwhile", "nothing goes on from half a snapshot", "src/casemate/engine/snapshots.py",
-        "        async with self._lock(name):\n            snapshot = self._named(name)\n            gone",
+        "        async with self._locks[name]:\n            snapshot = self._named(name)\n            gone",
         "        if True:\n            snapshot = self._named(name)\n            gone",
         ("tests/unit/test_snapshots.py::test_it_is_not_dropped_while_something_goes_on_from_it",),
     ),

@@ -22,14 +22,16 @@ class _Entry:
 class OperationLocks:
     """``async with locks[name]:``. A lock exists while anybody has it or waits for it, so removed names cost nothing.
 
-    Whoever needs two takes them in order of names. Nobody asks for one while holding the store's lock.
+    Whoever needs two takes them in order of names. Nobody asks for one while holding the store's lock, or another of a
+    higher ``rank`` (store/order.py).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int = order.OPERATION) -> None:
+        self._rank = rank
         self._entries: dict[str, _Entry] = {}
 
     def __getitem__(self, name: str) -> Operation:
-        return Operation(self._entries, name)
+        return Operation(self._entries, self._rank, name)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -38,13 +40,14 @@ class OperationLocks:
 class Operation:
     """One turn at a qube's operation lock."""
 
-    def __init__(self, entries: dict[str, _Entry], name: str) -> None:
+    def __init__(self, entries: dict[str, _Entry], rank: int, name: str) -> None:
         self._entries = entries
+        self._rank = rank
         self._name = name
         self._token: Token[tuple[object, tuple[order.Position, ...]]] | None = None
 
     async def __aenter__(self) -> None:
-        self._token = order.entering(order.OPERATION, self._name)
+        self._token = order.entering(self._rank, self._name)
         entry = self._entries.setdefault(self._name, _Entry())
         entry.users += 1
         try:

@@ -25,6 +25,7 @@ from typing import Any
 from casemate.engine.fork_settings import ForkSettings
 from casemate.engine.forks import MOST as MOST_AT_ONCE
 from casemate.engine.forks import Forks
+from casemate.engine.operations import OperationLocks
 from casemate.engine.warm_image import WarmImage
 from casemate.engine.warm_images import RESERVE
 from casemate.host import guest_memory
@@ -32,6 +33,7 @@ from casemate.host.files import free_bytes, fsync_dir, fsync_file, remove_tree, 
 from casemate.host.hypervisor import Hypervisor
 from casemate.settings import Settings
 from casemate.storage.pools import Pools
+from casemate.store import order
 from casemate.wire.errors import CasemateError, HypervisorError, QubeError, ValueInvalidError, printable
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,9 @@ class Snapshots:
         self._forks = forks
         self._directory = settings.state / "snapshots"
         self._known: dict[str, Snapshot] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks = OperationLocks(order.SNAPSHOT)
+        """One thing at a time is done with a name: a resume must not find its files dropped. Copies and starts take
+        the locks of qubes meanwhile."""
 
     def open(self) -> set[str]:
         """Read which there are, and finish what an earlier daemon began to drop; the keys of all that are kept.
@@ -107,7 +111,7 @@ class Snapshots:
             raise ValueInvalidError(
                 f"{printable(name, 80)!r} is no name of a snapshot: letters, digits, '_', '.' and '-', at most 63"
             )
-        async with self._lock(name):
+        async with self._locks[name]:
             if name in self._known:
                 raise QubeError(f"There is a snapshot {name} already, of {self._known[name].qube}")
             if len(self._known) >= MOST:
@@ -146,7 +150,7 @@ class Snapshots:
         """Make ``count`` running disposables that go on from a snapshot; their names. All or none."""
         if not 1 <= count <= MOST_AT_ONCE:
             raise QubeError(f"1 to {MOST_AT_ONCE} disposables can go on from a snapshot at once")
-        async with self._lock(name):
+        async with self._locks[name]:
             snapshot = self._named(name)
             copy = WarmImage(
                 key=snapshot.key, directory=snapshot.directory, template=snapshot.qube, pools=snapshot.pools,
@@ -159,7 +163,7 @@ class Snapshots:
 
     async def drop(self, name: str) -> None:
         """Remove a snapshot; what went on from it runs on."""
-        async with self._lock(name):
+        async with self._locks[name]:
             snapshot = self._named(name)
             gone = snapshot.directory.with_name(f"{_GONE}{snapshot.key}")
             try:
@@ -179,12 +183,6 @@ class Snapshots:
         if snapshot is None:
             raise ValueInvalidError(f"There is no snapshot {printable(name, 80)!r}")
         return snapshot
-
-    def _lock(self, name: str) -> asyncio.Lock:
-        """One thing at a time is done with a name: a resume must not find its files dropped."""
-        if len(self._locks) > 2 * MOST:
-            self._locks = {known: lock for known, lock in self._locks.items() if lock.locked()}
-        return self._locks.setdefault(name, asyncio.Lock())
 
 
 def _write_out(directory: Path, about: Mapping[str, Any]) -> None:

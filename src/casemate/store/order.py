@@ -1,6 +1,7 @@
 """The order in which locks are taken, asserted while CASEMATE_DEBUG=1 is set.
 
-Rank 1 are the operation locks of qubes, among them in order of names. Rank 2 is the store. A task or thread may take a
+Rank 0 are the locks of snapshots, rank 1 the operation locks of qubes, among them in order of names. Rank 2 is the
+store. A task or thread may take a
 lock only behind all that it holds. Two that take two locks in opposite order block each other for ever, but only if
 they meet at the wrong moment. With the variable set the wrong order alone raises LockOrderError, every time.
 """
@@ -11,7 +12,7 @@ import asyncio
 import os
 from contextvars import ContextVar, Token
 
-OPERATION, STORE = 1, 2
+SNAPSHOT, OPERATION, STORE = 0, 1, 2
 
 Position = tuple[int, str]
 """Rank of a lock, and its name among those of its rank."""
