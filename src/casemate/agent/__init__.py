@@ -21,6 +21,9 @@ else a service of systemd. It owns the guest's end of the channel, the guest's c
 calls that are served. It trusts its host and no program of the guest: each connection has a deadline for its first
 message, and descriptors of users never come into its process.
 
+The interface towards a network outside, in a net qube that has a card of the host, is given its address by a program
+of its own (``outside``): it asks by DHCP, and what answers is not trusted.
+
 The other modules are tools, each a ``main(argv)`` that ``entry`` finds by name. Those that are called often have a
 static program in front of them (``host/initrd/tools.c``). ``guest/`` has services, their configurations and programs,
 which go into templates as files.

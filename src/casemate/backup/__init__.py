@@ -22,8 +22,9 @@ Chunks must come in their order, without a gap. Work that somebody else determin
 holes) is bounded before it begins. A qube counts as whole only when every file that the store promises has arrived to
 its end; ``reader.py`` keeps that account and ends with a verdict for each qube.
 
-AES, scrypt and zstd come from installed packages or from the system's libraries (``primitives.py``): the latter in the
-disposable that reads a backup which is not trusted (``paranoid``, a package of its own).
+AES, scrypt and zstd come from installed packages or from the system's libraries (``primitives.py`` chooses between
+``by_packages.py`` and ``by_libraries.py``): the latter in the disposable that reads a backup which is not trusted
+(``paranoid``, a package of its own). ``restored_firewall.py`` reads the rules that a backup has of a qube.
 
 Backups that hold only what has changed have another form and another program that writes them: ``incremental``, a
 package of its own. Both programs (``job.py``, ``incremental/job.py``) speak with the daemon by ``job_line.py``.

@@ -19,9 +19,11 @@ broker get the parts that they ask of, as small protocols. What each part owns, 
       │     └── Wanted           how many of which: what a person says, else what was used lately
       ├── WarmBuilds ──▶ WarmImages  guests that have booted, which disposables go on from (warm_image.py: their key)
       └── Forks                    copies of running guests, until the disposables that go on from them have started
+            └── Snapshots          those that are kept under a name (fork_settings.py: what goes on takes over besides)
     commits.after_each             acts after each commit to the store, whoever made it
     Volumes                        nothing of its own: images in pools, sizes in the store
     Backups ──▶ BackupJob          backups under way; the process that makes each (backup_jobs.py, backup_contents.py)
+    TemplateBuilds ──▶ Templates   builds of templates that are under way, and how the last ones ended
     Devices                        what the host's devices were at the last look
     Links                          the link processes, one per running qube
     Accounts, AccelerationProbe    under which user a qube runs; whether KVM works here

@@ -18,7 +18,9 @@
     acceleration, protections, versions, tsc ▶ what this host can do for qubes
     template_build, template_hooks,
     image_files, guest_kernel, initrd/,        images and kernels, built from Debian's packages
-      agent_package, debian_archive ─────────▶
+      agent_package, debian_archive,           how far a build is, and its room in memory
+      build_steps, build_memory ─────────────▶
+    cards, card_records ─────────────────────▶ Ethernet cards of the host, moved into the wire room and back
     plugins.py ──────────────────────────────▶ what other Python packages add (drivers, classes of devices)
 
 Foreign errors end here: what leaves this package is a CasemateError that says what was asked and what is wrong, with

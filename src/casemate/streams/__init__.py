@@ -25,7 +25,8 @@ standard library alone and imports little of it, because it is also installed in
 * ``loop``: the event loop. ``deadlines``: many time-outs of one length. ``listener``: accepting connections, and the
   first message of each. ``messages``: a socket that carries whole qrexec messages instead of bytes.
 * ``half_frame``, ``frame_budget``: what a peer may do with frames, in time and in number. ``descriptor_stream``: what
-  the two kinds on descriptors share. ``exactly``: so many bytes of a socket, for programs that just wait.
+  the two kinds on descriptors share. ``exactly``: so many bytes of a socket, ``ready``: which of some descriptors can
+  be read, both for programs that just wait.
   ``long_address``: sockets with long paths.
 
 Rules that hold for every kind:

@@ -10,7 +10,9 @@
     mux.py        a qube's channel     link <-> agent: many streams over one virtio-serial port
     qdb.py        QubesDB              programs <-> database
     qfile.py      file copy            sender <-> receiver
-    firewall.py, menus.py, clock.py    texts within calls
+    firewall.py, menus.py, clock.py,   texts within calls
+    images.py
+    dhcp.py       DHCP                 a net qube's agent <-> the network outside
 
 A codec has no I/O: it is fed bytes and gives values, or takes values and gives bytes. So the same code runs in the
 daemon, in tools and in guests, and tests need no sockets. Bytes that break a protocol raise ProtocolError, texts that
